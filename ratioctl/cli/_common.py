@@ -1,0 +1,318 @@
+"""What all commands share: the common options, output, and the one place where errors become messages.
+
+A command file `cli/<command>.py` holds one function decorated with `@command`:
+
+    @command
+    def inspect(context: Context, model: Annotated[str, typer.Argument(help="...")] = DEFAULT_MODEL) -> None:
+        '''One line of help.'''
+        from ratioctl import package  # rooms and heavy imports only inside the body
+        ...
+
+Its first parameter is the `Context`; the common options are added to the others by the decorator. It
+returns None or an exit code; it raises `ratioctl.errors` for everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import inspect
+import json as jsonlib
+import os
+import re
+import signal
+import sys
+import typing
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from ratioctl.errors import DiskError, OutputError, RatioctlError, UsageError
+from ratioctl.text import safe_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_MODEL = "cifar10-ratio"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
+SOURCE_HELP = (
+    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")]
+Download = Annotated[
+    bool, typer.Option("--download", help="Download named data sets that are not in the cache folder.")
+]
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "json": (Json, False),
+    "quiet": (Quiet, False),
+    "verbose": (Verbose, False),
+    "device": (Device, "auto"),
+    "precision": (Precision, "auto"),
+    "seed": (Seed, 0),
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. What stops cleanly on Ctrl-C stops cleanly on this; `signum` tells them apart."""
+
+    signum = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """The common options of one run, and where its output goes.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:N", spelled legally; `torch_device` says which it is here.
+        precision: "auto", "fp32" or "bf16".
+        seed: for every random number of the run.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+    @cached_property
+    def console(self) -> Console:
+        """A rich console on stderr, for progress and logs; silent with --quiet."""
+        from rich.console import Console
+
+        return Console(stderr=True, quiet=self.quiet, highlight=False, markup=False)
+
+    @cached_property
+    def out(self) -> Console:
+        """A rich console on stdout, for the results people read; silent with --json."""
+        from rich.console import Console
+
+        return Console(quiet=self.json, highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """One line on stderr unless --quiet."""
+        if not self.quiet:
+            print(safe_text(text), file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """One line on stderr, always."""
+        print(_coloured("Warning:", "33", sys.stderr) + " " + safe_text(text), file=sys.stderr)
+
+
+def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
+    """`body(context, **own_options)` as a function Typer can register: the common options are appended."""
+    hints = typing.get_type_hints(body, include_extras=True)
+    own = list(inspect.signature(body).parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(kind=keyword, annotation=hints[p.name]) for p in own]
+    parameters += [
+        inspect.Parameter(name, keyword, annotation=annotation, default=default)
+        for name, (annotation, default) in COMMON.items()
+    ]
+
+    def wrapper(**values: Any) -> int | None:
+        context = Context(**{name: values.pop(name) for name in COMMON})
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", context.device):
+            raise UsageError(f"--device {context.device}", "no such device", "Use auto, cpu, cuda or cuda:N.")
+        _set_up_logging(context)
+        return body(context, **values)
+
+    wrapper.__name__ = body.__name__
+    wrapper.__doc__ = body.__doc__
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return wrapper
+
+
+def not_yet(context: Context, name: str) -> NoReturn:
+    """The body of a command whose room is not there yet."""
+    raise RatioctlError(f"ratioctl {name}", "is not in this version yet", "See the README for what is.")
+
+
+def torch_device(context: Context) -> str:
+    """The device to use, "cpu" or "cuda:N" (imports torch).
+
+    Raises:
+        UsageError: a CUDA device was asked for that this machine does not have.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if context.device == "cpu" or (context.device == "auto" and not count):
+        return "cpu"
+    index = int(context.device.partition(":")[2] or 0)
+    if index >= count:
+        have = f"this machine has {count} CUDA device(s)" if count else "torch finds no CUDA device here"
+        raise UsageError(f"--device {context.device}", have, "Use --device cpu or auto.")
+    return f"cuda:{index}"
+
+
+_emitted = False
+
+
+def emit_json(document: object) -> None:
+    """Print the one JSON document of a run on stdout.
+
+    Dataclasses, paths and numpy values are written as plain JSON; numbers that are not finite become
+    null. ASCII only, so that no label or path can send a terminal an escape code.
+    """
+    global _emitted
+    text = jsonlib.dumps(_plain(document), indent=2, allow_nan=False)
+    _emitted = True
+    print(text)
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    for method in ("tolist", "model_dump"):  # numpy and torch values, pydantic models
+        if hasattr(value, method):
+            return _plain(getattr(value, method)())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def guard(run: Callable[[], object], *, json: bool = False) -> int:
+    """Run a command line and turn whatever happens into an exit code; the one place that prints errors.
+
+    With `json` an error is also the JSON document on stdout, unless one was printed already:
+    `{"error": {"type", "thing", "reason", "next_step", "message", "exit_code"}}`.
+    A reader that closes the pipe early (`| head`) got what it wanted: exit code 0.
+    """
+    global _emitted
+    _emitted = False
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        _abandon_stdout()
+        return 0
+    except SystemExit as stop:  # shell completion ends this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        return _report(error, json=json)
+
+
+def _report(error: BaseException, *, json: bool) -> int:
+    if os.environ.get("RATIOCTL_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    known = _as_known(error)
+    try:
+        show = getattr(error, "show", None)
+        if callable(show):  # a usage error found by the parser: usage line, hint, message
+            show()
+        else:
+            print(_coloured("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), file=sys.stderr)
+        if json and not _emitted:
+            emit_json(
+                {
+                    "error": {
+                        "type": type(known).__name__,
+                        "thing": known.thing,
+                        "reason": known.reason,
+                        "next_step": known.next_step,
+                        "message": str(known),
+                        "exit_code": known.exit_code,
+                    }
+                }
+            )
+        sys.stdout.flush()
+    except OSError:  # stdout is what failed
+        _abandon_stdout()
+    return known.exit_code
+
+
+def _as_known(error: BaseException) -> RatioctlError:
+    """Any exception as one of the family, so that it has a message and an exit code."""
+    if isinstance(error, RatioctlError):
+        return error
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        known = RatioctlError("Interrupted", "nothing was left half-written")
+        known.exit_code = 128 + getattr(error, "signum", 2)
+        return known
+    if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
+        return UsageError("usage", getattr(error, "format_message")())  # noqa: B009 - typed as Any
+    if isinstance(error, OSError) and error.errno is not None:
+        thing = error.filename if error.filename is not None else "output"
+        reason = (error.strerror or "failed").lower()
+        if error.errno in DISK_ERRORS:
+            return DiskError(thing, reason, "Free some space, or write somewhere else.")
+        if error.filename is not None:
+            return OutputError(thing, reason, "Check the path and its permissions.")
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return RatioctlError("memory", "there is not enough of it", "Use smaller batches, or --device cpu.")
+    detail = f"{type(error).__name__}: {error}".rstrip(": ")
+    return RatioctlError(
+        "unexpected fault", detail, "Please report it; RATIOCTL_DEBUG=1 shows where it happened."
+    )
+
+
+def _lines(text: str) -> str:
+    return "\n".join(safe_text(line) for line in text.split("\n"))
+
+
+def _coloured(text: str, code: str, stream: Any) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def _abandon_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot fail."""
+    with contextlib.suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+
+
+def own_the_process() -> None:
+    """Set up what belongs to the whole process; only when ratioctl is the program that was started."""
+    import warnings
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name the locale cannot spell must not end a run
+            stream.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions and os.environ.get("RATIOCTL_DEBUG", "0") in ("", "0"):
+        warnings.simplefilter("ignore")  # libraries' notes to developers
+
+    def terminate(signum: int, frame: object) -> None:
+        raise Terminated
+
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def _set_up_logging(context: Context) -> None:
+    import logging
+
+    logger = logging.getLogger("ratioctl")
+    logger.setLevel("DEBUG" if context.verbose else "ERROR" if context.quiet else "WARNING")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
