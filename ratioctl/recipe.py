@@ -355,8 +355,8 @@ def default_ladder(p: float, size: int, channels: int) -> tuple[float, ...]:
 
 
 def available() -> list[str]:
-    """Names of the bundled recipes, sorted."""
-    return sorted(path.stem for path in resources.folder("recipes").glob("*.toml"))
+    """Names of the bundled recipes, sorted; files whose name starts with "_" are bases, not recipes."""
+    return sorted(p.stem for p in resources.folder("recipes").glob("*.toml") if not p.name.startswith("_"))
 
 
 def find(name_or_path: str | Path) -> Path:
