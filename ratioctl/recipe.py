@@ -40,13 +40,13 @@ def norm_name(p: float) -> str:
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Ball(_Value):
     """The threat model {z : ||z - x||_p <= eps}, always intersected with the pixel box [0,1] (eq. 3)."""
 
-    p: Annotated[float, PlainSerializer(norm_name, return_type=str)] = 2.0
+    p: Annotated[float, Field(allow_inf_nan=True), PlainSerializer(norm_name, return_type=str)] = 2.0
     eps: float = Field(gt=0)
 
     @field_validator("p")
@@ -55,13 +55,6 @@ class Ball(_Value):
         if p not in NORMS:
             raise ValueError(f"p = {p:g} is not one of 1, 1.5, 2, inf")
         return p
-
-    @field_validator("eps")
-    @classmethod
-    def _finite_radius(cls, eps: float) -> float:
-        if not math.isfinite(eps):
-            raise ValueError("the radius must be finite")
-        return eps
 
     def __str__(self) -> str:
         return f"l{norm_name(self.p)} {self.eps:g}"
@@ -201,7 +194,7 @@ class Data(_Value):
     channels: Literal[1, 3] = 3
     augment: Augment = Augment()
 
-    @field_validator("outside", "outside_test", mode="before")
+    @field_validator("outside", "outside_test", "exclude", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -271,6 +264,8 @@ class Optim(_Value):
             raise ValueError("nesterov = true needs momentum > 0")
         if self.drops and self.schedule != "step":
             raise ValueError(f'drops belong to schedule = "step", not "{self.schedule}"')
+        if any(a >= b for a, b in zip((0.0, *self.drops), self.drops, strict=False)):
+            raise ValueError("drops must be epochs above 0 in ascending order")
         return self
 
 
@@ -303,6 +298,14 @@ class Evaluation(_Value):
     robust: tuple[Ball, ...] = ()
     outside_eps: float | None = Field(default=None, gt=0)
     ladders: dict[Literal["1", "1.5", "2", "inf"], tuple[float, ...]] = {}
+
+    @field_validator("ladders")
+    @classmethod
+    def _ascending(cls, ladders: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for norm, budgets in ladders.items():
+            if not budgets or any(a >= b for a, b in zip((0.0, *budgets), budgets, strict=False)):
+                raise ValueError(f"the budgets for norm {norm} must be above 0 and in ascending order")
+        return ladders
 
 
 class Recipe(_Value):
@@ -393,6 +396,9 @@ def load(name_or_path: str | Path, settings: typing.Sequence[str] = ()) -> Recip
     """
     path = find(name_or_path)
     tree = _read_tree(path, ())
+    if "name" not in tree and path.name.startswith("_"):
+        used = f'base = "{path.name}"'
+        raise RecipeError(path, "is a base for other recipes and has no name", f"Name a recipe with {used}.")
     for setting in settings:
         _apply(tree, setting)
     return parse(tree, str(path))
