@@ -1,4 +1,4 @@
-"""Text that came from outside (names, labels, paths), made safe to show. Open to every room, imports nothing."""
+"""Text from outside (names, labels, paths), made safe to show. Open to every room, imports nothing."""
 
 
 def safe_text(text: object) -> str:

@@ -106,11 +106,11 @@ class Context:
     def note(self, text: str) -> None:
         """One line on stderr unless --quiet."""
         if not self.quiet:
-            print(safe_text(text), file=sys.stderr)
+            typer.echo(safe_text(text), err=True)
 
     def warn(self, text: str) -> None:
         """One line on stderr, always."""
-        print(_coloured("Warning:", "33", sys.stderr) + " " + safe_text(text), file=sys.stderr)
+        typer.echo(_coloured("Warning:", "33", sys.stderr) + " " + safe_text(text), err=True)
 
 
 def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -173,7 +173,7 @@ def emit_json(document: object) -> None:
     global _emitted
     text = jsonlib.dumps(_plain(document), indent=2, allow_nan=False)
     _emitted = True
-    print(text)
+    typer.echo(text)
 
 
 def _plain(value: object) -> Any:
@@ -228,7 +228,7 @@ def _report(error: BaseException, *, json: bool) -> int:
         if callable(show):  # a usage error found by the parser: usage line, hint, message
             show()
         else:
-            print(_coloured("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), file=sys.stderr)
+            typer.echo(_coloured("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), err=True)
         if json and not _emitted:
             emit_json(
                 {
