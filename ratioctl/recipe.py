@@ -378,7 +378,7 @@ def find(name_or_path: str | Path) -> Path:
     if looks_bundled and bundled.is_file():
         return bundled
     names = available()
-    near = difflib.get_close_matches(path.stem, names, n=1)
+    near = difflib.get_close_matches(path.name.removesuffix(".toml"), names, n=1)
     hint = f'Did you mean "{near[0]}"? ' if near else ""
     raise RecipeError(name_or_path, "no such recipe", f"{hint}Bundled recipes: {', '.join(names)}.")
 
