@@ -98,10 +98,14 @@ class Context:
 
     @cached_property
     def out(self) -> Console:
-        """A rich console on stdout, for the results people read; silent with --json."""
+        """A rich console on stdout, for the results people read; silent with --json.
+
+        Lines are not wrapped where nobody looks at a terminal, so that they can be searched and cut.
+        """
         from rich.console import Console
 
-        return Console(quiet=self.json, highlight=False, markup=False)
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
+        return Console(quiet=self.json, highlight=False, markup=False, width=width)
 
     def note(self, text: str) -> None:
         """One line on stderr unless --quiet."""

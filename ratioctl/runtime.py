@@ -1,0 +1,180 @@
+"""An exported ONNX file as something that predicts, without torch (onnxruntime)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ratioctl.errors import PackageError
+from ratioctl.package import ModelPackage, Spec, find, parse_config, read
+
+EXPORT = "Export it again with `ratioctl export`."
+OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A loaded ONNX file. `predict` may be called from several threads.
+
+    Attributes:
+        path: the file.
+        spec: the config block it carries: labels, input size, temperature, thresholds.
+        input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
+        session: the onnxruntime session.
+    """
+
+    path: Path
+    spec: Spec
+    input_type: Literal["float", "uint8"]
+    session: Any = dataclasses.field(repr=False)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Logits (N, K) float32, before temperature.
+
+        Args:
+            images: float32 (N, C, H, W) in [0,1] or uint8 (N, H, W, C), whichever the graph takes: the
+                other is converted (floats are rounded to 8 bits for a uint8 graph).
+        """
+        return self.run(images, ("logits",))["logits"]
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(N, K) float32, after temperature; images as for `predict`."""
+        return self.run(images, ("probabilities",))["probabilities"]
+
+    def run(self, images: np.ndarray, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
+        """The named outputs of the graph, first axis N; images as for `predict`."""
+        values = self.session.run(list(outputs), {"image": self._fitting(images)})
+        return dict(zip(outputs, values, strict=True))
+
+    def _fitting(self, images: np.ndarray) -> np.ndarray:
+        channels, height, width = self.spec.input_size
+        eight_bits = images.dtype == np.uint8
+        wanted = (height, width, channels) if eight_bits else (channels, height, width)
+        if images.ndim != 4 or images.shape[1:] != wanted:
+            layout = "uint8 NHWC" if eight_bits else "float NCHW"
+            raise ValueError(f"images of shape {images.shape} where {layout} (N, {wanted}) is needed")
+        if eight_bits and self.input_type == "float":
+            images = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        elif not eight_bits and self.input_type == "uint8":
+            images = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(
+            images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+        )
+
+
+def load(
+    model: str | os.PathLike[str] | ModelPackage, *, threads: int | None = None, device: str = "cpu"
+) -> Runtime:
+    """Load an exported file, or the one inside a package.
+
+    Args:
+        model: an `.onnx` file, or a package (folder, bundled name or value) that carries `model.onnx`.
+        threads: for one operator (intra-op); None uses every processor this process may use.
+        device: "cpu", or "cuda"/"cuda:N" where onnxruntime was built for it.
+
+    Raises:
+        PackageError: missing, damaged, not written by ratioctl, or without its external data.
+    """
+    path = _file(model)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PackageError(path, "is not a plain file", EXPORT)
+        if path.stat().st_size == 0:
+            raise PackageError(path, "is empty", EXPORT)
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise PackageError(path, "there is no such file", EXPORT) from None
+    except OSError as error:
+        raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
+    session = _session(path, threads, device)
+    spec = _spec(session.get_modelmeta().custom_metadata_map, path)
+    return Runtime(path=path, spec=spec, input_type=_input_type(session, spec, path), session=session)
+
+
+def _file(model: str | os.PathLike[str] | ModelPackage) -> Path:
+    if not isinstance(model, ModelPackage):
+        if os.fspath(model).endswith(".onnx") and not Path(model).is_dir():
+            return Path(model)
+        model = read(find(model))
+    if model.onnx_path is None:
+        raise PackageError(model.path, "carries no model.onnx", "`ratioctl export` makes one.")
+    return model.onnx_path
+
+
+def _session(path: Path, threads: int | None, device: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_processors()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise PackageError(
+                f"--device {device}", "this onnxruntime has no CUDA", "Use --device cpu, or onnxruntime-gpu."
+            )
+        index = int(device.partition(":")[2] or 0)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's own classes share no base
+        text = " ".join(str(error).split())
+        if re.search(r"external|\.onnx\.data|file_size|data file", text, re.IGNORECASE):
+            raise PackageError(
+                path, "keeps its weights in another file, which is missing or damaged", EXPORT
+            ) from None
+        detail = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+        raise PackageError(path, f"is damaged or no ONNX file ({detail:.160})", EXPORT) from None
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _spec(metadata: dict[str, str], path: Path) -> Spec:
+    text = metadata.get("ratioctl")
+    if text is None:
+        raise PackageError(
+            path,
+            'was not exported by ratioctl: its metadata has no "ratioctl" entry',
+            "See `ratioctl export`.",
+        )
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        raise PackageError(path, 'has a "ratioctl" metadata entry that is not valid JSON', EXPORT) from None
+    return parse_config(config, path, name=path.stem)
+
+
+def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:
+    """Check the graph's inputs and outputs against the config it carries."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    outputs = {value.name: value for value in session.get_outputs()}
+    missing = [name for name in OUTPUTS if name not in outputs]
+    if set(inputs) != {"image"} or missing:
+        lacks = f"no output {', '.join(missing)}" if missing else "inputs other than image"
+        raise PackageError(path, f"is not a graph of ratioctl: it has {lacks}", EXPORT)
+    channels, height, width = spec.input_size
+    kinds: dict[str, tuple[Literal["float", "uint8"], tuple[int, int, int]]] = {
+        "tensor(float)": ("float", (channels, height, width)),
+        "tensor(uint8)": ("uint8", (height, width, channels)),
+    }
+    kind, shape = kinds.get(inputs["image"].type, (None, None))
+    if kind is None or tuple(inputs["image"].shape[1:]) != shape:
+        raise PackageError(path, "takes another input than its metadata says", EXPORT)
+    if outputs["logits"].shape[1:] not in ([len(spec.label_names)],):
+        raise PackageError(path, "has another number of classes than its metadata says", EXPORT)
+    return kind
