@@ -1,0 +1,1 @@
+"""Data: labelled sets, out-distributions, augmentation and deterministic batches."""

@@ -1,0 +1,186 @@
+"""Deterministic batches: batch number k is a function of (data, seed, k), so training resumes anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratioctl.data import inside, outside
+from ratioctl.data.augment import augment
+from ratioctl.data.inside import Images
+from ratioctl.errors import SourceError
+from ratioctl.recipe import Augment, Recipe
+
+_IN, _OUT = 1, 2  # streams of random numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images of one update, float32 in [0,1], never normalised.
+
+    Attributes:
+        x_in: (B, C, H, W); y_in: (B,) int64.
+        x_out: (M, C, H, W), or None where the objective has no outside term.
+    """
+
+    x_in: Tensor
+    y_in: Tensor
+    x_out: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The data of a recipe: training and held-out in-images, training and held-out out-images."""
+
+    train: Images
+    held_out: Images
+    outside: Images | None
+    outside_test: Images | None
+
+
+def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, download: bool = False) -> Images:
+    """The labelled images that calibration and selection use: never trained on, never the test split."""
+    data = recipe.data
+    if data.calibration is not None:
+        return inside.load_labelled(
+            data.calibration, data.size, data.channels, label_names, download=download
+        )
+    everything = inside.load_labelled(data.train, data.size, data.channels, label_names, download=download)
+    assert everything.labels is not None
+    return everything.subset(inside.hold_out(everything.labels, data.validation, recipe.seed)[1])
+
+
+def load(recipe: Recipe, *, download: bool = False) -> Splits:
+    """Every image the recipe trains and validates on.
+
+    Raises:
+        SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
+    """
+    data = recipe.data
+    everything = inside.load_labelled(data.train, data.size, data.channels, download=download)
+    assert everything.labels is not None
+    keep, held = inside.hold_out(everything.labels, data.validation, recipe.seed)
+    if data.calibration is None:
+        train, held_images = everything.subset(keep), everything.subset(held)
+    else:
+        train = everything.subset(keep)
+        held_images = inside.load_labelled(
+            data.calibration, data.size, data.channels, everything.label_names, download=download
+        )
+    if data.test is not None:
+        _same_classes(recipe, everything.label_names, download)
+    wants_outside = recipe.objective.outside is not None
+    load_out = functools.partial(
+        outside.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
+    )
+    out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
+    out_test = load_out(data.outside_test) if data.outside_test else None
+    return Splits(train=train, held_out=held_images, outside=out, outside_test=out_test)
+
+
+def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> None:
+    """Class folders that differ between splits are an error before hours of training, not after."""
+    from ratioctl import images
+
+    assert recipe.data.test is not None
+    source = recipe.data.test
+    if source.partition(":")[0] in inside.SETS:
+        return
+    found = tuple(images.list_source(source).label_names)
+    if found and set(found) - set(names):
+        extra = sorted(set(found) - set(names))
+        raise SourceError(
+            source,
+            f'its class folder "{extra[0]}" is not in the training data ({recipe.data.train})',
+            "Training and test need the same class folders.",
+        )
+
+
+def updates_per_epoch(images: int, batch_size: int) -> float:
+    """Updates in which every in-image is seen once; batches run on over the end of an epoch."""
+    return images / batch_size
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream, epoch]).permutation(n)
+
+
+def indices(n: int, batch: int, update: int, seed: int, stream: int) -> np.ndarray:
+    """(batch,) indices of update number `update`: consecutive slices of endless shuffled epochs."""
+    first = update * batch
+    parts, wanted = [], batch
+    while wanted:
+        epoch, at = divmod(first, n)
+        part = _permutation(n, seed, stream, epoch)[at : at + wanted]
+        parts.append(part)
+        first, wanted = first + len(part), wanted - len(part)
+    return np.concatenate(parts)
+
+
+def to_float(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0,1], channels_last in memory."""
+    x = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
+    return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+def batch_at(
+    update: int,
+    recipe: Recipe,
+    train: Images,
+    out: Images | None,
+    fill: Tensor,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """The batch of one update. `fill` (C,) uint8 is what Cutout paints."""
+    optim, spec = recipe.optim, recipe.data.augment
+    assert train.labels is not None
+    picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
+    x_in = _view(train.pixels[picked], spec, (recipe.seed, update, _IN), fill, device)
+    y_in = torch.from_numpy(train.labels[picked]).to(device)
+    x_out = None
+    if out is not None:
+        chosen = indices(len(out), optim.batch_size_out, update, recipe.seed, _OUT)
+        x_out = _view(out.pixels[chosen], spec, (recipe.seed, update, _OUT), fill, device)
+    return Batch(x_in=x_in, y_in=y_in, x_out=x_out)
+
+
+def _view(
+    pixels: np.ndarray, spec: Augment, key: tuple[int, ...], fill: Tensor, device: torch.device | str
+) -> Tensor:
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    generator = torch.Generator(device=device).manual_seed(seed_of(*key))
+    x = augment(x.contiguous(), spec, generator, fill)
+    return x.to(memory_format=torch.channels_last).float().div_(255)
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed from a key of integers; close keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def stream(
+    recipe: Recipe,
+    train: Images,
+    out: Images | None,
+    fill: Tensor,
+    *,
+    start: int,
+    stop: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Batches `start` to `stop - 1`, the next one prepared in a thread while the last is used."""
+    make = functools.partial(batch_at, recipe=recipe, train=train, out=out, fill=fill, device=device)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+        ahead = pool.submit(make, start) if start < stop else None
+        for update in range(start, stop):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = pool.submit(make, update + 1) if update + 1 < stop else None
+            yield batch

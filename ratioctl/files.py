@@ -1,0 +1,119 @@
+"""Writing so that nothing is lost: whole files or none, one writer at a time, faults as our errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ratioctl.errors import DiskError, OutputError
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all: beside it, synced, renamed.
+
+    Raises:
+        DiskError: the disk is full or failed.
+        OutputError: it cannot be written there.
+    """
+    with writing(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp~")
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write and wait until the disk has it; a fault leaves a partial file under `path`."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents; raises OutputError or DiskError."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def writing(thing: Path) -> Iterator[None]:
+    """Operating system errors as DiskError (exit code 6) or OutputError (exit code 2)."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename or thing
+        reason = (error.strerror or "failed").lower()
+        if error.errno in DISK_ERRORS:
+            raise DiskError(
+                named, f"cannot be written: {reason}", "Free some space, or write elsewhere."
+            ) from None
+        raise OutputError(
+            named, f"cannot be written: {reason}", "Check the path and its permissions."
+        ) from None
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder/.lock` against other writers; released by the system if we die.
+
+    Raises:
+        OutputError: somebody else holds it; the message says who.
+    """
+    path = folder / ".lock"
+    try:
+        import fcntl
+    except ImportError:  # a system without it: two writers are then up to the user
+        yield
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            os.close(descriptor)
+            raise OutputError(
+                folder, f"is being written by {holder}", "Wait for it to end, then try again."
+            ) from None
+        os.close(descriptor)  # its last holder removed it between our two steps
+    try:
+        os.ftruncate(descriptor, 0)
+        program = Path(sys.argv[0]).name if sys.argv else "python"
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):  # a full disk must not hinder a change that frees space
+            os.write(
+                descriptor,
+                f"process {os.getpid()} ({program}) on {socket.gethostname()} since {since}".encode(),
+            )
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)

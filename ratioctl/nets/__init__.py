@@ -1,0 +1,5 @@
+"""Networks: pixels in [0,1] to logits, normalisation inside."""
+
+from ratioctl.nets.classifier import Classifier, build, from_package, frozen, load_weights, refresh
+
+__all__ = ["Classifier", "build", "from_package", "frozen", "load_weights", "refresh"]

@@ -1,0 +1,115 @@
+"""CIFAR-style residual networks (He et al. 2016): 3x3 stem, no pooling, four stages, any width and size.
+
+Parameter names are the usual ones of CIFAR ResNets (conv1, bn1, layer1.0.conv1, shortcut.0, linear), so
+that foreign checkpoints load. `folds` names the convolutions that a batch norm follows directly: in eval
+mode the pair is one convolution (`nets.classifier.frozen`).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+
+
+def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    if stride == 1 and c_in == c_out:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+    folds = (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1"))
+
+    def __init__(self, c_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(c_in, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = _shortcut(c_in, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In place: batch norm and convolution need their inputs for the backward pass, not their outputs.
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+    folds = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("shortcut.0", "shortcut.1"))
+
+    def __init__(self, c_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        c_out = self.expansion * channels
+        self.conv1 = nn.Conv2d(c_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, c_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.shortcut = _shortcut(c_in, c_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+class ResNet(nn.Module):
+    """(N, C, H, W) normalised pixels -> (N, K) logits; the last stage is averaged over space."""
+
+    folds = (("conv1", "bn1"),)
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        blocks: tuple[int, int, int, int],
+        num_classes: int,
+        channels: int,
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self._c_in = width
+        self.layer1 = self._stage(block, width, blocks[0], 1)
+        self.layer2 = self._stage(block, 2 * width, blocks[1], 2)
+        self.layer3 = self._stage(block, 4 * width, blocks[2], 2)
+        self.layer4 = self._stage(block, 8 * width, blocks[3], 2)
+        self.linear = nn.Linear(self._c_in, num_classes)
+
+    def _stage(
+        self, block: type[BasicBlock] | type[Bottleneck], channels: int, count: int, stride: int
+    ) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for s in (stride, *[1] * (count - 1)):
+            layers.append(block(self._c_in, channels, s))
+            self._c_in = channels * block.expansion
+        return nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.layer4(self.layer3(self.layer2(self.layer1(y))))
+        return self.linear(y.mean(dim=(2, 3)))
+
+
+DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+def resnet(depth: str, *, num_classes: int, channels: int = 3, width: int = 64) -> ResNet:
+    """A CIFAR ResNet of `DEPTHS`; `width` is the channels of the first stage (64 in the paper)."""
+    block, blocks = DEPTHS[depth]
+    return ResNet(block, blocks, num_classes, channels, width)
