@@ -10,6 +10,7 @@ several threads at once. Colour profiles are ignored: the pixels are taken as sR
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import difflib
 import errno
@@ -21,13 +22,12 @@ import lzma
 import os
 import stat
 import sys
-import tarfile
 import tempfile
 import threading
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +50,18 @@ from PIL import __version__ as pillow_version
 from ratioctl.errors import ImageError, SourceError
 
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM"
-SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .pfm".split()
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
+))
+# fmt: on
 # Photographs all the same, though we cannot read them: they are reported rather than passed over in silence.
-FOREIGN_SUFFIXES = frozenset(".heic .heif .avif .jxl .jp2".split())
+FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2"))
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
-SPLIT_NAMES = frozenset("train training test testing val valid validation dev eval holdout".split())
+SPLIT_NAMES = frozenset(
+    ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
+)
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MiB of RGB
 MAX_BYTES = 256 * 2**20  # of one encoded image, in a file or in an archive
@@ -67,7 +72,7 @@ _ONE_LARGE = threading.Lock()
 _QUIET = threading.Lock()
 
 
-# --- one image -----------------------------------------------------------------------------------------------
+# --- one image ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +214,8 @@ def decode(
     """The model's 8-bit input made from an encoded image, by the same steps on every road.
 
     First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
-    channel, ITU-R 601 grey; centre square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced scale
-    down to twice `size`. An image that has the model's size already passes unchanged.
+    channel, ITU-R 601 grey; centre square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
+    scale down to twice `size`. An image that has the model's size already passes unchanged.
 
     Args:
         source: a path, the encoded bytes, or a binary stream.
@@ -327,7 +332,7 @@ def _to_rgb(im: Image.Image, kind: str, name: str) -> tuple[Image.Image, list[st
         return Image.fromarray(grey).convert("RGB"), ["scaled from 16 to 8 bits"]
     if im.mode == "F":
         real = np.asarray(im)
-        if not (np.isfinite(real).all() and 0 <= real.min() and real.max() <= 1):
+        if not (np.isfinite(real).all() and real.min() >= 0 and real.max() <= 1):
             raise ImageError(name, "has floating-point pixels outside [0, 1]", "Convert it to 8 or 16 bits.")
         return Image.fromarray(np.rint(real * 255).astype(np.uint8)).convert("RGB"), [
             "scaled from floats to 8 bits"
@@ -364,7 +369,7 @@ def _has_more_frames(im: ImageFile.ImageFile, kind: str) -> bool:
 def orientation(exif: object) -> int:
     """The orientation 1..8 that an EXIF block states, 1 where it is missing or damaged.
 
-    Only tag 0x0112 of the first directory is looked at: Pillow's parser warns about damage elsewhere in the block.
+    Only tag 0x0112 of the first directory is looked at: Pillow's parser warns about damage elsewhere.
     """
     if not isinstance(exif, bytes):
         return 1
@@ -423,7 +428,7 @@ def _damage(kind: str, e: Exception) -> str:
     return f"is a damaged {kind} image ({detail})"
 
 
-# --- arrays --------------------------------------------------------------------------------------------------
+# --- arrays -------------------------------------------------------------------------------------------------
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
@@ -457,7 +462,7 @@ def pixels_sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(head.encode("ascii") + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-# --- files, folders, archives --------------------------------------------------------------------------------
+# --- files, folders, archives -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,7 +470,7 @@ class _Member:
     """One entry below a folder or archive. `name` is its POSIX path in there."""
 
     name: str
-    kind: str = "image"  # or "folder", "other"
+    kind: str = "image"  # or "folder", "other", "closed" (a folder that cannot be listed)
     file: str | None = None  # where it lies on disk
     data: bytes | None = field(default=None, repr=False)
     error: str = ""  # why it cannot be read, known already
@@ -484,7 +489,7 @@ class _Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An image to be read: what rows call it, and how to get its bytes (from any thread, any number of times)."""
+    """An image to be read: what rows call it, and how to get its bytes (from any thread, repeatedly)."""
 
     path: str  # the argument as given, joined with the POSIX relative path; valid Unicode
     member: _Member = field(repr=False)
@@ -526,7 +531,9 @@ def _folder_members(root: str) -> Iterator[_Member]:
                 entries = sorted(scan, key=lambda e: e.name)
         except OSError as e:
             yield _Member(
-                name=prefix.rstrip("/") or ".", error=f"is a folder that cannot be listed: {e.strerror}"
+                name=prefix.rstrip("/") or ".",
+                kind="closed",
+                error=f"is a folder that cannot be listed: {e.strerror}",
             )
             return
         for entry in entries:
@@ -550,7 +557,9 @@ def _folder_members(root: str) -> Iterator[_Member]:
                     linked.add(identity)
                 here = above | {identity}
             except OSError as e:
-                yield _Member(name=name, error=f"is a folder that cannot be listed: {e.strerror}")
+                yield _Member(
+                    name=name, kind="closed", error=f"is a folder that cannot be listed: {e.strerror}"
+                )
                 continue
             yield _Member(name=name, kind="folder")
             yield from visit(entry.path, name + "/", here)
@@ -559,92 +568,132 @@ def _folder_members(root: str) -> Iterator[_Member]:
     yield from visit(root, "", frozenset({(status.st_dev, status.st_ino)}))
 
 
-class _TarHeader(tarfile.TarInfo):
-    """A tar header that refuses to be huge, and remembers how the archive ended.
-
-    tarfile reads extended headers (long names) whole into memory, and takes a damaged header for the end.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _TarHeader:  # type: ignore[override]
-        header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        long_kinds = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        long_kinds += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        if header.size < 0 or (header.type in long_kinds and header.size > MAX_TAR_HEADER):
-            raise tarfile.ReadError(f"a header that claims {header.size:,} bytes")
-        return header
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _TarHeader:  # type: ignore[override]
-        try:
-            return super().fromtarfile(archive)  # type: ignore[return-value]
-        except tarfile.HeaderError as e:
-            archive.ratioctl_end = type(e).__name__  # type: ignore[attr-defined]
-            raise
-
-
 def _opened_tar(path: str) -> BinaryIO:
     with open(path, "rb") as file:
         magic = file.read(6)
     if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if magic == b"\xfd7zXZ\0" or magic[:3] == b"\x5d\x00\x00":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
+        return _buffered(gzip.open(path, "rb"))
+    if magic == b"\xfd7zXZ\0":
+        return _buffered(lzma.open(path, "rb"))
     if magic[:3] == b"BZh":
-        import bz2
-
-        return bz2.open(path, "rb")  # type: ignore[return-value]
-    return open(path, "rb")
+        return _buffered(bz2.open(path, "rb"))
+    return open(path, "rb", buffering=2**18)
 
 
-class _Damaged(Exception):
+def _buffered(raw: io.BufferedIOBase) -> BinaryIO:
+    # The decompressors' own reads cost more than a header's parsing.
+    return io.BufferedReader(raw, 2**18)  # type: ignore
+
+
+class _DamagedError(Exception):
     """An archive that cannot be read to its end; the text says why."""
 
 
 def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
     """Entries of a tar in the order of the archive, streamed: memory does not grow with their number.
 
-    Members for which `wanted(name)` is false are only listed. Raises _Damaged where the archive breaks off.
+    Members for which `wanted(name)` is false are only listed. Raises _DamagedError where the archive breaks
+    Unless `wanted(name)`, a member is only listed. Raises _DamagedError where the archive breaks
+    extended headers of any size whole, and costs more than decoding a small image does.
     """
     try:
-        with (
-            _opened_tar(path) as raw,
-            tarfile.open(fileobj=raw, mode="r|", bufsize=2**18, tarinfo=_TarHeader, errorlevel=2) as tar,
-        ):
-            while (header := tar.next()) is not None:
-                tar.members.clear()  # tarfile remembers every member; a million of them is a gigabyte
-                name = _member_name(header.name)
+        with _opened_tar(path) as raw:
+            long_name, long_size = "", -1  # from extended headers, for the member that follows
+            while any(block := _exactly(raw, 512)):
+                name, size, kind = _tar_header(block)
+                if kind in b"LKxXg":
+                    if size > MAX_TAR_HEADER:
+                        raise _DamagedError(f"it has a header of {size:,} bytes")
+                    extended = _exactly(raw, size)
+                    _skip(raw, -size % 512)
+                    if kind == b"L":
+                        long_name = _tar_text(extended)
+                    elif kind in b"xX":
+                        records = _pax_records(extended)
+                        long_name = records.get("path", long_name)
+                        long_size = int(records.get("size", long_size))
+                        if any(key.startswith("GNU.sparse.") for key in records):
+                            raise _DamagedError("it holds sparse files; pack it without --sparse")
+                    continue
+                size = size if long_size < 0 else long_size
+                name, long_name, long_size = _member_name(long_name or name), "", -1
+                size = 0 if kind in b"123456" else size  # links, devices and folders have no data
+                image = bool(name) and not _is_hidden(name) and _suffix_kind(name) == "image"
+                data = None
+                if image and kind in b"07\0" and size <= MAX_BYTES and wanted(name):
+                    data = _exactly(raw, size)
+                    _skip(raw, -size % 512)
+                else:
+                    _skip(raw, size + -size % 512)
                 if not name or _is_hidden(name):
                     continue
-                if header.isdir():
+                if kind == b"5":
                     yield _Member(name=name, kind="folder")
-                    continue
-                kind = _suffix_kind(name)
-                if kind != "image" or not wanted(name):
-                    yield _Member(name=name, kind=kind)
-                elif header.issym() or header.islnk():
+                elif not image:
+                    yield _Member(name=name, kind="other")
+                elif kind in b"12":
                     yield _Member(
                         name=name, error="is a link inside the archive, and links are not followed there"
                     )
-                elif not header.isreg():
+                elif kind not in b"07\0":
                     yield _Member(name=name, error="is not a regular file")
-                elif header.size > MAX_BYTES:
+                elif size > MAX_BYTES:
                     yield _Member(name=name, error=_too_long(name).reason)
                 else:
-                    file = tar.extractfile(header)
-                    assert file is not None
-                    yield _Member(name=name, data=file.read())
-            end = getattr(tar, "ratioctl_end", "")
-            if end and end != "EOFHeaderError":
-                raise _Damaged("it breaks off before the end-of-archive mark or has a damaged header")
-    except (_Damaged, GeneratorExit):
+                    yield _Member(name=name, data=data)
+    except (_DamagedError, GeneratorExit, MemoryError):
         raise
     except OSError as e:
-        raise _Damaged(shown(e.strerror or str(e))) from e
-    except MemoryError:
-        raise
-    except Exception as e:  # tarfile, zlib and lzma raise many kinds on damaged input
-        raise _Damaged(shown(str(e) or type(e).__name__)) from e
+        raise _DamagedError(shown(e.strerror or str(e))) from e
+    except Exception as e:  # zlib, lzma and number parsing raise many kinds on damaged input
+        raise _DamagedError(shown(str(e) or type(e).__name__)) from e
+
+
+def _tar_header(block: bytes) -> tuple[str, int, bytes]:
+    """(name, size, type) of a 512-byte header in the ustar, GNU or old format. Raises where it is damaged."""
+    if sum(block) - sum(block[148:156]) + 8 * 32 != int(block[148:156].strip(b"\0 ") or b"0", 8):
+        raise _DamagedError("a header does not match its checksum")
+    if block[124] & 0x80:  # sizes of 8 GiB and more are binary
+        size = int.from_bytes(block[125:136], "big") if block[124] == 0x80 else -1
+    else:
+        size = int(block[124:136].split(b"\0", 1)[0].strip() or b"0", 8)
+    if size < 0:
+        raise _DamagedError("a header states a negative size")
+    name, kind = _tar_text(block[:100]), block[156:157]
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = _tar_text(block[345:500]) + "/" + name
+    if kind in b"0\0" and name.endswith("/"):
+        kind = b"5"  # how the oldest format marks a folder
+    return name, size, kind
+
+
+def _tar_text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _exactly(raw: BinaryIO, size: int) -> bytes:
+    data = raw.read(size)
+    if len(data) < size:
+        raise _DamagedError("it breaks off before its end")
+    return data
+
+
+def _skip(raw: BinaryIO, size: int) -> None:
+    while size > 0:
+        size -= len(_exactly(raw, min(size, 2**20)))
+
+
+def _pax_records(block: bytes) -> dict[str, str]:
+    """The `LENGTH KEY=VALUE` lines of an extended header."""
+    records = {}
+    while block.strip(b"\0"):
+        length = int(block[: block.index(b" ")])
+        if not 0 < length <= len(block):
+            raise _DamagedError("an extended header is damaged")
+        key, _, value = block[block.index(b" ") + 1 : length - 1].partition(b"=")
+        records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        block = block[length:]
+    return records
 
 
 def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
@@ -652,7 +701,7 @@ def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
     try:
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda i: i.filename):
-                name = _member_name(info.filename)
+                name = _member_name(info.filename.replace("\\", "/"))
                 if not name or _is_hidden(name):
                     continue
                 if info.is_dir():
@@ -666,11 +715,11 @@ def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
     except GeneratorExit:
         raise
     except OSError as e:
-        raise _Damaged(shown(e.strerror or str(e))) from e
+        raise _DamagedError(shown(e.strerror or str(e))) from e
     except MemoryError:
         raise
     except Exception as e:
-        raise _Damaged(shown(str(e) or type(e).__name__)) from e
+        raise _DamagedError(shown(str(e) or type(e).__name__)) from e
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Member:
@@ -692,8 +741,8 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _
 
 
 def _member_name(name: str) -> str:
-    parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
-    return _readable("/".join(parts))
+    """A member's name as a relative POSIX path. It only ever names: nothing is written or opened under it."""
+    return _readable("/".join(p for p in name.split("/") if p not in ("", ".")))
 
 
 def _archive_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
@@ -706,8 +755,9 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
 
     A file given by name is always an item. Folders are walked recursively in sorted order, for names with an
     image suffix, hidden ones left out; tars are streamed in the archive's order, zips sorted; `a.tar:dir`
-    takes a part of an archive. What cannot be read (a folder without permission, the rest of a damaged archive)
-    is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or by NUL bytes.
+    takes a part of an archive. What cannot be read (a folder without permission, the rest of a damaged
+    archive) is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or
+    by NUL bytes.
 
     Args:
         paths: the arguments; checked at once, before the first item.
@@ -777,7 +827,7 @@ def _broken(path: str, reason: str) -> Item:
     return Item(path=_readable(path), member=_Member(name="", error=reason))
 
 
-def _expand(argument: str) -> Iterator[Item]:
+def _expand(argument: str) -> Generator[Item, None, None]:
     located = _locate(argument)
     if located is None:
         yield _broken(argument, "does not exist")
@@ -786,7 +836,7 @@ def _expand(argument: str) -> Iterator[Item]:
     if os.path.isdir(path):
         joint = path if path.endswith("/") else path + "/"
         for member in _folder_members(path):
-            if member.kind == "image":
+            if member.kind in ("image", "closed"):
                 yield Item(path=_readable(joint + member.name), member=member)
     elif is_archive(path) and os.path.isfile(path):
         inside = (lambda n: n == part or n.startswith(part + "/")) if part else (lambda n: True)
@@ -794,13 +844,13 @@ def _expand(argument: str) -> Iterator[Item]:
             for member in _archive_members(path, inside):
                 if member.kind == "image" and inside(member.name):
                     yield Item(path=f"{_readable(path)}:{member.name}", member=member)
-        except _Damaged as e:
+        except _DamagedError as e:
             yield _broken(path, f"is a damaged archive, not read to its end: {e}")
     else:
         yield Item(path=_readable(path), member=_Member(name=path, file=path))
 
 
-# --- labelled sources ----------------------------------------------------------------------------------------
+# --- labelled sources ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -844,11 +894,18 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
     if os.path.isdir(path):
-        return _folder_members(path)
+        return _listable_members(path)
     if is_archive(path) and os.path.isfile(path):
         return _archive_members(path, wanted)
     kinds = ", ".join(ARCHIVE_SUFFIXES)
     raise SourceError(shown(path), "is neither a folder nor an archive", f"Archives end in {kinds}.")
+
+
+def _listable_members(path: str) -> Iterator[_Member]:
+    for member in _folder_members(path):
+        if member.kind == "closed":
+            raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
+        yield member
 
 
 def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
@@ -858,36 +915,33 @@ def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
         SourceError: as `load_source`.
     """
     path, split = split_source(source)
-    names, folders, _ = _listing(source, path)
+    names, folders = _listing(source, path)
     layout = _layout(source, names, folders, split, exclude)
     order = layout.order
     return SourceIndex(
         path=path,
         split=split,
         names=tuple(names[i] for i in order),
-        labels=None if layout.labels is None else layout.labels,
+        labels=layout.labels,
         label_names=layout.label_names,
     )
 
 
-def _listing(source: str, path: str) -> tuple[list[str], list[str], int]:
+def _listing(source: str, path: str) -> tuple[list[str], list[str]]:
     names: list[str] = []
     folders: list[str] = []
-    others = 0
     try:
         for member in _source_members(path, lambda name: False):
             if member.kind == "image":
                 names.append(_readable(member.name))
             elif member.kind == "folder":
                 folders.append(_readable(member.name))
-            else:
-                others += 1
-    except _Damaged as e:
+    except _DamagedError as e:
         raise _damaged_source(source, e) from e
-    return names, folders, others
+    return names, folders
 
 
-def _damaged_source(source: str, e: _Damaged) -> SourceError:
+def _damaged_source(source: str, e: _DamagedError) -> SourceError:
     return SourceError(shown(source), f"is a damaged archive: {e}", "Fetch or pack it again.")
 
 
@@ -901,7 +955,7 @@ class _Layout:
 def _layout(
     source: str, names: Sequence[str], folders: Iterable[str], split: str | None, exclude: Sequence[str]
 ) -> _Layout:
-    """Classes of the image paths `names`. A folder that wraps everything (as in `tar cf pets.tar pets`) is taken off."""
+    """Classes of the image paths `names`; a folder that wraps all (`tar cf pets.tar pets`) is taken off."""
     shown_source = shown(source)
     if not names:
         raise SourceError(shown_source, "holds no images", f"Images may be {FORMATS}.")
@@ -917,7 +971,7 @@ def _layout(
     if loose:
         reason = f"holds images beside its class folders, {shown(loose[0])} for one"
         raise SourceError(shown_source, reason, "Move them into a class folder or out of the source.")
-    if len(known) > 1 and set(k.lower() for k in known) <= SPLIT_NAMES:
+    if len(known) > 1 and {k.lower() for k in known} <= SPLIT_NAMES:
         reason = f"is divided into {', '.join(known)}"
         raise SourceError(shown_source, reason, f"Say which, for example {shown_source}:{known[-1]}.")
     present = {
@@ -997,8 +1051,8 @@ def load_source(
         workers: decoding threads; the number of processors by default.
         cache: keep large results in `cache_dir()` and take them from there.
     Raises:
-        SourceError: missing, damaged, without images, an empty class, splits but none chosen, unknown `exclude`,
-            or no image that can be read.
+        SourceError: missing, damaged, without images, an empty class, splits but none chosen, an unknown
+            class in `exclude`, or no image that can be read.
     """
     path, split = split_source(source)
     key = _cache_key(path, split, size, channels, exclude) if cache else None
@@ -1061,7 +1115,7 @@ def _decode_all(
                 continue
             if rows == len(images):
                 # realloc moves the pages of a large block, so growing copies nothing and doubles no memory
-                images.resize((max(1024, rows + rows // 2), size, size, channels), refcheck=False)
+                images.resize((max(1024, rows + rows // 8), size, size, channels), refcheck=False)
             images[rows] = result
             rows += 1
 
@@ -1099,7 +1153,7 @@ def _decode_all(
             send()
             while pending:
                 collect()
-    except _Damaged as e:
+    except _DamagedError as e:
         raise _damaged_source(source, e) from e
     images.resize((rows, size, size, channels), refcheck=False)
     return names, folders, images, failed
@@ -1132,18 +1186,18 @@ def _fingerprint(images: np.ndarray, labels: np.ndarray | None, label_names: tup
     if labels is not None:
         digest.update(labels.astype("<i8").tobytes())
     for start in range(0, len(images), 4096):
-        digest.update(np.ascontiguousarray(images[start : start + 4096]))
+        digest.update(np.ascontiguousarray(images[start : start + 4096]).data)
     return digest.hexdigest()
 
 
-# --- cache ---------------------------------------------------------------------------------------------------
+# --- cache --------------------------------------------------------------------------------------------------
 
 CACHE_FROM_BYTES = 8 * 2**20  # smaller sources are decoded faster than a cache is worth
 _CACHE_FORMAT = 1
 
 
 def cache_dir() -> Path:
-    """Where downloads and decoded data may be kept: $RATIOCTL_CACHE, else ratioctl in the user's cache folder."""
+    """Where downloads and decoded data lie: $RATIOCTL_CACHE, else ratioctl in the user's cache folder."""
     if own := os.environ.get("RATIOCTL_CACHE"):
         return Path(own).expanduser()
     if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
@@ -1153,7 +1207,7 @@ def cache_dir() -> Path:
 
 
 def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
-    """Names the decoded result; changes with the source's files. None where the source cannot be looked at."""
+    """Names the decoded result; changes with the source's files. None where they cannot be looked at."""
     try:
         state: list[object] = [_CACHE_FORMAT, pillow_version, os.path.realpath(path), split, size, channels]
         state += [sorted(exclude)]
@@ -1209,12 +1263,12 @@ def _cache_write(key: str, loaded: Loaded) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / f"{key}.npy", lambda file: np.save(file, loaded.images, allow_pickle=False))
-        _replace(folder / f"{key}.json", lambda file: file.write(json.dumps(meta).encode("utf-8")) and None)
+        _replace(folder / f"{key}.json", lambda file: file.write(json.dumps(meta).encode("utf-8")))
     except OSError:
         return
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with open(handle, "wb") as file:
