@@ -72,6 +72,10 @@ class Terminated(KeyboardInterrupt):
     signum = 15
 
 
+class _Carried(Exception):  # noqa: N818 - a vessel
+    """Takes its cause past Typer's main function, which has its own ideas of some exceptions, to `guard`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
     """The common options of one run, and where its output goes.
@@ -133,7 +137,10 @@ def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", context.device):
             raise UsageError(f"--device {context.device}", "no such device", "Use auto, cpu, cuda or cuda:N.")
         _set_up_logging(context)
-        return body(context, **values)
+        try:
+            return body(context, **values)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _Carried from error
 
     wrapper.__name__ = body.__name__
     wrapper.__doc__ = body.__doc__
@@ -209,9 +216,13 @@ def guard(run: Callable[[], object], *, json: bool = False) -> int:
     global _emitted
     _emitted = False
     try:
-        code = run()
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        try:
+            code = run()
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except _Carried as carried:
+            assert carried.__cause__ is not None
+            raise carried.__cause__ from None
     except BrokenPipeError:
         _abandon_stdout()
         return 0

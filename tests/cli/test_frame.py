@@ -1,0 +1,298 @@
+"""The command line's frame: commands and options, errors and exit codes, streams and signals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from ratioctl import errors, package
+from ratioctl.cli import COMMANDS, load, main
+from ratioctl.cli._common import Context, emit_json, torch_device
+
+COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
+OPTIONS: dict[str, set[str]] = {
+    "train": {"--out", "--set", "--resume", "--init", "--download"},
+    "calibrate": {"--data", "--objective", "--out", "--download"},
+    "evaluate": {
+        *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
+    },
+    "counterfactual": {
+        *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
+        *("--format", "--out", "--open"),
+    },
+    "ood-score": {
+        *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
+        *("--fail-on-ood", "--skip-errors"),
+    },
+    "export": {"--output", "--input", "--threshold", "--int8", "--layout", "--opset"},
+    "package": {"--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"},
+    "inspect": set(),
+    "verify": set(),
+    "models": set(),
+}
+
+
+def run(*line: str, program: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """`ratioctl LINE` in a process of its own, after `program`."""
+    code = f"import sys; sys.argv = ['ratioctl', *{list(line)!r}]\n{program}\nfrom ratioctl.cli import main\n"
+    return subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(main())"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> list[str]:
+        raise error
+
+    monkeypatch.setattr(package, "bundled", fail)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_those_of_the_contract(name: str) -> None:
+    command = load(name)
+    found = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    assert found | {"--help"} == COMMON | OPTIONS[name]
+    short = {option for parameter in command.params for option in parameter.opts if re.match(r"-\w$", option)}
+    assert short == {"-q", "-v"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = load(name)
+    assert command.help
+    assert len(command.help.splitlines()[0]) <= 62, "would be cut in `ratioctl --help`"
+    assert all(parameter.help for parameter in command.params)
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: ratioctl {name} ")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^  ([a-z-]+) {2,}[A-Z]", capsys.readouterr().out.partition("Commands:")[2], re.M)
+    assert listed == list(COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from ratioctl import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ratioctl {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["counterfactal"], "Did you mean 'counterfactual'?"),
+        (["models", "--jsno"], "--jsno"),
+        (["models", "extra"], "extra"),
+        (["models", "--precision", "fp16"], "--precision"),
+        (["models", "--device", "gpu"], "cuda:N"),
+        (["models", "--seed", "-1"], "--seed"),
+        (["counterfactual", "cat.png"], "--target"),
+        (["counterfactual", "cat.png", "--target", "dog", "--steps", "0"], "--steps"),
+    ],
+)
+def test_wrong_usage_exits_with_2(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_usage_error_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["counterfactual", "cat.png", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["exit_code"] == 2
+    assert "--target" in document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.RatioctlError("it", "broke"), 1),
+        (errors.UsageError("it", "is wrong"), 2),
+        (errors.RecipeError("it", "is wrong"), 2),
+        (errors.SourceError("it", "is missing"), 2),
+        (errors.OutputError("it", "is not writable"), 2),
+        (errors.ImageError("it", "is truncated"), 3),
+        (errors.PackageError("it", "is damaged"), 5),
+        (errors.UncalibratedError("it", "is not calibrated"), 5),
+        (errors.DiskError("it", "is full"), 6),
+        (errors.Interrupted("it", "was stopped"), 130),
+        (errors.Interrupted("it", "was stopped", signum=15), 143),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "it"), 6),
+        (OSError(errno.EIO, "Input/output error"), 6),
+        (PermissionError(errno.EACCES, "Permission denied", "it"), 2),
+        (MemoryError(), 1),
+        (ZeroDivisionError("division by zero"), 1),
+    ],
+)
+def test_errors_become_a_message_and_an_exit_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RATIOCTL_DEBUG", raising=False)
+    fail_with(monkeypatch, error)
+    assert main(["models", "--json"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Error: ")
+    assert "Traceback" not in captured.err
+    if isinstance(error, errors.RatioctlError):
+        assert captured.err == f"Error: {error}\n"
+    assert json.loads(captured.out)["error"]["exit_code"] == code
+
+
+def test_an_unexpected_fault_names_the_switch_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RATIOCTL_DEBUG", raising=False)
+    fail_with(monkeypatch, KeyError("lost"))
+    assert main(["models"]) == 1
+    captured = capsys.readouterr()
+    assert "KeyError: 'lost'" in captured.err
+    assert "RATIOCTL_DEBUG=1" in captured.err
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RATIOCTL_DEBUG", "1")
+    fail_with(monkeypatch, errors.PackageError("it", "is damaged"))
+    assert main(["models"]) == 5
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_message_cannot_command_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, errors.PackageError("a\x1b[2Jb\x9b1m\u202e", "is damaged"))
+    assert main(["models", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert captured.err == "Error: a\\x1b[2Jb\\x9b1m\\u202e: is damaged.\n"
+    assert captured.out.isascii()
+    assert "\x1b" not in captured.out
+    assert json.loads(captured.out)["error"]["thing"] == "a\x1b[2Jb\x9b1m\u202e"
+
+
+def test_json_is_one_document_even_when_the_command_fails_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(package, "find", lambda model: Path(model))
+    monkeypatch.setattr(package, "check", lambda path: [("config.json", "is wrong")])
+    assert main(["verify", "here", "--json"]) == 5
+    document = json.loads(capsys.readouterr().out)
+    assert document == {
+        "path": "here",
+        "ok": False,
+        "files": [{"file": "config.json", "ok": False, "fault": "is wrong"}],
+    }
+
+
+def test_emit_json_takes_what_commands_have(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    emit_json({"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": Path("x"), 1: (True, None)})
+    assert json.loads(capsys.readouterr().out) == {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": None,
+        "d": "x",
+        "1": [True, None],
+    }
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        emit_json(object())
+
+
+def test_quiet_silences_notes_but_not_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (False, True):
+        context = Context(quiet=quiet)
+        context.note("a note")
+        context.warn("a warning")
+        context.console.print("progress")
+    assert capsys.readouterr().err == "a note\nWarning: a warning\nprogress\nWarning: a warning\n"
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = types.SimpleNamespace(is_available=lambda: False, device_count=lambda: 2)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    assert torch_device(Context()) == torch_device(Context(device="cpu")) == "cpu"
+    with pytest.raises(errors.UsageError, match="no CUDA device"):
+        torch_device(Context(device="cuda"))
+    cuda.is_available = lambda: True
+    assert torch_device(Context()) == torch_device(Context(device="cuda")) == "cuda:0"
+    assert torch_device(Context(device="cuda:1")) == "cuda:1"
+    with pytest.raises(errors.UsageError, match=r"2 CUDA device\(s\)"):
+        torch_device(Context(device="cuda:2"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_with_their_exit_code(number: signal.Signals, code: int) -> None:
+    program = (
+        "import os\nfrom ratioctl import package\n"
+        f"package.bundled = lambda: os.kill(os.getpid(), {int(number)}) or __import__('time').sleep(30)"
+    )
+    done = run("models", program=program)
+    assert done.returncode == code
+    assert done.stderr.startswith("Error: Interrupted")
+    assert done.stdout == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    program = "import os; read, write = os.pipe(); os.dup2(write, 1); os.close(write); os.close(read)"
+    done = run("models", "--json", program=program)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_behind_stdout_exits_with_6() -> None:
+    done = run("models", "--json", program="import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
+    assert done.returncode == 6
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_locale_without_the_letters_does_not_end_a_run() -> None:
+    done = run("inspect", "кошка", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert done.returncode == 5
+    assert r"\u043a" in done.stderr
+
+
+def test_completion_offers_the_commands() -> None:
+    done = run(_RATIOCTL_COMPLETE="complete_bash", COMP_WORDS="ratioctl e", COMP_CWORD="1")
+    assert done.stdout.split() == ["evaluate", "export"]
+
+
+def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ratioctl.cli import _common
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert _common._coloured("x", "31", Terminal()) == "\x1b[31mx\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert _common._coloured("x", "31", Terminal()) == "x"
+
+
+def test_python_m_ratioctl() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ratioctl", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("ratioctl ")
