@@ -1,9 +1,9 @@
 """Training: a plain loop that reads like the paper, and everything it takes to stop and go on.
 
-    for each update:
-        z_in  <- argmax over the in-ball of the margin          (eq. 8)
-        z_out <- argmax over the out-ball of CE(uniform)        (eq. 5)
-        one SGD step on CE(y, z_in) + lambda CE(uniform, z_out) (eq. 6)
+for each update:
+    z_in  <- argmax over the in-ball of the margin          (eq. 8)
+    z_out <- argmax over the out-ball of CE(uniform)        (eq. 5)
+    one SGD step on CE(y, z_in) + lambda CE(uniform, z_out) (eq. 6)
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def _loop(
                     "update": state.update,
                     "updates": total,
                     "epoch": state.update / per_epoch,
-                    "images_per_s": pace * (optim.batch_size + (0 if batch.x_out is None else len(batch.x_out))),
+                    "images_per_s": pace
+                    * (optim.batch_size + (0 if batch.x_out is None else len(batch.x_out))),
                     "remaining_s": (total - state.update) / pace,
                     **{k: float(v) for k, v in recent.items()},
                 }

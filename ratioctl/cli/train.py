@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ratioctl.cli._common import Context, Download, command, not_yet
+from ratioctl.cli._common import Context, Download, command, emit_json
 
 
 @command
@@ -31,5 +31,110 @@ def train(
     ] = None,
     download: Download = False,
 ) -> int | None:
-    """Train a model from a recipe, package it and calibrate it."""
-    not_yet(context, "train")
+    """Train a model from a recipe, package it and calibrate it.
+
+    The recipe's own seed is used unless --seed is given and not 0.
+    """
+    from ratioctl import recipe as recipes
+
+    changes = [*(settings or []), *([f"seed={context.seed}"] if context.seed else [])]
+    loaded = recipes.load(recipe, changes)
+    folder = out or Path("runs") / loaded.name
+
+    from ratioctl import package as packages
+
+    start = None if init is None else packages.read(packages.find(init))
+
+    from ratioctl.calibrate import calibrate
+    from ratioctl.nets.hardware import choose
+    from ratioctl.train import fit
+
+    if context.verbose:
+        context.note(f"Computing on {choose(context.device, context.precision).why}")
+    context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
+    with _Progress(context) as progress:
+        package = fit(
+            loaded,
+            folder,
+            resume=resume,
+            init=start,
+            device=context.device,
+            precision=context.precision,
+            download=download,
+            watch=progress,
+        )
+    found = calibrate(package, device=context.device, download=download)
+    for doubt in found.warnings:
+        context.warn(doubt)
+    if context.json:
+        emit_json(
+            {
+                "package": str(found.package.path),
+                "digest": found.package.digest,
+                "recipe_digest": loaded.digest,
+                "validation": progress.last,
+                "calibration": found.package.config["ratio"]["calibration"],
+                "temperature": found.temperature,
+                "thresholds": found.thresholds,
+            }
+        )
+        return None
+    last = progress.last
+    context.out.print(f"Package: {found.package.path} (digest {found.package.digest[:12]})")
+    if "validation.clean" in last:
+        attacked = f", attacked {last['validation.attacked']:.1%}" if "validation.attacked" in last else ""
+        context.out.print(f"Held-out accuracy: {found.accuracy:.1%} of {found.n}{attacked}")
+    context.out.print(
+        f"Temperature {found.temperature:.4g}: ECE {found.before['ece_report']:.2%} -> "
+        f"{found.after['ece_report']:.2%}; threshold tpr95 {found.thresholds['tpr95']:.4f}"
+    )
+    context.out.print(f"Next: ratioctl counterfactual IMAGE --target CLASS --model {found.package.path}")
+    return None
+
+
+class _Progress:
+    """A live bar on a terminal; elsewhere one line per validation."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.last: dict[str, Any] = {}
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> _Progress:
+        if self.context.console.is_terminal and not self.context.quiet:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("epoch {task.fields[epoch]:.1f}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[pace]:.0f} img/s  loss {task.fields[loss]:.3f}"),
+                console=self.context.console,
+            )
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "validation":
+            self.last = {k: v for k, v in event.items() if k != "event"}
+            parts = [f"clean {event['validation.clean']:.1%}"]
+            if "validation.attacked" in event:
+                parts.append(f"attacked {event['validation.attacked']:.1%}")
+            if "validation.out_confidence" in event:
+                parts.append(f"mean confidence on out-images {event['validation.out_confidence']:.3f}")
+            self.context.note(
+                f"epoch {event['epoch']:.1f} ({event['update']}/{event['updates']}): held out {', '.join(parts)}"
+            )
+            return
+        if self.bar is None:
+            return
+        fields = {"epoch": event["epoch"], "pace": event["images_per_s"], "loss": event["total"]}
+        if self.task is None:
+            self.task = self.bar.add_task("train", total=event["updates"], **fields)
+        self.bar.update(self.task, completed=event["update"], **fields)

@@ -75,7 +75,9 @@ def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Te
     column = torch.randint(0, w, (n, 1), generator=generator, device=device)
     rows = (torch.arange(h, device=device) - row + side // 2).clamp(-1, side)
     columns = (torch.arange(w, device=device) - column + side // 2).clamp(-1, side)
-    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None]
+    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[
+        :, None, None
+    ]
     return torch.where(inside, fill.to(device).view(1, -1, 1, 1), x)
 
 

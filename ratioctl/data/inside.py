@@ -101,7 +101,9 @@ def load_labelled(
     """
     loaded = load(source, size, channels, download=download)
     if loaded.labels is None:
-        raise SourceError(source, "has no class folders", "Arrange it as CLASS/image.png, one folder a class.")
+        raise SourceError(
+            source, "has no class folders", "Arrange it as CLASS/image.png, one folder a class."
+        )
     if label_names is None:
         if len(loaded.label_names) < 2:
             raise SourceError(

@@ -42,7 +42,9 @@ def load(
     """
     parts = [_one(source, size, channels, exclude, seed, count, download) for source in sources]
     if not parts:
-        raise SourceError("out-distribution", "no source given", "Name a folder, an archive or noise:uniform.")
+        raise SourceError(
+            "out-distribution", "no source given", "Name a folder, an archive or noise:uniform."
+        )
     seen = {name for part in parts for name in part.label_names}
     missing = [name for name in exclude if name not in seen]
     if missing:
@@ -146,5 +148,3 @@ def photo_crops(name: str, count: int, size: int, channels: int, seed: int) -> n
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         out[k] = np.asarray(crop).reshape(size, size, channels)
     return out
-
-

@@ -57,7 +57,9 @@ def choose(device: str = "auto", precision: str = "auto") -> Place:
         "fp32": "asked for",
         "bf16": "asked for" + ("" if able else ", though the processor has no instructions for it"),
     }[precision]
-    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
     return Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {reason}")
 
 
