@@ -12,7 +12,9 @@ under a name with its hash (`README-1a2b3c4d.md`) and `config.json`, which names
 with one `os.replace`: from here on the package is the new one. Then the content gets its plain name, a
 name `config.json` no longer mentioned, and a second `os.replace` makes `config.json` name it; the hashed
 names go last. Whatever dies in between leaves a `config.json` whose files are all there; the next change
-finishes the tidying. A reader that meets a change half-way sees that `config.json` moved on and starts over.
+finishes the tidying, which removes whatever lies under these names without standing in `config.json`
+(an export from before a calibration, say), and nothing else. A reader that meets a change half-way sees
+that `config.json` moved on and starts over.
 
 **Digest.** The SHA-256 of the JSON (sorted keys, no spaces, ASCII) of `architecture`,
 `architecture_options`, `label_names`, `input_size`, `mean`, `std`, `interpolation`, `temperature`,
@@ -34,18 +36,17 @@ import math
 import os
 import re
 import shutil
-import socket
 import stat
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from ratioctl import resources
-from ratioctl.errors import DiskError, OutputError, PackageError, RatioctlError, UncalibratedError
+from ratioctl.errors import OutputError, PackageError, RatioctlError, UncalibratedError
+from ratioctl.files import lock, sync_folder, write_synced, writing
 from ratioctl.text import safe_text
 
 __all__ = [
@@ -74,10 +75,9 @@ DEFAULT_MODEL = "cifar10-ratio"
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 MAX_HEADER_BYTES = 64 * 2**20
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 AGAIN = "Get the package again, or package it again from its checkpoint."
 
-WEIGHTS, RECIPE, CARD, ONNX = "model.safetensors", "recipe.toml", "README.md", "model.onnx"
+ROLES = WEIGHTS, RECIPE, CARD, ONNX = "model.safetensors", "recipe.toml", "README.md", "model.onnx"
 _STAGED = re.compile(r"(model|recipe|README)-[0-9a-f]{8}(\.safetensors|\.toml|\.md|\.onnx)")
 _DTYPES = {
     "F64": "<f8",
@@ -678,9 +678,9 @@ def write(
     contents[CARD] = (render_card(document) if card is None else card).encode()
     if onnx is not None:
         contents[ONNX] = _given(onnx)
-    with _writing(folder):
+    with writing(folder):
         if (folder / "config.json").is_file():
-            with _lock(folder):
+            with lock(folder):
                 _replace(folder, document, {}, contents)
         elif folder.is_dir() and any(folder.iterdir()):
             raise OutputError(folder, "is not empty and not a package", "Name a new folder.")
@@ -712,7 +712,7 @@ def update(
         as `write`.
     """
     folder = package.path
-    with _writing(folder), _lock(folder):
+    with writing(folder), lock(folder):
         old = read(folder, verify=False)
         document = {**old.config, "ratio": dict(old.config["ratio"])}
         for key, value in (config_changes or {}).items():
@@ -779,12 +779,12 @@ def _fresh(folder: Path, config: dict[str, Any], contents: Mapping[str, bytes]) 
     partial = target.parent / f".{target.name}.{os.getpid()}-{time.monotonic_ns()}.partial"
     partial.mkdir()
     try:
-        with _lock(partial):
+        with lock(partial):
             for name, data in contents.items():
-                _write_synced(partial / name, data)
+                write_synced(partial / name, data)
             files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-            _write_synced(partial / "config.json", _config_text(config, files))
-        _sync_folder(partial)
+            write_synced(partial / "config.json", _config_text(config, files))
+        sync_folder(partial)
         try:
             os.rename(partial, target)  # replaces an empty folder, refuses a full one
         except OSError as error:
@@ -794,7 +794,7 @@ def _fresh(folder: Path, config: dict[str, Any], contents: Mapping[str, bytes]) 
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _replace(
@@ -807,7 +807,6 @@ def _replace(
             `contents` are superseded.
         contents: new bytes by plain name.
     """
-    before = _named_now(folder)
     files = {name: recorded for name, recorded in kept.items() if _plain(name) not in contents}
     made: list[Path] = []
     try:
@@ -818,7 +817,7 @@ def _replace(
             name = same or f"{stem}-{recorded[:8]}{suffix}"
             if same is None:
                 made.append(folder / name)
-                _write_synced(folder / name, data)
+                write_synced(folder / name, data)
             files[name] = recorded
         _put_config(folder, _config_text(config, files))
     except BaseException:
@@ -839,7 +838,7 @@ def _replace(
         if plain != files:
             _put_config(folder, _config_text(config, plain))
         for path in folder.iterdir():
-            ours = path.name in before or _STAGED.fullmatch(path.name) or path.name.endswith(".tmp~")
+            ours = path.name in ROLES or _STAGED.fullmatch(path.name) or path.name.endswith(".tmp~")
             if ours and path.name not in plain:
                 path.unlink()
 
@@ -855,12 +854,12 @@ def _named_now(folder: Path) -> set[str]:
 def _put_config(folder: Path, text: bytes) -> None:
     temporary = folder / ".config.json.tmp~"
     try:
-        _write_synced(temporary, text)
+        write_synced(temporary, text)
         os.replace(temporary, folder / "config.json")
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -870,24 +869,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        _write_synced(temporary, source.read_bytes())
+        write_synced(temporary, source.read_bytes())
     os.replace(temporary, target)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _sweep_siblings(target: Path) -> None:
@@ -895,71 +878,12 @@ def _sweep_siblings(target: Path) -> None:
     for partial in target.parent.glob(f".{_glob_escape(target.name)}.*.partial"):
         with contextlib.suppress(OSError, RatioctlError):
             if time.time() - partial.stat().st_mtime > 60:
-                with _lock(partial):
+                with lock(partial):
                     shutil.rmtree(partial)
 
 
 def _glob_escape(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Operating system errors as DiskError or OutputError."""
-    try:
-        yield
-    except OSError as error:
-        thing = error.filename or folder
-        reason = (error.strerror or "failed").lower()
-        if error.errno in DISK_ERRORS:
-            raise DiskError(
-                thing, f"cannot be written: {reason}", "Free some space, or write elsewhere."
-            ) from None
-        raise OutputError(
-            thing, f"cannot be written: {reason}", "Check the path and its permissions."
-        ) from None
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock` against other writers; released by the system if we die.
-
-    Raises:
-        OutputError: somebody else holds it; the message says who.
-    """
-    path = folder / ".lock"
-    try:
-        import fcntl
-    except ImportError:  # a system without it: two writers are then up to the user
-        yield
-        return
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
-            os.close(descriptor)
-            raise OutputError(
-                folder, f"is being written by {holder}", "Wait for it to end, then try again."
-            ) from None
-        os.close(descriptor)  # its last holder removed it between our two steps
-    try:
-        os.ftruncate(descriptor, 0)
-        program = Path(sys.argv[0]).name if sys.argv else "python"
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        with contextlib.suppress(OSError):  # a full disk must not hinder a change that frees space
-            os.write(
-                descriptor,
-                f"process {os.getpid()} ({program}) on {socket.gethostname()} since {since}".encode(),
-            )
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 # The model card -----------------------------------------------------------------------------------------
@@ -968,9 +892,8 @@ def _lock(folder: Path) -> Iterator[None]:
 def render_card(config: Mapping[str, Any]) -> str:
     """README.md for a config: Markdown with the YAML front matter that model hubs read.
 
-    States only what the config holds. `ratio.metrics` is a list of
-    measurements (`{"name", "value", "n", "interval", "dataset", "ball"}`), or a table with such
-    `measurements` and a list of `warnings`.
+    States only what the config holds. `ratio.metrics` is a list of measurements (`{"name", "value", "n",
+    "interval", "dataset", "ball"}`), or a table with such `measurements` and a list of `warnings`.
     `ratio.files` and `ratio.digest` are not used, so writing files does not change the card.
     """
     spec = parse_config({**config, "ratio": {**config["ratio"]}}, "config", name="model")
@@ -997,7 +920,9 @@ def render_card(config: Mapping[str, Any]) -> str:
     ]
     lines += ["Normalisation is part of the model: give it pixels in [0,1] and nothing else.", ""]
 
-    lines += ["## Classes", "", ", ".join(_md(label) for label in spec.label_names), ""]
+    shown, rest = spec.label_names[:100], len(spec.label_names) - 100
+    more = f" and {rest} more, listed in config.json" if rest > 0 else ""
+    lines += ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""]
 
     lines += ["## Calibration", ""]
     if spec.calibrated:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_MODEL = "cifar10-ratio"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 SOURCE_HELP = (
     "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
@@ -221,8 +221,7 @@ def guard(run: Callable[[], object], *, json: bool = False) -> int:
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
         except _Carried as carried:
-            assert carried.__cause__ is not None
-            raise carried.__cause__ from None
+            raise (carried.__cause__ or carried) from None
     except BrokenPipeError:
         _abandon_stdout()
         return 0
