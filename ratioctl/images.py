@@ -592,9 +592,9 @@ class _DamagedError(Exception):
 def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
     """Entries of a tar in the order of the archive, streamed: memory does not grow with their number.
 
-    Members for which `wanted(name)` is false are only listed. Raises _DamagedError where the archive breaks
-    Unless `wanted(name)`, a member is only listed. Raises _DamagedError where the archive breaks
-    extended headers of any size whole, and costs more than decoding a small image does.
+    Unless `wanted(name)`, a member is only listed. Raises _DamagedError where the archive breaks off: the
+    standard library's `tarfile` takes a damaged header for the end. It also keeps every member in memory,
+    reads extended headers of any size whole, and costs more than decoding a small image does.
     """
     try:
         with _opened_tar(path) as raw:
