@@ -267,8 +267,9 @@ def _as_known(error: BaseException) -> RatioctlError:
     if isinstance(error, RatioctlError):
         return error
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        known = RatioctlError("Interrupted", "nothing was left half-written")
-        known.exit_code = 128 + getattr(error, "signum", 2)
+        signum = getattr(error, "signum", 2)
+        known = RatioctlError("Interrupted", "stopped by " + ("SIGTERM" if signum == 15 else "Ctrl-C"))
+        known.exit_code = 128 + signum
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
         return UsageError("usage", getattr(error, "format_message")())  # noqa: B009 - typed as Any
@@ -326,7 +327,9 @@ def _set_up_logging(context: Context) -> None:
 
     logger = logging.getLogger("ratioctl")
     logger.setLevel("DEBUG" if context.verbose else "ERROR" if context.quiet else "WARNING")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    for handler in [handler for handler in logger.handlers if handler.name == "ratioctl"]:
+        logger.removeHandler(handler)  # of an earlier `main` in this process, with the stderr of then
+    ours = logging.StreamHandler()
+    ours.name = "ratioctl"
+    ours.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(ours)
