@@ -13,13 +13,14 @@ import pytest
 import ratioctl
 
 ROOT = Path(ratioctl.__file__).parent
-OPEN = {"errors", "resources", "text", "files"}  # open to all; they import at most each other
+OPEN = {"errors", "resources", "text", "files", "ranges"}  # open to all; they import at most each other
 WORK = {"recipe", "images", "data", "nets", "attack", "package", "metrics", "results", "runtime"}
 TABLE: dict[str, set[str]] = {
     "errors": set(),
     "resources": set(),
     "text": set(),
     "files": {"errors"},
+    "ranges": {"errors"},
     "recipe": set(),
     "images": set(),
     "metrics": set(),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import Context, command, not_yet
+from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+
+if TYPE_CHECKING:
+    from ratioctl.results import Explanation
+
+_TOLD = 8  # images whose way to the model's input is told one by one
 
 
 @command
@@ -65,4 +72,98 @@ def counterfactual(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page when done.")] = False,
 ) -> int | None:
     """Show how an image must change to become another class."""
-    not_yet(context, "counterfactual")
+    from ratioctl import explain, report
+    from ratioctl.errors import ImageError, Interrupted
+
+    asked = explain.prepare(
+        images,
+        target=target,
+        eps=eps,
+        model=model or [DEFAULT_MODEL],
+        norm=norm,
+        steps=steps,
+        restarts=restarts,
+        seed=context.seed,
+        until=until,
+        region=region,
+        out=out,
+    )
+    errors: list[dict[str, str]] = []
+    told = 0
+
+    def tell_error(path: str, error: ImageError) -> None:
+        errors.append({"path": path, "error": error.reason})
+        context.warn(str(error))
+
+    def tell_picture(picture: explain.Picture) -> None:
+        nonlocal told
+        if picture.notes:
+            told += 1
+            if told <= _TOLD or context.verbose:
+                context.note(f"{picture.path}: {'; '.join(picture.notes)}")
+
+    finished = 0
+    total = len(asked.sources) * len(asked.models)
+    with _progress(context, total) as watch:
+
+        def counted() -> Iterator[Explanation]:
+            nonlocal finished
+            for explanation in explain.explain(
+                asked,
+                device=context.device,
+                precision=context.precision,
+                on_error=tell_error,
+                on_picture=tell_picture,
+                on_place=lambda place: context.note(place.why) if context.verbose else None,
+                watch=watch,
+            ):
+                finished += 1
+                yield explanation
+
+        try:
+            done = report.write_counterfactuals(
+                out,
+                asked.header,
+                counted(),
+                errors=errors,
+                inputs=explain.files_of(asked.sources),
+                animation=None if picture_format == "png" else picture_format,
+            )
+        except KeyboardInterrupt as stop:
+            reason = f"stopped with {finished} of {total} images done"
+            kept = f"They are in {out / report.PAGE}." if finished else "Nothing was written."
+            raise Interrupted(out, reason, kept, signum=getattr(stop, "signum", 2)) from None
+    if told > _TOLD and not context.verbose:
+        context.note(
+            f"... and {told - _TOLD} more images were fitted to the model's input (--verbose lists them)"
+        )
+    if context.json:
+        emit_json({**asked.header, **report.document_body(done, errors)})
+    for table in report.counterfactual_tables(asked.header, done):
+        context.out.print(table)
+    if not context.json:
+        context.note(f"Pictures, page and numbers: {out / report.PAGE}")
+    if open_page:
+        import webbrowser
+
+        webbrowser.open((out / report.PAGE).resolve().as_uri())
+    return 3 if errors else None
+
+
+@contextlib.contextmanager
+def _progress(context: Context, images: int) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, where that is a terminal; yields what is told the number of images done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = context.console
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=context.quiet or not console.is_terminal
+    ) as bar:
+        task = bar.add_task("Searching", total=images)
+        yield lambda done: bar.update(task, completed=done)
