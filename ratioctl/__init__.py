@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from os import PathLike
 
+    import numpy as np
     import torch
 
     from ratioctl.calibrate import Calibrated
     from ratioctl.package import ModelPackage
     from ratioctl.results import Explanation, ScoreRow
+    from ratioctl.score import Model
 
     Path = str | PathLike[str]
 
@@ -125,11 +127,77 @@ def counterfactual(images: Any, **options: Any) -> list[Explanation]:
     return run(images, **options)
 
 
-def ood_score(paths: Iterable[Path] | Path, **options: Any) -> Iterator[ScoreRow]:
-    """Score images, one row each; see `ratioctl.score.ood_score` for the options."""
+def ood_score(
+    paths: Iterable[Path] | Path,
+    *,
+    model: Path | ModelPackage = DEFAULT_MODEL,
+    threshold: str | float = "tpr95",
+    probabilities: bool = False,
+    worst_case: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Iterator[ScoreRow]:
+    """Score images, one row each, in their order; an image that cannot be read is a row with `error`.
+
+    Args:
+        paths: images, folders, archives, or "-" for a list of paths on stdin.
+        model: a package, a bundled model or an exported `.onnx` file. torch is imported only for a package
+            without `model.onnx`, for `worst_case`, and for a GPU.
+        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
+        probabilities: fill in `ScoreRow.probabilities`.
+        worst_case: l2 radius; fill in the highest confidence found in that ball.
+
+    Raises (at once, not at the first row): see `ratioctl.score.ood_score`.
+    """
     from ratioctl.score import ood_score as run
 
-    return run(paths, **options)
+    opened = _scoring_model(model, device=device, worst_case=worst_case, seed=seed)
+    return run(paths, opened, threshold=threshold, probabilities=probabilities)
+
+
+def _scoring_model(
+    model: Path | ModelPackage, *, device: str = "auto", worst_case: float | None = None, seed: int = 0
+) -> Model:
+    """The model as `ratioctl.score` takes it: with onnxruntime where that will do, else with torch."""
+    import os
+    import threading
+
+    from ratioctl import package as packages
+    from ratioctl import runtime
+    from ratioctl.errors import UsageError
+    from ratioctl.score import Model
+
+    if worst_case is not None and not 0 <= worst_case < float("inf"):
+        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number of at least 0.")
+    gpu = device.startswith("cuda")
+    if isinstance(model, packages.ModelPackage):
+        found = model
+    else:
+        if os.fspath(model).endswith(".onnx") and not os.path.isdir(model):
+            if worst_case is not None:
+                step = "Give the package it was exported from."
+                raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
+            # One thread each: `score` predicts several batches at once.
+            alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
+            return Model(spec=alone.spec, predict=alone.predict, road="onnx", parallel=True)
+        found = packages.read(packages.find(model))
+    if found.onnx_path is not None and worst_case is None and not gpu:
+        inside = runtime.load(found, threads=1)
+        return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)
+
+    from ratioctl.nets.hardware import choose
+    from ratioctl.nets.predict import predictor
+
+    network = predictor(found, choose(device, "fp32").device)
+    turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with turn:
+            return network.predict(images)
+
+    if worst_case is not None:
+        raise UsageError("--worst-case", "is not in this version yet", "")
+    return Model(spec=found, predict=predict, road="torch", parallel=False)
 
 
 def export(model: Path = DEFAULT_MODEL, **options: Any) -> Any:

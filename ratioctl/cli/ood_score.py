@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, not_yet
+from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.errors import UsageError
 
 
 @command
@@ -48,4 +53,94 @@ def ood_score(
     ] = False,
 ) -> int | None:
     """Flag images that are out of the model's distribution."""
-    not_yet(context, "ood-score")
+    import ratioctl
+    from ratioctl import score
+    from ratioctl.cli import _rows
+    from ratioctl.files import writing
+
+    if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
+        raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
+    started = time.monotonic()
+    opened = ratioctl._scoring_model(model, device=context.device, worst_case=worst_case, seed=context.seed)
+    spec = opened.spec
+    limit = score.chosen_threshold(spec, threshold)
+    batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
+    if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
+        context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")
+    if not spec.calibrated:
+        context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
+    names = _rows.columns(spec.label_names if probabilities else None, worst_case=worst_case is not None)
+    count = out = failed = 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(batches))
+        write = None
+        if output is not None:
+            stack.enter_context(writing(output))
+            stream = stack.enter_context(output.open("wb"))
+        if output is not None or not context.json:
+            write, close = _rows.writer(
+                row_format, stream if output is not None else sys.stdout.buffer, names, spec.label_names
+            )
+            stack.callback(close)
+        watch = stack.enter_context(_progress(context, shown=output is not None or not sys.stdout.isatty()))
+        for rows in batches:
+            if write is not None:
+                write(rows)
+            count += len(rows)
+            out += sum(row.is_ood is True for row in rows)
+            failed += sum(row.error is not None for row in rows)
+            watch(count, out, failed)
+    seconds = time.monotonic() - started
+    if context.json:
+        emit_json(
+            {
+                "images": count,
+                "out_of_distribution": out,
+                "errors": failed,
+                "threshold": {
+                    "name": threshold if threshold in spec.thresholds else None,
+                    "confidence": limit,
+                },
+                "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
+                "road": opened.road,
+                "output": output,
+                "seconds": seconds,
+                "images_per_second": count / seconds,
+            }
+        )
+    named = f", {threshold}" if threshold in spec.thresholds else ""
+    context.note(
+        f"{count:,} images in {seconds:.1f} s ({count / seconds:,.0f} a second): {out:,} out of distribution "
+        f"(confidence below {limit:.6g}{named}), {failed:,} could not be read."
+    )
+    if fail_on_ood and out:
+        return 4
+    return 3 if failed and not skip_errors else 0
+
+
+@contextlib.contextmanager
+def _progress(context: Context, *, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """Calls of the yielded function (images, flagged, unreadable) move a line on a terminal's stderr."""
+    if context.quiet or not shown or not sys.stderr.isatty():
+        yield lambda count, out, failed: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=context.console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("listing images")
+        began = time.monotonic()
+
+        def move(count: int, out: int, failed: int) -> None:
+            pace = count / max(time.monotonic() - began, 1e-9)
+            bar.update(
+                task,
+                description=f"{count:,} images, {out:,} out, {failed:,} unreadable, {pace:,.0f} a second",
+            )
+
+        yield move

@@ -1,0 +1,227 @@
+"""`ratioctl ood-score`: formats, streams, summary and exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ratioctl.cli import main
+
+SURE = math.exp(2) / (math.exp(2) + 2)
+HEADER = ["path", "label", "confidence", "ood_score", "is_ood", "error"]
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
+
+
+def program(*line: str, before: str = WITHOUT_TORCH) -> list[str]:
+    code = f"{before}import sys; sys.argv = ['ratioctl', 'ood-score', *{list(line)!r}]\n"
+    return [sys.executable, "-c", code + "from ratioctl.cli import main\nsys.exit(main())"]
+
+
+def run(*line: str | Path) -> int:
+    return main(["ood-score", *map(str, line)])
+
+
+def test_csv_to_the_letter(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (colours / "empty.png").touch()
+    assert run(colours, "--model", tiny_onnx, "--format", "csv", "--threshold", "tpr99") == 3
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == ",".join(HEADER)
+    sure = re.match(r"0\.\d{9}", f"{SURE:.9f}")
+    assert sure is not None
+    red = lines[5].split(",")
+    assert red[:2] == [f"{colours}/red.png", "red"]
+    assert re.fullmatch(r"0\.\d{1,9}", red[2])
+    assert float(red[2]) == pytest.approx(SURE, abs=1e-6)
+    assert float(red[2]) + float(red[3]) == pytest.approx(1, abs=2e-9)
+    assert red[4:] == ["false", ""]
+    assert lines[4].split(",")[4] == "true"
+    assert lines[3] == f"{colours}/empty.png,,,,,is empty (0 bytes)"
+    assert len(lines) == 6
+    summary = captured.err.splitlines()[-1]
+    assert summary.startswith("5 images in ")
+    assert "1 out of distribution (confidence below 0.7, tpr99), 1 could not be read." in summary
+
+
+def test_jsonl_has_nulls_and_the_probabilities(
+    tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (colours / "empty.png").touch()
+    assert run(colours, "--model", tiny_onnx, "--format", "jsonl", "--probabilities", "-q") == 3
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert captured.err == ""
+    assert all(list(row) == [*HEADER, "p:red", "p:green", "p:blue"] for row in rows)
+    assert rows[2] == {
+        **dict.fromkeys(rows[2]),
+        "path": f"{colours}/empty.png",
+        "error": "is empty (0 bytes)",
+    }
+    assert rows[0]["is_ood"] is True
+    assert rows[0]["error"] is None
+    assert rows[0]["p:blue"] == rows[0]["confidence"]
+    assert sum(rows[0][f"p:{name}"] for name in ("red", "green", "blue")) == pytest.approx(1, abs=2e-9)
+
+
+def test_parquet_in_row_groups(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet
+
+    from ratioctl.cli import _rows
+
+    monkeypatch.setattr(_rows, "PARQUET_ROWS", 2)
+    monkeypatch.setattr("ratioctl.score.MAX_BATCH", 2)
+    (colours / "empty.png").touch()
+    file = tmp_path / "rows.parquet"
+    line = [colours, "--model", tiny_onnx, "--format", "parquet", "--output", file, "--skip-errors"]
+    assert run(*line, "--probabilities") == 0
+    read = parquet.ParquetFile(file)
+    assert read.num_row_groups > 1
+    table = read.read()
+    assert table.column_names == [*HEADER, "p:red", "p:green", "p:blue"]
+    assert [str(kind) for kind in table.schema.types] == [
+        *("string", "string", "double", "double", "bool", "string", "double", "double", "double")
+    ]
+    rows = table.to_pylist()
+    assert [Path(row["path"]).name for row in rows] == [
+        *("blue.png", "green.png", "empty.png", "grey.png", "red.png")
+    ]
+    assert rows[2]["confidence"] is None
+    assert rows[2]["is_ood"] is None
+    assert rows[4]["p:red"] == pytest.approx(SURE, abs=1e-6)
+
+
+def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (colours / "line\nbreak\x1b[2J.png").write_bytes((colours / "red.png").read_bytes())
+    assert run(colours / "red.png", colours, "--model", tiny_onnx) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == HEADER
+    assert lines[1].split()[:2] == [f"{colours}/red.png", "red"]
+    assert "\\n" in lines[5]
+    assert "\\x1b[2J" in lines[5]
+    assert len(lines) == 7
+
+
+def test_names_survive_csv(tiny_onnx: Path, tmp_path: Path, colours: Path) -> None:
+    data = (colours / "red.png").read_bytes()
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = ["a,b.png", 'quo"te.png', "line\nbreak.png", "käse 猫.png", "=1+1.png"]
+    for name in names:
+        (folder / name).write_bytes(data)
+    with open(os.fsencode(folder) + b"/bad-\xff.png", "wb") as stream:
+        stream.write(data)
+    file = tmp_path / "rows.csv"
+    assert run(folder, "--model", tiny_onnx, "--format", "csv", "--output", file) == 0
+    rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
+    assert sorted(row["path"] for row in rows) == sorted(f"{folder}/{n}" for n in [*names, "bad-\\xff.png"])
+    assert {row["label"] for row in rows} == {"red"}
+
+
+def test_json_is_the_summary_alone(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (colours / "empty.png").touch()
+    file = tmp_path / "rows.csv"
+    line = [colours, "--model", tiny_onnx, "--json", "--format", "csv", "--output", file]
+    assert run(*line, "--threshold", "tpr99") == 3
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["images"], summary["out_of_distribution"], summary["errors"]) == (5, 1, 1)
+    assert summary["threshold"] == {"name": "tpr99", "confidence": 0.7}
+    assert summary["road"] == "onnx"
+    assert summary["images_per_second"] > 0
+    assert len(file.read_text().splitlines()) == 6
+    assert run(colours / "red.png", "--model", tiny_onnx, "--json", "--threshold", "0.5") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["threshold"] == {"name": None, "confidence": 0.5}
+
+
+def test_exit_codes(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    red, grey, empty = colours / "red.png", colours / "grey.png", colours / "empty.png"
+    empty.touch()
+    common = ["--model", tiny_onnx, "--threshold", "tpr99"]
+    assert run(red, *common, "--fail-on-ood") == 0
+    assert run(red, grey, *common) == 0
+    assert run(red, grey, *common, "--fail-on-ood") == 4
+    assert run(red, empty, *common) == 3
+    assert run(empty, *common) == 3
+    assert run(empty, *common, "--fail-on-ood") == 3
+    assert run(empty, *common, "--skip-errors") == 0
+    assert run(grey, empty, *common, "--fail-on-ood") == 4
+    assert run(grey, empty, *common, "--fail-on-ood", "--skip-errors") == 4
+    assert run(red, "missing.png", *common) == 3
+    assert run("missing.png", *common) == 2
+    assert run(red, "--model", tiny_onnx, "--threshold", "1.5") == 2
+    assert run(red, "--model", tiny_onnx, "--threshold", "tpr97") == 5
+    assert run(red, "--model", tiny_onnx, "--worst-case", "0.5") == 2
+    assert run(red, "--model", "no-such-model") == 5
+    assert run(red, "--model", "no-such.onnx") == 5
+    assert run(red, *common, "--output", colours / "no" / "such" / "folder.csv") == 2
+    assert run(red, *common, "--format", "excel") == 2
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("csv", "jsonl", "parquet", "table"):
+        assert run(colours, "--model", tiny_onnx, "--format", kind, "--output", "/dev/full") == 6
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "/dev/full: cannot be written: no space left on device" in captured.err
+
+
+def test_a_present_output_survives_a_wrong_command(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("precious")
+    assert run(colours, "--model", "no-such.onnx", "--output", file) == 5
+    assert run("missing", "--model", tiny_onnx, "--output", file) == 2
+    assert run(colours, "--model", tiny_onnx, "--output", file, "--threshold", "x") == 2
+    assert file.read_text() == "precious"
+    capsys.readouterr()
+
+
+def test_a_process_needs_no_torch_and_reads_a_list(tiny_package: Path, colours: Path) -> None:
+    listed = "\n".join(str(colours / f"{name}.png") for name in ("red", "blue", "missing")).encode()
+    done = subprocess.run(
+        program("-", "--model", str(tiny_package), "--format", "jsonl"),
+        input=listed,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["label"] for row in rows] == ["red", "blue", None]
+    assert b"torch" not in done.stderr
+
+
+def test_a_closed_pipe_ends_cleanly_while_the_list_is_open(tiny_onnx: Path, colours: Path) -> None:
+    with subprocess.Popen(
+        program("-", "--model", str(tiny_onnx), "--format", "csv"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(f"{colours}/red.png\n".encode())
+        child.stdin.flush()
+        assert child.stdout.readline().startswith(b"path,label")
+        assert child.stdout.readline().startswith(f"{colours}/red.png,red,".encode())
+        child.stdout.close()
+        child.stdin.write(f"{colours}/red.png\n".encode())
+        child.stdin.flush()
+        assert child.wait(60) == 0  # the list on stdin is still open
+        assert child.stderr.read() == b""

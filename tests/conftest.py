@@ -1,0 +1,116 @@
+"""What several rooms' tests need: a tiny exported model whose answers can be worked out on paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TINY_SIZE = 4
+TINY_LABELS = ["red", "green", "blue"]
+TINY_TEMPERATURE = 0.5
+TINY_THRESHOLDS = {"tpr95": 0.9, "tpr99": 0.7}
+
+
+def tiny_config(name: str = "tiny") -> dict[str, Any]:
+    return {
+        "architecture": "channel-means",
+        "label_names": TINY_LABELS,
+        "pretrained_cfg": {
+            "input_size": [3, TINY_SIZE, TINY_SIZE],
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
+        },
+        "ratio": {
+            "format": 1,
+            "name": name,
+            "temperature": TINY_TEMPERATURE,
+            "thresholds": TINY_THRESHOLDS,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_graph() -> Callable[..., bytes]:
+    """Bytes of an ONNX file of `ratioctl export`'s form whose logits are the means of the three channels."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def build(config: dict[str, Any] | None = None) -> bytes:
+        kinds = {"label": TensorProto.INT64, "is_ood": TensorProto.BOOL}
+        names = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
+        outputs = [
+            helper.make_tensor_value_info(
+                name,
+                kinds.get(name, TensorProto.FLOAT),
+                ["N", 3] if name in ("logits", "probabilities") else ["N"],
+            )
+            for name in names
+        ]
+        nodes = [
+            helper.make_node("ReduceMean", ["image", "space"], ["logits"], keepdims=0),
+            helper.make_node("Div", ["logits", "temperature"], ["scaled"]),
+            helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1),
+            helper.make_node("ReduceMax", ["probabilities", "one_axis"], ["confidence"], keepdims=0),
+            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+            helper.make_node("Sub", ["one", "confidence"], ["ood_score"]),
+            helper.make_node("Less", ["confidence", "threshold"], ["is_ood"]),
+        ]
+        constants = {
+            "space": np.array([2, 3]),
+            "one_axis": np.array([1]),
+            "temperature": np.float32(TINY_TEMPERATURE),
+            "threshold": np.float32(TINY_THRESHOLDS["tpr95"]),
+            "one": np.float32(1),
+        }
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, TINY_SIZE, TINY_SIZE])
+        weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+        model = helper.make_model(
+            helper.make_graph(nodes, "tiny", [image], outputs, weights),
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=9,
+        )
+        entry = model.metadata_props.add()
+        entry.key, entry.value = "ratioctl", json.dumps(config or tiny_config())
+        onnx.checker.check_model(model)
+        return model.SerializeToString()
+
+    return build
+
+
+@pytest.fixture
+def tiny_onnx(tmp_path: Path, tiny_graph: Callable[..., bytes]) -> Path:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny_graph())
+    return path
+
+
+@pytest.fixture
+def tiny_package(tmp_path: Path, tiny_graph: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that carries the tiny model's ONNX file; its weights fit no network of ours."""
+    import os
+
+    from ratioctl import package
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    folder = tmp_path / "tiny"
+    package.write(folder, config=tiny_config(), weights={"w": np.ones(3, np.float32)}, onnx=tiny_graph())
+    return folder
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """A folder of plainly coloured PNGs: red, green and blue of full strength, and grey."""
+    from PIL import Image
+
+    folder = tmp_path / "colours"
+    (folder / "deep").mkdir(parents=True)
+    Image.new("RGB", (4, 4), (0, 0, 255)).save(folder / "blue.png")
+    Image.new("RGB", (9, 7), (0, 255, 0)).save(folder / "deep" / "green.png")
+    Image.new("RGB", (4, 4), (128, 128, 128)).save(folder / "grey.png")
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(folder / "red.png")
+    return folder
