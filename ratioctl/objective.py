@@ -1,4 +1,4 @@
-"""The objective: a batch and a model to named losses (eq. 4-6; every published method is a row of weights)."""
+"""The objective: a batch and a model to named losses (eq. 4-6; the published methods are rows of weights)."""
 
 from __future__ import annotations
 

@@ -139,8 +139,10 @@ def _loop(
         fused=place.device.type == "cuda" or None,
     )
     for name, p in parameters.items():
-        if name in state.momentum:
-            sgd.state[p]["momentum_buffer"] = state.momentum[name]
+        # Given from the start, in the parameter's own memory layout: a buffer that SGD makes takes its
+        # gradient's, another layout takes another kernel, and a resumed run would differ in the last bit.
+        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
+        sgd.state[p]["momentum_buffer"] = state.momentum[name]
     eval_net = nets.frozen(model)
     logits_of, train_logits = _in_precision(eval_net, place), _in_precision(model, place)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
@@ -221,9 +223,6 @@ def _loop(
         signum = stopped()
         if last or signum is not None or now - saved > _SAVE_EVERY_S:
             saved = now
-            state.momentum = {
-                name: sgd.state[p]["momentum_buffer"] for name, p in parameters.items() if p in sgd.state
-            }
             _save(folder, state, recipe, place)
         if signum is not None:
             raise Interrupted(
@@ -472,7 +471,6 @@ def _restore(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
         for key, value in group("average").items():
             state.average[key].copy_(value)
     own = dict(state.model.network.named_parameters())
-    # The layout matters for bit-identical updates: velocities live in their parameter's memory format.
     state.momentum = {k: torch.empty_like(own[k]).copy_(v) for k, v in group("momentum").items()}
     state.best = group("best") or None
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])

@@ -128,9 +128,8 @@ class _Progress:
                 parts.append(f"attacked {event['validation.attacked']:.1%}")
             if "validation.out_confidence" in event:
                 parts.append(f"mean confidence on out-images {event['validation.out_confidence']:.3f}")
-            self.context.note(
-                f"epoch {event['epoch']:.1f} ({event['update']}/{event['updates']}): held out {', '.join(parts)}"
-            )
+            at = f"epoch {event['epoch']:.1f} ({event['update']}/{event['updates']})"
+            self.context.note(f"{at}: held out {', '.join(parts)}")
             return
         if self.bar is None:
             return

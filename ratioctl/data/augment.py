@@ -12,10 +12,6 @@ from torch import Tensor
 
 from ratioctl.recipe import Augment
 
-# A sub-policy is two (operation, probability, magnitude 0..9 or None) applied in order. The tables are those
-# found for CIFAR-10, SVHN and ImageNet by Cubuk et al. 2019 (appendix A).
-_Op = tuple[str, float, int | None]
-
 
 def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) -> Tensor:
     """One random view of each image.
@@ -82,8 +78,7 @@ def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Te
 
 
 def resized_crop(x: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """A crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back (bilinear, antialiased by
-    averaging two samples a pixel is not needed: crops are only enlarged)."""
+    """A crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, enlarged back (bilinear)."""
     n, _, h, w = x.shape
     device = x.device
     area = smallest + (1 - smallest) * torch.rand(n, generator=generator, device=device)

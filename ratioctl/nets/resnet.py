@@ -15,10 +15,27 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride, computed as subsampling and a 1x1 convolution without: equal.
+
+    oneDNN's weight gradient of the strided one, channels last, below 8 input channels and at even sizes,
+    reads uninitialised memory (torch 2.15 on a CPU: wrong values that change from call to call).
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        if rows > 1 or columns > 1:
+            x = x[:, :, ::rows, ::columns]
+        return F.conv2d(x, self.weight, self.bias)
+
+
 def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:
     if stride == 1 and c_in == c_out:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    return nn.Sequential(Pointwise(c_in, c_out, stride), nn.BatchNorm2d(c_out))
 
 
 class BasicBlock(nn.Module):
@@ -48,11 +65,11 @@ class Bottleneck(nn.Module):
     def __init__(self, c_in: int, channels: int, stride: int) -> None:
         super().__init__()
         c_out = self.expansion * channels
-        self.conv1 = nn.Conv2d(c_in, channels, 1, bias=False)
+        self.conv1 = Pointwise(c_in, channels, 1)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv3x3(channels, channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, c_out, 1, bias=False)
+        self.conv3 = Pointwise(channels, c_out, 1)
         self.bn3 = nn.BatchNorm2d(c_out)
         self.shortcut = _shortcut(c_in, c_out, stride)
 

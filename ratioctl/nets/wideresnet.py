@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratioctl.nets.resnet import conv3x3
+from ratioctl.nets.resnet import Pointwise, conv3x3
 
 
 class WideBlock(nn.Module):
@@ -18,7 +18,7 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(c_out)
         self.conv2 = conv3x3(c_out, c_out)
         self.equal = c_in == c_out
-        self.convShortcut = None if self.equal else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+        self.convShortcut = None if self.equal else Pointwise(c_in, c_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(self.bn1(x), inplace=True)

@@ -1,0 +1,121 @@
+"""Calibration: known temperatures are recovered, thresholds follow their definition, nothing worsens silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ratioctl import metrics
+from ratioctl import package as packages
+from ratioctl import recipe as recipes
+from ratioctl.calibrate import calibrate, search
+from ratioctl.errors import SourceError, UsageError
+from ratioctl.nets.predict import predictor
+from ratioctl.package import ModelPackage
+from ratioctl.recipe import Calibration
+from ratioctl.train import fit
+
+
+def drawn(temperature: float, n: int = 20_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose true probabilities are softmax(logits / temperature), and labels drawn from them."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(n, classes)) * 2 * temperature
+    p = metrics.softmax(logits, temperature)
+    labels = (p.cumsum(1) < rng.random((n, 1))).sum(1).clip(max=classes - 1)
+    return logits, labels
+
+
+@pytest.mark.parametrize("objective", ["ece", "nll"])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
+def test_the_true_temperature_is_found(objective: str, temperature: float) -> None:
+    logits, labels = drawn(temperature)
+    found = search(logits, labels, Calibration(objective=objective))  # type: ignore[arg-type]
+    assert found == pytest.approx(temperature, rel=0.06)
+
+
+def test_the_grid_is_the_papers() -> None:
+    logits, labels = drawn(1.0, n=500)
+    grid = np.geomspace(0.05, 2.71, 500)
+    found = search(logits, labels, Calibration())
+    correct = logits.argmax(1) == labels
+    values = [metrics.ece(metrics.confidence(logits, t), correct, 10, 0.2) for t in grid]
+    assert values[int(np.argmin(np.abs(grid - found)))] == min(values)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    settings = ["model.width=4", "optim.epochs=1.5", "optim.batch_size=32", "optim.batch_size_out=16"]
+    settings += ["optim.validate_images=24", "objective.inside.attack.steps=1"]
+    settings += ["objective.outside.attack.steps=1", 'data.outside="noise:uniform"']
+    return fit(recipes.load("digits-ratio", settings), tmp_path_factory.mktemp("run"))
+
+
+def copy_of(package: ModelPackage, path: Path) -> ModelPackage:
+    data = package.weights_path.read_bytes()
+    config = packages.portable_config(package)
+    return packages.write(path, config=config, weights=data, recipe_text=package.recipe_text)
+
+
+def test_calibration_writes_what_it_measured(package: ModelPackage, tmp_path: Path) -> None:
+    found = calibrate(copy_of(package, tmp_path / "model"))
+    again = packages.read(tmp_path / "model")
+    assert again.temperature == found.temperature != 1
+    record = again.config["ratio"]["calibration"]
+    assert record["n"] == found.n == 216
+    assert record["bins"] == 10
+    assert record["report_bins"] == 15
+    assert record["range"] == [0.1, 1.0]
+    assert found.after["ece"] <= found.before["ece"]
+    assert packages.read(package.path).temperature == 1, "the original is another folder"
+
+
+def test_thresholds_keep_their_share_of_the_held_out_images(package: ModelPackage, tmp_path: Path) -> None:
+    from ratioctl.data import loader
+
+    found = calibrate(copy_of(package, tmp_path / "model"))
+    assert found.package.recipe_text is not None
+    images = loader.held_out(recipes.loads(found.package.recipe_text))
+    confidences = np.sort(
+        metrics.confidence(predictor(found.package).predict(images.pixels), found.temperature)
+    )
+    for name, percent in (("tpr95", 95), ("tpr99", 99)):
+        position = int((100 - percent) * len(confidences) // 100)
+        assert found.thresholds[name] == confidences[position]
+        assert (confidences >= found.thresholds[name]).mean() >= percent / 100
+
+
+def test_out_leaves_the_package_alone(package: ModelPackage, tmp_path: Path) -> None:
+    model = copy_of(package, tmp_path / "model")
+    before = (model.path / "config.json").read_bytes()
+    found = calibrate(model, out=tmp_path / "other")
+    assert found.package.path == tmp_path / "other"
+    assert (model.path / "config.json").read_bytes() == before
+
+
+def test_given_data_is_used(package: ModelPackage, tmp_path: Path) -> None:
+    found = calibrate(copy_of(package, tmp_path / "model"), data="digits:test")
+    assert found.n > 300
+    assert found.package.config["ratio"]["calibration"]["source"] == "digits:test"
+
+
+def test_doubts_are_told(package: ModelPackage, tmp_path: Path) -> None:
+    found = calibrate(copy_of(package, tmp_path / "model"))
+    assert any("216 held-out images" in w for w in found.warnings)
+    ends = packages.portable_config(package)
+    arrays = {k: v * (1e-3 if k == "linear.weight" else 1) for k, v in packages.weights(package).items()}
+    arrays["linear.bias"] = arrays["linear.bias"] * 1e-3
+    flat = packages.write(tmp_path / "flat", config=ends, weights=arrays, recipe_text=package.recipe_text)
+    assert any("end of the grid" in w for w in calibrate(flat).warnings)
+
+
+def test_data_that_is_not_there(package: ModelPackage, tmp_path: Path) -> None:
+    model = copy_of(package, tmp_path / "model")
+    with pytest.raises(SourceError, match=r"nowhere"):
+        calibrate(model, data=str(tmp_path / "nowhere"))
+    bare = packages.write(
+        tmp_path / "bare", config=packages.portable_config(package), weights=package.weights_path.read_bytes()
+    )
+    with pytest.raises(UsageError, match="--data"):
+        calibrate(bare)
