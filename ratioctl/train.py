@@ -86,8 +86,8 @@ def fit(
     Args:
         resume: continue from `checkpoint/`; without one, start.
         init: a package whose weights are the starting point (fine-tuning).
-        watch: called with a dictionary per validation ("event": "validation") and about once a second
-            between ("event": "progress").
+        watch: called with a dictionary: once what the leak check found ("event": "leaks"), per validation
+            ("event": "validation") and about once a second between ("event": "progress").
 
     Raises:
         UsageError: a run is already in `out` and `resume` is false, or `init` does not fit.
@@ -101,16 +101,19 @@ def fit(
         raise UsageError(
             out, "already holds a training run", "Continue it with --resume, or choose another --out."
         )
+    watch = watch or (lambda event: None)
     splits = loader.load(recipe, download=download)
     mean, std = _normalisation(recipe, splits.train)
     state = _fresh(recipe, splits.train, mean, std, init, place)
     if resume and (folder / "state.json").exists():
         _restore(folder, state, recipe, place)
     files.make_folder(folder)
+    found = loader.leaks(splits)
+    watch({"event": "leaks", **found})
     with files.writing(out), files.lock(out), _signals() as stopped:
         log = _MetricsLog(out / "metrics.jsonl", state.update)
-        _loop(recipe, state, splits, folder, log, place, stopped, watch or (lambda event: None))
-        return _package(recipe, state, splits, out / "package", mean, std, init)
+        _loop(recipe, state, splits, folder, log, place, stopped, watch)
+        return _package(recipe, state, splits, out / "package", mean, std, init, found)
 
 
 def _loop(
@@ -205,7 +208,7 @@ def _loop(
                 raise TrainingError(
                     f"update {state.update}", "a weight is not finite", f"The checkpoint in {folder} is kept."
                 )
-            row = {
+            row: dict[str, Any] = {
                 "event": "validation",
                 "update": state.update,
                 "updates": total,
@@ -371,7 +374,7 @@ def _normalisation(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tu
     if recipe.model.mean is not None and recipe.model.std is not None:
         return recipe.model.mean, recipe.model.std
     flat = train.pixels.reshape(-1, train.pixels.shape[-1])
-    count, total, squares = len(flat), 0.0, 0.0
+    count, total, squares = len(flat), np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
     for start in range(0, count, 1 << 22):
         part = flat[start : start + (1 << 22)].astype(np.float64) / 255
         total, squares = total + part.sum(0), squares + (part**2).sum(0)
@@ -542,6 +545,7 @@ def _package(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     init: packages.ModelPackage | None,
+    found: dict[str, int],
 ) -> packages.ModelPackage:
     """Write the chosen weights as a package without temperature and thresholds."""
     import torchvision
@@ -592,6 +596,7 @@ def _package(
                     "held_out": len(splits.held_out),
                     "outside": 0 if splits.outside is None else len(splits.outside),
                 },
+                "leaks": found,
                 "seed": recipe.seed,
                 "updates": state.update,
                 "selected_update": state.best_update,

@@ -121,6 +121,9 @@ class _Progress:
             self.bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "leaks":
+            self._leaks(event)
+            return
         if event["event"] == "validation":
             self.last = {k: v for k, v in event.items() if k != "event"}
             parts = [f"clean {event['validation.clean']:.1%}"]
@@ -137,3 +140,18 @@ class _Progress:
         if self.task is None:
             self.task = self.bar.add_task("train", total=event["updates"], **fields)
         self.bar.update(self.task, completed=event["update"], **fields)
+
+    def _leaks(self, event: dict[str, Any]) -> None:
+        held = event["held_out"]
+        exact, near = event.get("outside.exact", 0), event.get("outside.near", 0)
+        if exact or near:
+            self.context.warn(
+                f"leak check: of {held} held-out images {exact} stand in the out-distribution exactly "
+                f"and {near} nearly; remove them there, or their class with data.exclude"
+            )
+        if event["train.exact"]:
+            self.context.warn(
+                f"leak check: {event['train.exact']} of {held} held-out images are also trained on"
+            )
+        if not (exact or near or event["train.exact"]):
+            self.context.note(f"Leak check: none of {held} held-out images stands in the training data")

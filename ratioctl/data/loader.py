@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratioctl import images
 from ratioctl.data import inside, outside
 from ratioctl.data.augment import augment
 from ratioctl.data.inside import Images
@@ -84,10 +86,26 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
     return Splits(train=train, held_out=held_images, outside=out, outside_test=out_test)
 
 
+def leaks(splits: Splits) -> dict[str, int]:
+    """Held-out in-images that also stand in the training data, exactly or nearly (`images.near_duplicates`).
+
+    Returns:
+        "held_out": how many were compared; "outside.exact" and "outside.near": of these, how many have a
+        copy in the training out-distribution; "train.exact": in the training split itself.
+    """
+    held = splits.held_out.pixels
+    found = {"held_out": len(held)}
+    if splits.outside is not None:
+        pairs = images.near_duplicates(splits.outside.pixels, held)
+        found["outside.exact"] = sum(pair.exact for pair in pairs)
+        found["outside.near"] = sum(not pair.exact for pair in pairs)
+    trained = {hashlib.sha256(image.tobytes()).digest() for image in splits.train.pixels}
+    found["train.exact"] = sum(hashlib.sha256(image.tobytes()).digest() in trained for image in held)
+    return found
+
+
 def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> None:
     """Class folders that differ between splits are an error before hours of training, not after."""
-    from ratioctl import images
-
     assert recipe.data.test is not None
     source = recipe.data.test
     if source.partition(":")[0] in inside.SETS:
@@ -102,9 +120,9 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
         )
 
 
-def updates_per_epoch(images: int, batch_size: int) -> float:
+def updates_per_epoch(count: int, batch_size: int) -> float:
     """Updates in which every in-image is seen once; batches run on over the end of an epoch."""
-    return images / batch_size
+    return count / batch_size
 
 
 @functools.lru_cache(maxsize=4)
