@@ -1,0 +1,78 @@
+# The two commands a newcomer needs are `make demo` and `make test`; everything installs into .venv.
+# PYTHON names the interpreter that makes it (3.11 or newer), VENV another place for it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SAMPLE ?= assets/samples/cat.jpg
+TARGET ?= dog
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo install dev test test-slow check format bench wheel clean distclean
+
+help:  ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## how would a cat have to change to become a dog?
+	$(BIN)/ratioctl counterfactual $(SAMPLE) --target $(TARGET) --eps 0.5..3 --out demo
+	@name=$$(basename $(SAMPLE)); name=$${name%.*}; echo; echo "Look at these:"; \
+	echo "  demo/$$name/$(TARGET)/grid.png   the photograph, then what $(TARGET) would take, budget by budget"; \
+	echo "  demo/index.html                  the same as a page, for the browser"; \
+	echo "  demo/counterfactuals.json        every number behind it"
+
+install: $(VENV)/.installed  ## make .venv and install the package into it, editable
+
+dev: $(VENV)/.dev  ## the same with the development extras
+
+test: $(VENV)/.dev  ## the whole suite, less the tests marked slow; PYTEST_ARGS="-k recipes" narrows it
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+check: $(VENV)/.dev  ## formatting, lint, types and tests: what has to pass before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.dev  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## every benchmark, one after the other
+	@set -e; found=; for file in benchmarks/[a-z]*.py; do \
+	  [ -f "$$file" ] || continue; found=1; echo "== $$file"; $(BIN)/python "$$file"; \
+	done; [ "$$found" ] || { echo "benchmarks/ holds no benchmark"; exit 1; }
+
+wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built and measured, keep .venv and runs
+	rm -rf build dist demo counterfactuals reports *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
+
+# The stamps carry the date of the last successful install: again only after pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml
+	@python=; for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if command -v $$candidate > /dev/null 2>&1 \
+	    && $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python=$$candidate; break; fi; \
+	done; \
+	[ "$$python" ] || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
+	echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV) \
+	  || { echo "$$python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
