@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ratioctl.cli._common import Context, Download, command, emit_json
+from ratioctl.errors import Interrupted
 
 
 @command
@@ -52,17 +54,24 @@ def train(
     if context.verbose:
         context.note(f"Computing on {choose(context.device, context.precision).why}")
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
-    with _Progress(context) as progress:
-        package = fit(
-            loaded,
-            folder,
-            resume=resume,
-            init=start,
-            device=context.device,
-            precision=context.precision,
-            download=download,
-            watch=progress,
-        )
+    try:
+        with _Progress(context) as progress:
+            package = fit(
+                loaded,
+                folder,
+                resume=resume,
+                init=start,
+                device=context.device,
+                precision=context.precision,
+                download=download,
+                watch=progress,
+            )
+    except Interrupted as stop:
+        sets = [part for setting in changes for part in ("--set", setting)]
+        again = ["ratioctl", "train", recipe, *sets, "--out", str(folder), "--resume"]
+        again += ["--init", init] if init is not None else []
+        line = f"Continue with: {shlex.join(again)}"
+        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
     found = calibrate(package, device=context.device, download=download)
     for doubt in found.warnings:
         context.warn(doubt)

@@ -1,0 +1,68 @@
+"""The README and the command line agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ratioctl import recipe as recipes
+from ratioctl.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_stands_in_the_readme(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: ratioctl {name}" in text
+    for option in ("--json", "--quiet", "--verbose", "--device", "--precision", "--seed"):
+        assert option in text
+    assert re.search(rf"`(ratioctl )?{name}\b", README), f"{name} is not in the README"
+
+
+def test_recipes_named_in_the_readme_exist() -> None:
+    named = set(
+        re.findall(r"`((?:digits|cifar10|cifar100|svhn)-(?:plain|oe|acet|at|trades|ratio)[\w.-]*)`", README)
+    )
+    assert named - set(recipes.available()) == set()
+    assert len(named) >= 8
+
+
+def test_options_in_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.split("#")[0].split()
+            if words[:1] != ["ratioctl"] or len(words) < 2:
+                continue
+            assert main([words[1], "--help"]) == 0
+            text = capsys.readouterr().out
+            for word in words[2:]:
+                if word.startswith("--"):
+                    assert word in text, f"{word} in: {line}"
+
+
+def test_pictures_and_files_in_the_readme_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_python_block_runs_on_the_bundled_model() -> None:
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    code = (
+        block[1].replace("inbox/", "assets/samples/coffee.jpg").replace("photo.jpg", "assets/samples/cat.jpg")
+    )
+    code = code.replace('eps="0.5..3")', 'eps="0.5", steps=2)')
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "coffee.jpg" in done.stdout
