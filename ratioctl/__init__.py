@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from ratioctl.calibrate import Calibrated
+    from ratioctl.export import Exported
+    from ratioctl.nets.predict import Predictor
     from ratioctl.package import ModelPackage
-    from ratioctl.results import Explanation, ScoreRow
+    from ratioctl.results import Explanation, Report, ScoreRow
     from ratioctl.score import Model
 
     Path = str | PathLike[str]
@@ -110,21 +112,112 @@ def calibrate(
     return run(chosen, data=data, objective=objective, out=target, device=device, download=download)  # type: ignore[arg-type]
 
 
-def evaluate(*models: Path, **options: Any) -> Any:
-    """Measure models; see `ratioctl.evaluate.evaluate`."""
-    from ratioctl.evaluate import evaluate as run
+def evaluate(
+    *models: Path | ModelPackage,
+    data: str,
+    ood: Sequence[str] | Mapping[str, str] = (),
+    suite: str = "quick",
+    limit: int | None = None,
+    resume: bool = False,
+    write: bool = False,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    download: bool = False,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Report | tuple[Report, ...]:
+    """Measure accuracy, robustness, calibration and OOD detection; see `ratioctl.evaluate.run`.
 
-    return run(*models, **options)
+    Args:
+        models: package folders or names of bundled models; none means the default one.
+        ood: "NAME=SOURCE" each, or a mapping; none means the built-in noise.
+        out: also write the reports there, and continue what was interrupted there.
+        watch: called with progress events.
+
+    Returns:
+        A Report for one model, a tuple of them for several.
+    """
+    import pathlib
+
+    from ratioctl import evaluation_report
+    from ratioctl.evaluate import run
+
+    folder = None if out is None else pathlib.Path(out)
+    found = run(
+        [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
+        data=data,
+        ood=ood,
+        suite=suite,
+        limit=limit,
+        resume=resume,
+        write=write,
+        out=folder,
+        device=device,
+        precision=precision,
+        seed=seed,
+        download=download,
+        watch=watch,
+        finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
+    )
+    reports = tuple(model.report for model in found.models)
+    return reports[0] if len(reports) == 1 else reports
 
 
-def counterfactual(images: Any, **options: Any) -> list[Explanation]:
+def counterfactual(
+    images: Any,
+    *,
+    target: str | Sequence[str],
+    eps: str | float | Sequence[float] | None = None,
+    model: Path | Sequence[Path] = DEFAULT_MODEL,
+    norm: str | float = "2",
+    steps: int = 500,
+    restarts: int = 1,
+    seed: int = 0,
+    until: float | None = None,
+    region: Any = None,
+    device: str = "auto",
+    precision: str = "auto",
+    out: Path | None = None,
+) -> list[Explanation]:
     """Show how images would have to change for a model to see another class.
 
-    See `ratioctl.explain.counterfactual` for the options.
+    Args:
+        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
+        target: class names (comma-separated, or a list), "predicted", "second" or "all".
+        eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
+        model: package folders or names of bundled models.
+        norm: of the ball in which the change stays: "2", "1.5", "1" or "inf".
+        until: look for the smallest change that reaches this confidence, not for the one that flips.
+        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        out: also write there what `ratioctl counterfactual` writes.
+    Returns:
+        One explanation for each model and image, models in the outer order.
+    Raises:
+        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
     """
-    from ratioctl.explain import counterfactual as run
+    from ratioctl import explain
 
-    return run(images, **options)
+    asked = explain.prepare(
+        images,
+        target=target,
+        eps=eps,
+        model=model,
+        norm=norm,
+        steps=steps,
+        restarts=restarts,
+        seed=seed,
+        until=until,
+        region=region,
+        out=out,
+    )
+    answers = explain.explain(asked, device=device, precision=precision)
+    if out is None:
+        return list(answers)
+
+    from ratioctl import report
+
+    return report.write_counterfactuals(out, asked.header, answers, inputs=explain.files_of(asked.sources))
 
 
 def ood_score(
@@ -167,8 +260,8 @@ def _scoring_model(
     from ratioctl.errors import UsageError
     from ratioctl.score import Model
 
-    if worst_case is not None and not 0 <= worst_case < float("inf"):
-        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number of at least 0.")
+    if worst_case is not None and not 0 < worst_case < float("inf"):
+        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number above 0.")
     gpu = device.startswith("cuda")
     if isinstance(model, packages.ModelPackage):
         found = model
@@ -195,16 +288,58 @@ def _scoring_model(
         with turn:
             return network.predict(images)
 
+    attacked = None
     if worst_case is not None:
-        raise UsageError("--worst-case", "is not in this version yet", "")
-    return Model(spec=found, predict=predict, road="torch", parallel=False)
+        attacked = _worst_case(network, found.temperature, worst_case, seed, turn)
+    return Model(spec=found, predict=predict, road="torch", parallel=False, worst_case=attacked)
 
 
-def export(model: Path = DEFAULT_MODEL, **options: Any) -> Any:
-    """Write an ONNX file; see `ratioctl.export.export` for the options."""
+def _worst_case(
+    network: Predictor, temperature: float, eps: float, seed: int, turn: AbstractContextManager[Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 (N, H, W, C) -> (N,) the highest confidences found in the l2 balls of radius `eps`."""
+    import torch
+
+    from ratioctl.attack.ensemble import worst_case_confidence
+    from ratioctl.images import to_pixels
+    from ratioctl.recipe import Ball
+
+    def search(images: np.ndarray) -> np.ndarray:
+        with turn:
+            x = torch.from_numpy(to_pixels(images)).to(network.device)
+            ball = Ball(p="2", eps=eps)
+            found = worst_case_confidence(
+                network.network, x, ball, temperature=temperature, restarts=1, seed=seed
+            )
+            return found.confidence.cpu().numpy()
+
+    return search
+
+
+def export(
+    model: Path | ModelPackage = DEFAULT_MODEL,
+    *,
+    output: Path | None = None,
+    input_type: Literal["float", "uint8"] = "float",
+    threshold: str | float = "tpr95",
+    int8: bool = False,
+    layout: Literal["file", "triton", "kserve"] = "file",
+    opset: int | None = None,
+    download: bool = False,
+) -> Exported:
+    """Write an ONNX file that flags by itself what it does not know; see `ratioctl.export.export`."""
     from ratioctl.export import export as run
 
-    return run(model, **options)
+    return run(
+        model,
+        output=output,
+        input_type=input_type,
+        threshold=threshold,
+        int8=int8,
+        layout=layout,
+        opset=opset,
+        download=download,
+    )
 
 
 def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:

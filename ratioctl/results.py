@@ -67,6 +67,72 @@ class Report:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Attacked:
+    """An image and what an attack made of it, both uint8 (H, W, C), for people to look at.
+
+    Attributes:
+        before, after: confidences of the image and of the point found (before that was rounded to 8 bits).
+        label: what the model takes the attacked image for.
+    """
+
+    dataset: str
+    image: np.ndarray
+    attacked: np.ndarray
+    before: float
+    after: float
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluated:
+    """One model's part of an evaluation.
+
+    Attributes:
+        name: of the package; different for every model of one evaluation.
+        figures: what figures are drawn from, plain JSON values.
+        gallery: the most confident attacked out-images.
+        examples: one entry per example and attack in each column, all columns equally long.
+    """
+
+    name: str
+    report: Report
+    figures: dict[str, Any]
+    gallery: tuple[Attacked, ...]
+    examples: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What `ratioctl evaluate` found out, about one model or several on the same data.
+
+    Attributes:
+        suite: its name; `protocol` says in words what was run.
+        data: per set "name", "source", "n", "fingerprint".
+        environment: versions, hardware, precision.
+    """
+
+    suite: str
+    protocol: str
+    data: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    models: tuple[Evaluated, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """`report.json`: plain JSON values."""
+        return {
+            "schema": "ratioctl/evaluation/1",
+            "suite": self.suite,
+            "protocol": self.protocol,
+            "data": [dict(entry) for entry in self.data],
+            "environment": dict(self.environment),
+            "models": [
+                {"name": model.name, **model.report.to_json(), "figures": model.figures}
+                for model in self.models
+            ],
+        }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreRow:
     """One scored image, or why it could not be read (`error`; the rest is then None).

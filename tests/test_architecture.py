@@ -38,8 +38,12 @@ TABLE: dict[str, set[str]] = {
     "explain": WORK,
     "export": WORK,
     "report": {"results", "metrics"},
+    "evaluation_report": {"results", "metrics"},
 }
-TORCH_FREE = ("errors", "recipe", "images", "metrics", "results", "package", "runtime", "score", "report")
+TORCH_FREE = (
+    *("errors", "recipe", "images", "metrics", "results", "package", "runtime", "score"),
+    *("report", "evaluation_report"),
+)
 CLI_MODULE_LEVEL = {"cli", "errors", "text", "resources"}
 
 

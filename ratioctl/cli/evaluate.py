@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, not_yet
+from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 
 
 @command
@@ -31,14 +31,118 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted evaluation.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Also reuse what a finished evaluation left in DIR (an interrupted one always continues).",
+        ),
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Also write the measurements into the package's card and config.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for reports and figures.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the reports [default: reports/MODEL-SUITE]."),
     ] = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and OOD detection."""
-    not_yet(context, "evaluate")
+    """Measure accuracy, robustness, calibration and OOD detection.
+
+    Without --ood, out-distributions are the built-in uniform and smooth noise. An interrupted evaluation
+    continues where it stopped when the same command is given again.
+    """
+    from ratioctl import package as packages
+    from ratioctl.evaluate import run
+
+    loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
+    folder = out or default_folder([package.name for package in loaded], suite)
+
+    from ratioctl import evaluation_report
+
+    written: list[Path] = []
+    with _Progress(context) as progress:
+        evaluation = run(
+            loaded,
+            data=data,
+            ood=ood or (),
+            suite=suite,
+            limit=limit,
+            resume=resume,
+            write=write,
+            out=folder,
+            device=context.device,
+            precision=context.precision,
+            seed=context.seed,
+            download=download,
+            watch=progress,
+            finish=lambda found: written.extend(evaluation_report.write(found, folder)),
+        )
+    for model in evaluation.models:
+        prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
+        for warning in model.report.warnings:
+            context.warn(prefix + warning)
+    if context.json:
+        emit_json({**evaluation.to_json(), "files": [str(path) for path in written]})
+        return None
+    for shown in evaluation_report.rich_tables(evaluation):
+        context.out.print(shown)
+    for path in written:
+        context.out.print(f"Written: {path}")
+    if write:
+        for package in loaded:
+            context.out.print(f"Filed in: {package.path}")
+    return None
+
+
+def default_folder(names: list[str], suite: str) -> Path:
+    """Where reports go without --out."""
+    return Path("reports") / f"{names[0] if len(names) == 1 else 'comparison'}-{suite}"
+
+
+class _Progress:
+    """A live bar on a terminal; elsewhere a line every tenth of the work."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.tenth = 0
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> _Progress:
+        if self.context.console.is_terminal and not self.context.quiet:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            self.bar = Progress(
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.description}"),
+                console=self.context.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("loading", total=1.0, left="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "plan":
+            self.context.note(f"This takes {duration(event['seconds'])} at most.")
+            return
+        left = "" if event["seconds_left"] is None else f"{duration(event['seconds_left'])} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=event["share"], left=left, description=event["what"])
+        elif int(event["share"] * 10) > self.tenth:
+            self.tenth = int(event["share"] * 10)
+            self.context.note(f"{event['share']:.0%} ({event['what']}), {left}")
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "3 min", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

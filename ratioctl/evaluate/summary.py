@@ -1,0 +1,321 @@
+"""From arrays to measurements and figures. Arrays are float64 confidences after the temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ratioctl import metrics
+from ratioctl.data.inside import Images
+from ratioctl.evaluate.journal import Arrays
+from ratioctl.recipe import Ball, Calibration
+from ratioctl.results import Measurement
+
+SAMPLES = 200  # of bootstrap intervals
+CURVE_POINTS = 200  # of a ROC
+HISTOGRAM_BINS = 25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What stands beside every measurement on a set: its name in the report, fingerprint, and the seed."""
+
+    name: str
+    images: Images
+    seed: int
+
+    def details(self, **more: Any) -> dict[str, Any]:
+        return {"fingerprint": self.images.fingerprint, "seed": self.seed, **more}
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 0xB007])
+
+
+def seconds(parts: Sequence[Arrays]) -> float:
+    """How long batches took together."""
+    return round(float(sum(float(part["seconds"]) for part in parts)), 3)
+
+
+def clean(
+    source: Source, logits: np.ndarray, temperature: float, spec: Calibration, duration: float
+) -> list[Measurement]:
+    """Accuracy and calibration on all in-images; "_uncalibrated" is before the temperature."""
+    labels = source.images.labels
+    assert labels is not None
+    n, classes = logits.shape
+    correct = logits.argmax(1) == labels
+    rows = [
+        _rate("accuracy", int(correct.sum()), n, source, duration_s=duration),
+    ]
+    for suffix, t in (("", temperature), ("_uncalibrated", 1.0)):
+        p = metrics.softmax(logits, t)
+        c = p.max(1)
+        bins = spec.report_bins
+        of_bins = {"temperature": t, "bins": bins}
+
+        def ece(c: np.ndarray, right: np.ndarray, bins: int = bins) -> float:
+            return metrics.ece(c, right, bins, 1 / classes)
+
+        def adaptive(c: np.ndarray, right: np.ndarray, bins: int = bins) -> float:
+            return metrics.adaptive_ece(c, right, bins)
+
+        rows.append(
+            _bootstrapped(f"ece{suffix}", ece, [[c, correct]], n, source, range=[1 / classes, 1.0], **of_bins)
+        )
+        rows.append(_bootstrapped(f"adaptive_ece{suffix}", adaptive, [[c, correct]], n, source, **of_bins))
+        losses = -metrics.log_softmax(logits, t)[np.arange(n), labels]
+        squares = np.sum(p**2, 1) - 2 * p[np.arange(n), labels] + 1
+        rows.append(_mean(f"nll{suffix}", losses, source, bounds=(0.0, np.inf), temperature=t))
+        rows.append(_mean(f"brier{suffix}", squares, source, bounds=(0.0, 2.0), temperature=t))
+        rows.append(_mean(f"mmc{suffix}", c, source, temperature=t))
+    return rows
+
+
+def mixture(
+    source: Source,
+    logits: np.ndarray,
+    outside: Mapping[str, np.ndarray],
+    temperature: float,
+    spec: Calibration,
+) -> list[Measurement]:
+    """ECE where half the images are in-images and half out-images with a random label (appendix C).
+
+    As many images of every out-set as of every other one; an out-image counts as correct with 1/K.
+    """
+    labels, rng = source.images.labels, source.generator()
+    assert labels is not None
+    each = min(len(logits) // len(outside), *(len(o) for o in outside.values()))
+    if not each:
+        return []
+    out = np.concatenate([o[rng.permutation(len(o))[:each]] for o in outside.values()])
+    inside = rng.permutation(len(logits))[: len(out)]
+    both, classes = np.concatenate([logits[inside], out]), logits.shape[1]
+    right = np.concatenate(
+        [(logits[inside].argmax(1) == labels[inside]).astype(float), np.full(len(out), 1 / classes)]
+    )
+    named = dataclasses.replace(source, name=" + ".join([source.name, *outside]))
+    rows = []
+    for suffix, t in (("", temperature), ("_uncalibrated", 1.0)):
+        rows.append(
+            _bootstrapped(
+                f"ece_mixture{suffix}",
+                lambda c, r: metrics.ece(c, r, spec.report_bins, 1 / classes),
+                [[metrics.confidence(both, t), right]],
+                len(both),
+                named,
+                temperature=t,
+                bins=spec.report_bins,
+                range=[1 / classes, 1.0],
+            )
+        )
+    return rows
+
+
+def robust(
+    source: Source, parts: Sequence[Arrays], ball: Ball, attacks: Sequence[str], name: str
+) -> list[Measurement]:
+    """Robust accuracy after all attacks, and what each left standing."""
+    by = np.concatenate([part["broken_by"] for part in parts])
+    n, took = len(by), seconds(parts)
+    standing = [int(((by == 0) | (by > k)).sum()) for k in range(len(attacks) + 1)]
+    rows = [_rate("robust_accuracy", standing[-1], n, source, ball, attack=name, duration_s=took)]
+    rows += [_rate("accuracy_before_attack", standing[0], n, source)]
+    for k, attack in enumerate(attacks):
+        rows.append(
+            _rate(
+                f"accuracy_after_{attack.replace('-', '_')}",
+                standing[k + 1],
+                n,
+                source,
+                ball,
+                attack=" + ".join(attacks[: k + 1]),
+            )
+        )
+    return rows
+
+
+def detection(
+    source: Source,
+    inside: np.ndarray,
+    outside: np.ndarray,
+    ball: Ball | None = None,
+    suffix: str = "",
+    **details: Any,
+) -> list[Measurement]:
+    """How well confidences tell `outside` (M,) from `inside` (N,)."""
+    scores = -inside, -outside
+    n = len(inside) + len(outside)
+    sizes = {"n_in": len(inside), "n_out": len(outside), **details}
+    rows = []
+    for name, of in (("auroc", metrics.auroc), ("conservative_auroc", metrics.conservative_auroc)):
+        value = of(*scores)
+        interval = metrics.auroc_interval(value, len(inside), len(outside))
+        rows.append(_row(name + suffix, value, n, interval, source, ball, **sizes))
+    if suffix:
+        return rows
+    groups = [[scores[0]], [scores[1]]]
+    for name, of in (
+        ("fpr_at_95_tpr", metrics.fpr_at_95_tpr),
+        ("aupr_out", metrics.aupr_out),
+        ("aupr_in", metrics.aupr_in),
+    ):
+        rows.append(_bootstrapped(name, of, groups, n, source, ball, **sizes))
+    rows.append(_mean("mmc", outside, source, ball, **details))
+    return rows
+
+
+def operating(
+    source: Source,
+    confidences: np.ndarray,
+    thresholds: Mapping[str, float],
+    ball: Ball | None = None,
+    **details: Any,
+) -> list[Measurement]:
+    """Share with confidence at or above each stored threshold: in-images kept, out-images let through."""
+    what = "kept" if source.images.labels is not None else "let_through"
+    return [
+        _rate(
+            f"{what}_at_{name}",
+            int((confidences >= threshold).sum()),
+            len(confidences),
+            source,
+            ball,
+            threshold=threshold,
+            **details,
+        )
+        for name, threshold in sorted(thresholds.items())
+    ]
+
+
+def mean_over_sets(rows: Sequence[Measurement], sets: Sequence[str], seed: int) -> list[Measurement]:
+    """The unweighted mean over the out-distributions of what was measured on each of them.
+
+    Its interval is the mean of theirs: they share the in-images, so their errors do not cancel out.
+    """
+    means = []
+    kinds = dict.fromkeys((row.name, row.ball) for row in rows if row.dataset in sets)
+    for name, ball in kinds:
+        found = [row for row in rows if (row.name, row.ball) == (name, ball) and row.dataset in sets]
+        if len(found) != len(sets) or any(row.interval is None for row in found):
+            continue
+        ends = np.array([row.interval for row in found])
+        means.append(
+            Measurement(
+                name=name,
+                value=float(np.mean([row.value for row in found])),
+                n=sum(row.n for row in found),
+                interval=(float(ends[:, 0].mean()), float(ends[:, 1].mean())),
+                dataset="mean",
+                ball=ball,
+                details={"sets": list(sets), "seed": seed},
+            )
+        )
+    return means
+
+
+# --- figures -----------------------------------------------------------------------------------------------
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, temperature: float, bins: int) -> dict[str, Any]:
+    """The reliability diagram's bins, before and after the temperature."""
+    found: dict[str, Any] = {}
+    for name, t in (("calibrated", temperature), ("uncalibrated", 1.0)):
+        drawn = metrics.reliability(
+            metrics.confidence(logits, t), logits.argmax(1) == labels, bins, 1 / logits.shape[1]
+        )
+        found[name] = {
+            "temperature": t,
+            "edges": drawn.edges.tolist(),
+            "count": drawn.count.tolist(),
+            "accuracy": drawn.accuracy.tolist(),
+            "confidence": drawn.confidence.tolist(),
+            "ece": drawn.ece,
+        }
+    return found
+
+
+def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, list[float]]:
+    """Share of out-images flagged ("tpr") over share of in-images flagged ("fpr"), thinned."""
+    thresholds = np.unique(np.concatenate([inside, outside]))
+    flagged_in = np.searchsorted(np.sort(inside), thresholds, side="right") / len(inside)
+    flagged_out = np.searchsorted(np.sort(outside), thresholds, side="right") / len(outside)
+    fpr, tpr = np.concatenate([[0.0], flagged_in]), np.concatenate([[0.0], flagged_out])
+    along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(fpr)) + np.abs(np.diff(tpr)))])
+    at = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))
+    at = np.unique(np.concatenate([[0], np.minimum(at, len(fpr) - 1), [len(fpr) - 1]]))
+    return {"fpr": np.round(fpr[at], 6).tolist(), "tpr": np.round(tpr[at], 6).tolist()}
+
+
+def histogram(confidences: np.ndarray, low: float) -> list[float]:
+    """Shares in HISTOGRAM_BINS equal bins on [low, 1]."""
+    edges = np.linspace(low, 1.0, HISTOGRAM_BINS + 1)
+    count, _ = np.histogram(np.clip(confidences, low, 1.0), edges)
+    return np.round(count / len(confidences), 6).tolist()
+
+
+def radius_curve(values: np.ndarray, radii: Sequence[float]) -> dict[str, Any]:
+    """Mean and its 95 % interval over the radius: `values` (B, 1 + R)."""
+    ends = [metrics.mean_interval(column) for column in values.T]
+    return {
+        "radii": [0.0, *radii],
+        "mean": values.mean(0).tolist(),
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+        "n": len(values),
+    }
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+def _row(
+    name: str,
+    value: float,
+    n: int,
+    interval: tuple[float, float] | None,
+    source: Source,
+    ball: Ball | None = None,
+    **details: Any,
+) -> Measurement:
+    return Measurement(
+        name=name,
+        value=float(value),
+        n=n,
+        interval=interval,
+        dataset=source.name,
+        ball=ball,
+        details=source.details(**details),
+    )
+
+
+def _rate(name: str, k: int, n: int, source: Source, ball: Ball | None = None, **details: Any) -> Measurement:
+    return _row(name, k / n, n, metrics.wilson_interval(k, n), source, ball, **details)
+
+
+def _mean(
+    name: str,
+    values: np.ndarray,
+    source: Source,
+    ball: Ball | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    **details: Any,
+) -> Measurement:
+    interval = metrics.mean_interval(values, bounds=bounds) if len(values) > 1 or bounds[1] < 3 else None
+    return _row(name, float(values.mean()), len(values), interval, source, ball, **details)
+
+
+def _bootstrapped(
+    name: str,
+    statistic: Callable[..., float],
+    groups: Sequence[Sequence[np.ndarray]],
+    n: int,
+    source: Source,
+    ball: Ball | None = None,
+    **details: Any,
+) -> Measurement:
+    value = statistic(*(array for group in groups for array in group))
+    low, high = metrics.bootstrap_interval(statistic, groups, generator=source.generator(), samples=SAMPLES)
+    return _row(name, value, n, (max(0.0, low), min(1.0, high)), source, ball, **details)

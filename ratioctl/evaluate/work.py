@@ -1,0 +1,245 @@
+"""The batches an evaluation consists of: pixels in, plain arrays out. Nothing here knows of sets or reports.
+
+Attacks may compute in bf16; every verdict and every confidence is that of the fp32 network on the point
+found. Random numbers of an image come from (seed, attack, pixels), so its result does not depend on its
+companions in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratioctl import metrics
+from ratioctl.attack import ball as geometry
+from ratioctl.attack import ensemble, goals
+from ratioctl.attack.engine import Perturbed, perturb
+from ratioctl.attack.goals import Goal
+from ratioctl.data.loader import to_float
+from ratioctl.evaluate.journal import Arrays
+from ratioctl.evaluate.suites import Suite
+from ratioctl.nets import Classifier
+from ratioctl.nets.hardware import Place
+from ratioctl.nets.predict import Predictor
+from ratioctl.package import ModelPackage
+from ratioctl.recipe import Attack, Ball
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A model under evaluation: `network` is in eval mode and frozen, `predictor` its fp32 road."""
+
+    package: ModelPackage
+    network: Classifier
+    predictor: Predictor
+    place: Place
+    seed: int
+
+    @property
+    def temperature(self) -> float:
+        return self.package.temperature
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """What attacks differentiate: (B, C, H, W) -> (B, K)."""
+        with self.place.autocast():
+            return self.network(x)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> np.ndarray:
+        """(B, C, H, W) -> (B, K) in fp32."""
+        return self.network(x).float().cpu().numpy()
+
+    def confidences(self, x: Tensor) -> np.ndarray:
+        """(B,) largest probability after the temperature."""
+        return metrics.confidence(self.logits(x), self.temperature)
+
+    def random(self, pixels: np.ndarray, purpose: str) -> list[torch.Generator]:
+        """One generator an image (N, H, W, C)."""
+        return [
+            torch.Generator().manual_seed(
+                int.from_bytes(
+                    hashlib.sha256(f"{self.seed}/{purpose}/".encode() + image.tobytes()).digest()[:7], "big"
+                )
+            )
+            for image in pixels
+        ]
+
+
+def clean(subject: Subject, pixels: np.ndarray) -> Arrays:
+    """Logits of unchanged images."""
+    return {"logits": subject.predictor.predict(pixels)}
+
+
+def robust(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, suite: Suite) -> Arrays:
+    """The suite's attacks, each on the survivors of those before it.
+
+    Returns:
+        "broken_by" (B,): -1 where the clean decision is wrong, 0 where it survived, else the attack's number
+        from 1; "confidence", "predicted" and "distance" (B,) of the point that broke it (of the image itself
+        where nothing did); "attacked" and "stuck" (A,) counts of images attacked, and of those among them
+        whose gradient was zero everywhere; "name" of the ensemble.
+    """
+    x = to_float(pixels, subject.place.device)
+    found = ensemble.robust_verdicts(
+        subject.network,
+        x,
+        torch.from_numpy(labels).to(x.device),
+        ball,
+        attacks=suite.attacks_for(ball),
+        budget=suite.budget_for(ball),
+        batch_size=max(len(x), 1),
+        seed=subject.seed,
+        search_logits_of=subject.logits_of,
+    )
+    logits = subject.logits(found.x_adv)
+    return {
+        "broken_by": found.broken_by.cpu().numpy().astype(np.int8),
+        "confidence": metrics.confidence(logits, subject.temperature),
+        "predicted": logits.argmax(1),
+        "distance": geometry.distance(found.x_adv, x, ball.p).cpu().numpy(),
+        "attacked": np.array(found.attacked, np.int64),
+        "stuck": np.array(found.stuck, np.int64),
+        "name": np.array(found.name),
+    }
+
+
+def worst_case(
+    subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, restarts: int, targets: int
+) -> Arrays:
+    """The largest confidence in the ball, over several searches and the image itself.
+
+    Returns:
+        "confidence", "predicted", "distance" (B,) of the best point, "by" (B,) the number of its search from
+        1, 0 for the image itself; "clean" (B,) the image's own confidence; "picture" (B, H, W, C) the best
+        point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient.
+    """
+    x = to_float(pixels, subject.place.device)
+    found = ensemble.worst_case_confidence(
+        subject.network,
+        x,
+        ball,
+        temperature=subject.temperature,
+        steps=steps,
+        restarts=restarts,
+        targets=targets,
+        batch_size=max(len(x), 1),
+        seed=subject.seed,
+        search_logits_of=subject.logits_of,
+    )
+    logits = subject.logits(found.x)
+    return {
+        "clean": subject.confidences(x),
+        "confidence": metrics.confidence(logits, subject.temperature),
+        "predicted": logits.argmax(1),
+        "distance": geometry.distance(found.x, x, ball.p).cpu().numpy(),
+        "by": found.by.cpu().numpy().astype(np.int8),
+        "picture": _pictures(found.x),
+        "stuck": found.stuck.cpu().numpy(),
+    }
+
+
+def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int) -> Arrays:
+    """The smallest largest probability in the ball: how outlying an in-image can be made to look.
+
+    Searches: Auto-PGD downwards on the largest log-probability, and on the cross-entropy to uniform.
+
+    Returns:
+        "confidence", "predicted", "distance" (B,) of the best point, the image itself included.
+    """
+    x = to_float(pixels, subject.place.device)
+    high, even, temperature = (
+        goals.log_confidence(subject.temperature),
+        goals.uniform_cross_entropy(),
+        subject.temperature,
+    )
+    searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / temperature)]
+    attack = _attack(ball, steps, "centre")
+    best, best_x = subject.confidences(x), x.clone()
+    for goal in searches:
+        ended = perturb(subject.logits_of, x, goal, attack)
+        reached = subject.confidences(ended.x)
+        lower = torch.from_numpy(reached < best).to(x.device)
+        best = np.minimum(best, reached)
+        best_x[lower] = ended.x[lower]
+    return {
+        "confidence": best,
+        "predicted": subject.logits(best_x).argmax(1),
+        "distance": geometry.distance(best_x, x, ball.p).cpu().numpy(),
+    }
+
+
+def curve(
+    subject: Subject, pixels: np.ndarray, labels: np.ndarray | None, radii: tuple[float, ...], steps: int
+) -> Arrays:
+    """Figure 5: how confidence changes over the radius (l2), all radii of an image in one batch.
+
+    With labels the lowest probability of the true class found within each radius, without them the largest
+    confidence. A smaller ball's point lies in the larger ball too, so the curves never turn.
+
+    Returns:
+        "values" (B, 1 + R), the first column at radius 0.
+    """
+    x = to_float(pixels, subject.place.device)
+    n, r = len(x), len(radii)
+    many = x.repeat_interleave(r, 0)
+    eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
+    y = None if labels is None else torch.from_numpy(np.repeat(labels, r)).to(x.device)
+    goal = goals.log_confidence(subject.temperature) if y is None else goals.cross_entropy(y)
+    ended = perturb(
+        subject.logits_of, many, goal, _attack(Ball(p=2.0, eps=max(radii)), steps, "centre"), eps=eps
+    )
+
+    def value(points: Tensor, at: np.ndarray | None) -> np.ndarray:
+        p = metrics.softmax(subject.logits(points), subject.temperature)
+        return p.max(1) if at is None else p[np.arange(len(p)), at]
+
+    first = value(x, labels)[:, None]
+    rest = value(ended.x, None if labels is None else np.repeat(labels, r)).reshape(n, r)
+    values = np.concatenate([first, rest], axis=1)
+    fold = np.maximum if labels is None else np.minimum
+    return {"values": fold.accumulate(values, axis=1)}
+
+
+def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> Arrays:
+    """Does a longer search in fp32, on the logit margin, break what survived? "broken" (B,) bool."""
+    x = to_float(pixels, subject.place.device)
+    y = torch.from_numpy(labels).to(x.device)
+    attack = _attack(ball, steps, "random")
+    ended = perturb(
+        subject.network, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
+    )
+    return {"broken": subject.logits(ended.x).argmax(1) != labels}
+
+
+def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
+    """The confidence a longer search in fp32 from a random start reaches: "confidence" (B,)."""
+    x = to_float(pixels, subject.place.device)
+    attack = _attack(ball, steps, "random")
+    goal = goals.log_confidence(subject.temperature)
+    ended = perturb(subject.network, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}"))
+    return {"confidence": subject.confidences(ended.x)}
+
+
+def steadiness(subject: Subject, pixels: np.ndarray) -> Arrays:
+    """Logits of the same images twice: "first" and "second" (B, K)."""
+    return {"first": subject.predictor.predict(pixels), "second": subject.predictor.predict(pixels)}
+
+
+def one_pass(subject: Subject, pixels: np.ndarray) -> Perturbed:
+    """One gradient pass, for the time estimate."""
+    x = to_float(pixels, subject.place.device)
+    return perturb(subject.logits_of, x, goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
+
+
+def _attack(ball: Ball, steps: int, start: Literal["centre", "random"]) -> Attack:
+    return Attack(ball=ball, method="afw" if ball.p == 1.5 else "apgd", steps=steps, start=start)
+
+
+def _pictures(x: Tensor) -> np.ndarray:
+    """(B, C, H, W) in [0,1] -> (B, H, W, C) uint8."""
+    return x.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
