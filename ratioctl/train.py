@@ -178,7 +178,7 @@ def _loop(
         if (state.update % _NAN_EVERY == 0 or last) and not math.isfinite(float(named["total"].detach())):
             raise TrainingError(
                 f"update {state.update}",
-                f"the loss is {float(named['total'])}",
+                f"the loss is {float(named['total'].detach())}",
                 f"The last good checkpoint is kept in {folder}; lower optim.lr or set optim.grad_clip.",
             )
         sgd.step()

@@ -67,12 +67,14 @@ def apply(x: Tensor, operation: str, magnitude: int | None, negative: bool, fill
     m = 0.0 if magnitude is None else magnitude / 9
     sign = -1.0 if negative else 1.0
     height, width = x.shape[-2:]
-    if operation in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"):
+    if operation == "Rotate":
+        return ops.rotate(x, 30 * m * sign, interpolation=InterpolationMode.NEAREST, fill=fill)
+    if operation in ("ShearX", "ShearY", "TranslateX", "TranslateY"):
         shear = torch.rad2deg(torch.atan(torch.tensor(0.3 * m * sign))).item()
         move = 150 / 331 * m * sign
         return ops.affine(
             x,
-            angle=30 * m * sign if operation == "Rotate" else 0.0,
+            angle=0.0,
             translate=[
                 int(move * width) if operation == "TranslateX" else 0,
                 int(move * height) if operation == "TranslateY" else 0,
