@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -122,51 +122,6 @@ class Asked:
 # --- the question -------------------------------------------------------------------------------------------
 
 
-def counterfactual(
-    images: Given | Sequence[Given],
-    *,
-    target: str | Sequence[str],
-    eps: str | float | Sequence[float] | None = None,
-    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = package.DEFAULT_MODEL,
-    norm: Literal["2", "1.5", "1", "inf"] | float = "2",
-    steps: int = 500,
-    restarts: int = 1,
-    seed: int = 0,
-    until: float | None = None,
-    region: str | Sequence[int] | np.ndarray | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-) -> list[Explanation]:
-    """How images would have to change for a model to see another class.
-
-    Args:
-        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
-        target: class names (comma-separated, or a list), "predicted", "second" or "all".
-        eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
-        model: package folders or names of bundled models.
-        norm: of the ball in which the change stays.
-        until: look for the smallest change that reaches this confidence.
-        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
-    Returns:
-        One explanation for each model and image, models in the outer order.
-    Raises:
-        UsageError, SourceError, PackageError, ImageError: as the command line, which says more.
-    """
-    asked = prepare(
-        images,
-        target=target,
-        eps=eps,
-        model=model,
-        norm=norm,
-        steps=steps,
-        restarts=restarts,
-        seed=seed,
-        until=until,
-        region=region,
-    )
-    return list(explain(asked, device=device, precision=precision))
-
-
 def prepare(
     images: Given | Sequence[Given],
     *,
@@ -184,6 +139,13 @@ def prepare(
     """Check a request as far as it can be without reading an image; quick, without torch.
 
     Args:
+        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
+        target: class names (comma-separated, or a list), "predicted", "second" or "all".
+        eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
+        model: package folders or names of bundled models.
+        norm: of the ball in which the change stays.
+        until: look for the smallest change that reaches this confidence, not for the one that flips.
+        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
         out: where the answers will go; pictures in there are left out of a folder that contains it.
     Raises:
         UsageError: an unknown class (the nearest is suggested), impossible budgets or numbers.
@@ -382,6 +344,9 @@ def explain(
         on_picture: told of each image when it was read for the first time.
         watch: told how many of the images, over all models, are done; fractions while searching.
     """
+    if on_error is None:
+        for source in asked.sources:  # now rather than after an hour's search
+            load(source, asked.models[0][0])
     unreadable: set[int] = set()
 
     def pictures(model: int, spec: Spec) -> Iterator[Picture]:
@@ -451,7 +416,14 @@ def _answers_of(spec: ModelPackage, question: Question, place: Place, index: int
 
             targets.append(
                 answer_target(
-                    picture.pixels, target, probabilities, spec.label_names, question, search, scores, share
+                    picture.pixels,
+                    target,
+                    original=probabilities,
+                    labels=spec.label_names,
+                    question=question,
+                    search=search,
+                    scores=scores,
+                    progress=share,
                 )
             )
         return Explanation(
@@ -575,12 +547,13 @@ def seed_of(seed: int, pixels: np.ndarray, target: str, eps: float) -> int:
 def answer_target(
     pixels: np.ndarray,
     target: int,
+    *,
     original: np.ndarray,
     labels: Sequence[str],
     question: Question,
     search: Search,
     scores: Scores,
-    progress: Callable[[float], None],
+    progress: Callable[[float], None] = lambda done: None,
 ) -> Target:
     """All budgets of one image (H, W, C) and target, and the flip radius.
 

@@ -114,3 +114,48 @@ def colours(tmp_path: Path) -> Path:
     Image.new("RGB", (4, 4), (128, 128, 128)).save(folder / "grey.png")
     Image.new("RGB", (40, 40), (255, 0, 0)).save(folder / "red.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of a real network of ours, 8x8 RGB, with random weights: nothing is learnt, all is there."""
+    import torch
+
+    from ratioctl import package
+    from ratioctl.nets import build
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = build("resnet18", num_classes=4, width=4, mean=[0.5] * 3, std=[0.25] * 3)
+    weights = {
+        key: value.numpy()
+        for key, value in model.network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    folder = tmp_path_factory.mktemp("packages") / "small"
+    config = {
+        "architecture": "resnet18",
+        "architecture_options": {"width": 4},
+        "label_names": ["cat", "dog", "red panda", "air/plane"],
+        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "ratio": {
+            "temperature": 0.01,
+            "thresholds": {"tpr95": 0.5, "tpr99": 0.3},
+            "ladders": {"2": [0.25, 0.5, 1.0]},
+        },
+    }
+    package.write(folder, config=config, weights=weights)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of three PNGs of noise: two of 8x8, one of 12x10."""
+    from PIL import Image
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    generator = np.random.default_rng(5)
+    for name, shape in (("one", (8, 8, 3)), ("two", (8, 8, 3)), ("wide", (10, 12, 3))):
+        Image.fromarray(generator.integers(40, 215, shape, dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder

@@ -1,0 +1,259 @@
+"""`ratioctl counterfactual` as people and scripts use it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ratioctl.cli import main
+
+QUICK = ("--eps", "0.5,1.5", "--steps", "6")
+
+
+def run(*line: str | Path) -> int:
+    return main(["counterfactual", *map(str, line)])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) / 255.0
+
+
+def test_the_contract(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ratioctl import load_model, package
+
+    out = tmp_path / "out"
+    (photographs / "broken.png").write_bytes(b"")
+    line = [photographs, "--model", small_package, "--target", "DOG,red panda", "--out", out, *QUICK]
+    assert run(*line, "--json") == 3
+    captured = capsys.readouterr()
+    document = json.loads((out / "counterfactuals.json").read_text())
+    assert json.loads(captured.out) == document
+    spec = package.read(small_package)
+    assert {key: value for key, value in document.items() if key not in ("images", "errors")} == {
+        "schema": "ratioctl/counterfactuals/1",
+        "norm": "2",
+        "steps": 6,
+        "restarts": 1,
+        "seed": 0,
+        "models": [
+            {
+                "name": "small",
+                "digest": spec.digest,
+                "temperature": spec.temperature,
+                "labels": list(spec.label_names),
+            }
+        ],
+    }
+    assert document["errors"] == [{"path": f"{photographs}/broken.png", "error": "is empty (0 bytes)"}]
+    assert "wide.png: cut to the centre square" in captured.err
+    assert "one.png:" not in captured.err
+    names = [image["path"] for image in document["images"]]
+    assert names == [f"{photographs}/{name}.png" for name in ("one", "two", "wide")]
+    assert (out / "one" / "red_panda" / "grid.png").is_file()
+    predict = load_model(small_package)
+
+    def score(path: Path) -> np.ndarray:
+        import torch
+
+        x = torch.from_numpy(pixels(path)).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            return (predict(x)[0].double() / spec.temperature).softmax(0).numpy()
+
+    for image in document["images"]:
+        before = pixels(out / image["input_png"])
+        original = score(out / image["input_png"])
+        assert image["original"]["probabilities"] == pytest.approx(list(original), abs=1e-4)
+        assert image["original"]["confidence"] == max(image["original"]["probabilities"])
+        assert image["original"]["is_ood"] == (image["original"]["confidence"] < 0.5)
+        for target, k in zip(image["targets"], (1, 2), strict=True):
+            assert target["target"] == spec.label_names[k]
+            last = image["original"]["probabilities"][k]
+            for budget, eps in zip(target["budgets"], (0.5, 1.5), strict=True):
+                assert budget["eps"] == eps
+                assert budget["png"].endswith(f"/eps-{eps:g}.png")
+                saved = pixels(out / budget["png"])
+                assert np.linalg.norm(saved - before) <= eps
+                assert budget["distance"]["l2"] == pytest.approx(np.linalg.norm(saved - before), abs=1e-9)
+                assert budget["probabilities"] == pytest.approx(list(score(out / budget["png"])), abs=1e-4)
+                assert budget["confidence"] == budget["probabilities"][k] >= last
+                last = budget["confidence"]
+            flips = [b for b in target["budgets"] if b["predicted"] == target["target"]]
+            if image["original"]["label"] == target["target"]:
+                assert target["flip_eps"] == 0
+            elif not flips:
+                assert target["flip_eps"] is target["flip_png"] is None
+            else:
+                flip = pixels(out / target["flip_png"])
+                assert target["flip_eps"] == pytest.approx(np.linalg.norm(flip - before), abs=1e-9)
+                assert target["flip_eps"] <= flips[0]["eps"]
+                assert score(out / target["flip_png"]).argmax() == k
+
+
+def test_twice_the_same(small_package: Path, photographs: Path, tmp_path: Path) -> None:
+    image = photographs / "one.png"
+    for out in ("a", "b"):
+        assert (
+            run(image, "--model", small_package, "--target", "second", "--out", tmp_path / out, *QUICK) == 0
+        )
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_people_get_a_table_and_are_told_where_to_look(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        photographs / "one.png",
+        "--model",
+        small_package,
+        "--target",
+        "dog",
+        "--out",
+        tmp_path / "o",
+        *QUICK,
+    ]
+    assert run(*line, "--format", "gif") == 0
+    captured = capsys.readouterr()
+    assert "flips at" in captured.out
+    assert str(photographs / "one.png") in captured.out
+    assert captured.err == f"Pictures, page and numbers: {tmp_path}/o/index.html\n"
+    assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
+    assert run(*line, "-q") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert not (tmp_path / "o" / "one" / "dog" / "animation.gif").exists()  # a file of the earlier answer
+
+
+def test_several_models_side_by_side(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(small_package, other)
+    line = [photographs / "one.png", "--model", small_package, "--model", other, "--target", "dog"]
+    assert run(*line, "--out", tmp_path / "o", *QUICK, "--json", "-q") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [image["model"] for image in document["images"]] == [0, 1]
+    assert [image["input_png"] for image in document["images"]] == ["one/input.png", "one-2/input.png"]
+    assert len(document["models"]) == 2
+    assert document["images"][0]["targets"][0]["budgets"][1]["probabilities"] == pytest.approx(
+        document["images"][1]["targets"][0]["budgets"][1]["probabilities"]
+    )
+
+
+def test_only_unreadable(small_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "text.png"
+    image.write_text("not a picture")
+    assert run(image, "--model", small_package, "--target", "dog", "--out", tmp_path / "o", "--json") == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["images"] == []
+    assert [error["path"] for error in document["errors"]] == [str(image)]
+    assert json.loads((tmp_path / "o" / "counterfactuals.json").read_text()) == document
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"--target": "dgo"}, 2, ['Did you mean "dog"?', "cat, dog, red panda, air/plane"]),
+        ({"--eps": "0"}, 2, ["--eps 0", "positive"]),
+        ({"--eps": "-1"}, 2, ["--eps -1", "positive"]),
+        ({"--eps": "3..0.5"}, 2, ["--eps 3..0.5", "does not grow"]),
+        ({"--eps": "nan"}, 2, ["nan"]),
+        ({"--norm": "3"}, 2, ["--norm"]),
+        ({"--steps": "0"}, 2, ["--steps"]),
+        ({"--until": "2"}, 2, ["--until 2"]),
+        ({"--region": "0,0,99,1"}, 2, ["--region", "8x8"]),
+        ({"--model": "cifar10-ration"}, 5, ["cifar10-ration", "no such package"]),
+        ({"image": "nowhere.png"}, 2, ["nowhere.png", "does not exist"]),
+        ({"image": "."}, 2, ["holds no images"]),
+        ({"--device": "abacus"}, 2, ["abacus"]),
+    ],
+)
+def test_wrong_usage_is_answered_before_any_work(
+    small_package: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    code: int,
+    words: list[str],
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    options: dict[str, Any] = {"image": photographs / "one.png", "--model": small_package, "--target": "dog"}
+    options |= change
+    image = options.pop("image")
+    assert run(image, *(str(part) for pair in options.items() for part in pair)) == code
+    captured = capsys.readouterr()
+    for word in words:
+        assert word in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert list(empty.iterdir()) == []
+
+
+def test_an_unknown_class_needs_no_torch(small_package: Path, photographs: Path) -> None:
+    line = ["counterfactual", str(photographs), "--model", str(small_package), "--target", "dgo"]
+    code = f"import sys; sys.modules['torch'] = None\nfrom ratioctl.cli import main\nsys.exit(main({line!r}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert 'Did you mean "dog"?' in ended.stderr
+
+
+def test_an_output_that_cannot_be_written(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    line = [photographs / "one.png", "--model", small_package, "--target", "dog"]
+    assert run(*line, "--out", tmp_path / "file" / "out") == 2
+    assert run(*line, "--out", tmp_path / "file") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_damaged_package(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(small_package, broken)
+    weights = broken / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert run(photographs, "--model", broken, "--target", "dog", "--out", tmp_path / "o") == 5
+    assert "SHA-256" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_interrupt_says_what_is_done(
+    small_package: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ratioctl import explain
+
+    whole = explain.explain
+
+    def stops(asked: Any, **options: Any) -> Any:
+        answers = whole(asked, **options)
+        yield next(answers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(explain, "explain", stops)
+    out = tmp_path / "o"
+    line = [photographs, "--model", small_package, "--target", "dog", "--out", out, *QUICK]
+    assert run(*line) == 130
+    assert "stopped with 1 of 3 images done" in capsys.readouterr().err
+    assert len(json.loads((out / "counterfactuals.json").read_text())["images"]) == 1

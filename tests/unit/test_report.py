@@ -1,0 +1,325 @@
+"""Counterfactuals on disk: names, pictures, page, document, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ratioctl import files, report
+from ratioctl.errors import DiskError, OutputError
+from ratioctl.results import Budget, Explanation, Original, Target
+
+LABELS = ["cat", "dog", "<b>fox</b>"]
+HEADER: dict[str, Any] = {
+    "schema": "ratioctl/counterfactuals/1",
+    "norm": "2",
+    "steps": 500,
+    "restarts": 1,
+    "seed": 0,
+    "models": [{"name": "tiny", "digest": "0123456789abcdef", "temperature": 0.5, "labels": LABELS}],
+}
+CAT, TIE = (0.9, 0.08, 0.02), (0.4, 0.5, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def shade(value: int, size: int = 4) -> np.ndarray:
+    image = np.full((size, size, 3), value, np.uint8)
+    image[0, 0] = 255
+    return image
+
+
+def explained(
+    path: str = "cat.jpg", target: str = "dog", eps: tuple[float, ...] = (0.5, 1), size: int = 4
+) -> Explanation:
+    budgets = tuple(
+        Budget(
+            eps=value,
+            image=shade(20 + n, size),
+            confidence=TIE[1],
+            confidence_float=0.51,
+            predicted="dog",
+            probabilities=TIE,
+            distance={"l1": 0.3, "l1.5": 0.2, "l2": 0.1, "linf": 0.05},
+        )
+        for n, value in enumerate(eps)
+    )
+    return Explanation(
+        path=path,
+        sha256="ab" * 32,
+        model=0,
+        input=shade(10, size),
+        original=Original(label="cat", confidence=0.9, probabilities=CAT, is_ood=False),
+        targets=(Target(target=target, budgets=budgets, flip_eps=0.4, flip_image=shade(30, size)),),
+    )
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    (done,) = report.write_counterfactuals(out, HEADER, [explained()])
+    assert listing(out) == [
+        "cat/dog/eps-0.5.png",
+        "cat/dog/eps-1.png",
+        "cat/dog/flip.png",
+        "cat/dog/grid.png",
+        "cat/input.png",
+        "counterfactuals.json",
+        "index.html",
+    ]
+    document = json.loads((out / "counterfactuals.json").read_text())
+    assert list(document) == [*HEADER, "images", "errors"]
+    (image,) = document["images"]
+    assert list(image) == ["path", "sha256", "model", "input_png", "original", "targets"]
+    assert list(image["original"]) == ["label", "confidence", "probabilities", "is_ood"]
+    (target,) = image["targets"]
+    assert list(target) == ["target", "flip_eps", "flip_png", "budgets"]
+    assert list(target["budgets"][0]) == [
+        "eps", "png", "confidence", "confidence_float", "predicted", "probabilities", "distance",
+    ]  # fmt: skip
+    assert image["input_png"] == done.input_png == "cat/input.png"
+    for name, array in (
+        (image["input_png"], shade(10)),
+        (target["flip_png"], shade(30)),
+        (target["budgets"][0]["png"], shade(20)),
+        (target["budgets"][1]["png"], shade(21)),
+    ):
+        assert np.array_equal(np.asarray(Image.open(out / name)), array), name
+    assert done.targets[0].budgets[1].png == "cat/dog/eps-1.png"
+
+
+def test_grey_pictures_stay_grey(tmp_path: Path) -> None:
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    read = Image.open(io.BytesIO(report.png(grey)))
+    assert read.mode == "L"
+    assert np.array_equal(np.asarray(read), grey[..., 0])
+
+
+def test_stems_that_occur_again_are_numbered(tmp_path: Path) -> None:
+    paths = ["a/cat.jpg", "b/cat.png", "b/Cat.png", "cat-2.png", "x.tar:d/cat.jpg", "x.tar:dog.jpg"]
+    paths += ["index.html.png", "counterfactuals.json.png", "...png", "my cat (1).jpg", ".lock.png"]
+    done = report.write_counterfactuals(tmp_path, HEADER, [explained(path) for path in paths])
+    assert [str(one.input_png).removesuffix("/input.png") for one in done] == [
+        "cat",
+        "cat-2",
+        "Cat-3",
+        "cat-2-2",
+        "cat-4",
+        "dog",
+        "index.html-2",
+        "counterfactuals.json-2",
+        "image",
+        "my cat (1)",
+        ".lock-2",
+    ]
+    assert (
+        json.loads((tmp_path / "counterfactuals.json").read_text())["images"][9]["path"] == "my cat (1).jpg"
+    )
+
+
+def test_class_names_become_folders() -> None:
+    labels = ["dog", "air/plane", "air_plane", "..", "Dog", "input.png", "tench, fish", "красная"]
+    assert list(report.class_folders(labels).values()) == [
+        "dog",
+        "air_plane",
+        "air_plane-2",
+        "class",
+        "Dog-2",
+        "input.png-2",
+        "tench__fish",
+        "красная",
+    ]
+
+
+def test_own_files_are_replaced_and_others_kept(tmp_path: Path) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained(), explained("old.png")], animation="gif")
+    (tmp_path / "cat" / "notes.txt").write_text("mine")
+    (tmp_path / "cat" / "dog" / "eps-7.png").write_text("mine too: not in the document")
+    report.write_counterfactuals(tmp_path, HEADER, [explained(eps=(0.5, 2))])
+    assert listing(tmp_path) == [
+        "cat/dog/eps-0.5.png",
+        "cat/dog/eps-2.png",
+        "cat/dog/eps-7.png",
+        "cat/dog/flip.png",
+        "cat/dog/grid.png",
+        "cat/input.png",
+        "cat/notes.txt",
+        "counterfactuals.json",
+        "index.html",
+    ]
+    assert not (tmp_path / "old").exists()
+
+
+@pytest.mark.parametrize("name", ["../victim/input.png", "link/input.png", "cat/letter.txt", "input.png", 3])
+def test_a_document_from_elsewhere_deletes_nothing(tmp_path: Path, name: Any) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    for folder in (out / "cat", victim):
+        folder.mkdir(parents=True)
+    (out / "link").symlink_to(victim)
+    kept = [victim / "input.png", out / "cat" / "letter.txt", out / "input.png"]
+    for path in kept:
+        path.write_text("dear")
+    images = [{"input_png": name, "targets": []}]
+    (out / "counterfactuals.json").write_text(json.dumps({"images": images}))
+    report.write_counterfactuals(out, HEADER, [explained("dog.png")])
+    assert all(path.read_text() == "dear" for path in kept)
+
+
+def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+
+    def full(*arguments: Any) -> str:
+        raise DiskError("disk", "is full")
+
+    monkeypatch.setattr(report, "page", full)
+    with pytest.raises(DiskError):
+        report.write_counterfactuals(tmp_path, HEADER, [explained("dog.png")])
+    assert not (tmp_path / "counterfactuals.json").exists()
+    assert (tmp_path / "dog" / "input.png").exists()
+    assert not list(tmp_path.rglob("*~"))
+
+
+def test_a_fault_before_the_first_answer_leaves_the_old_ones(tmp_path: Path) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    before = {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)}
+
+    def answers() -> Iterator[Explanation]:
+        raise OutputError("model", "fails")
+        yield
+
+    with pytest.raises(OutputError):
+        report.write_counterfactuals(tmp_path, HEADER, answers())
+    assert {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)} == before
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+    def answers() -> Iterator[Explanation]:
+        yield explained()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report.write_counterfactuals(tmp_path, HEADER, answers(), errors=[{"path": "x", "error": "is empty"}])
+    document = json.loads((tmp_path / "counterfactuals.json").read_text())
+    assert [image["path"] for image in document["images"]] == ["cat.jpg"]
+    assert document["errors"] == [{"path": "x", "error": "is empty"}]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with files.lock(tmp_path), pytest.raises(OutputError, match="is being written by"):
+        report.write_counterfactuals(tmp_path, HEADER, [explained()])
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError):
+        report.write_counterfactuals(tmp_path / "file" / "out", HEADER, [explained()])
+    with pytest.raises(OutputError):
+        report.write_counterfactuals(tmp_path / "file", HEADER, [explained()])
+    (tmp_path / "cat").write_text("a file where a folder should be")
+    with pytest.raises(OutputError):
+        report.write_counterfactuals(tmp_path, HEADER, [explained()])
+
+
+def test_images_to_explain_are_never_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "cat" / "input.png"
+    mine.parent.mkdir()
+    mine.write_bytes(report.png(shade(99)))
+    with pytest.raises(OutputError, match="would be overwritten"):
+        report.write_counterfactuals(tmp_path, HEADER, [explained()], inputs=[mine])
+    assert mine.read_bytes() == report.png(shade(99))
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "side"), [(4, 160), (32, 160), (64, 192), (224, 224)])
+def test_grid_has_a_column_for_each_budget(size: int, side: int) -> None:
+    explanation = explained(size=size, eps=(0.5, 1, 2))
+    sheet = report.grid(explanation, explanation.targets[0], labels=LABELS, norm="2")
+    pixels = np.asarray(sheet)
+    for value in (10, 20, 21, 22):
+        rows, columns = np.nonzero((pixels == value).all(2))
+        assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == side
+    lefts = [np.nonzero((pixels == value).all(2))[1].min() for value in (10, 20, 21, 22)]
+    assert lefts == sorted(lefts)
+
+
+def test_many_budgets_take_several_rows() -> None:
+    explanation = explained(eps=tuple(range(1, 20)))
+    sheet = report.grid(explanation, explanation.targets[0], labels=LABELS, norm="inf")
+    assert sheet.width < 1500
+    assert sheet.height > 3 * 160
+
+
+def test_long_and_strange_names_fit() -> None:
+    explanation = explained(target="<b>fox</b>")
+    labels = ["x" * 300, "dog", "<b>fox</b>"]
+    report.grid(explanation, explanation.targets[0], labels=labels, norm="1.5")
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_animation_goes_through_the_budgets_and_back(tmp_path: Path, kind: Any) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained(eps=(1, 2, 3))], animation=kind)
+    with Image.open(tmp_path / "cat" / "dog" / f"animation.{kind}") as film:
+        assert film.n_frames == 6  # type: ignore[attr-defined]
+        assert film.size == (256, 256)
+        middles = []
+        for n in range(6):
+            film.seek(n)
+            middles.append(film.convert("RGB").getpixel((128, 128))[0])  # type: ignore[index]
+    assert middles == [10, 20, 21, 22, 21, 20]
+
+
+def test_confidences_never_round_to_certainty() -> None:
+    shown = [report.two_digits(value) for value in (0, 1e-9, 0.0049, 0.005, 0.5, 0.994, 0.995, 1 - 1e-9, 1)]
+    assert shown == ["0.00", "<0.01", "<0.01", "0.01", "0.50", "0.99", ">0.99", ">0.99", "1.00"]
+
+
+# --- page and table ---------------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_and_believes_nobody() -> None:
+    explanation = explained("<script>alert(1)</script>.png", target="<b>fox</b>")
+    text = report.page(HEADER, [explanation], [{"path": "\x1b[31m.png", "error": "is <empty>"}])
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "\x1b" not in text
+    assert "is &lt;empty&gt;" in text
+    assert not re.search(r'(src|href)="(https?:)?//', text)
+    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+"', text)) == 3
+    assert len(re.findall(r'<img [^>]*alt="[^"]+', text)) == text.count("<img ")
+    assert '<html lang="en">' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_page_without_answers() -> None:
+    assert "No image could be read." in report.page(HEADER, [], [])
+
+
+def test_table_says_what_the_document_says() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    for table in report.counterfactual_tables(HEADER, [explained("a\x1b[31m.png"), explained()]):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    assert rows == [
+        ["a\\x1b[31m.png", "cat 0.90", "dog", "0.08", "0.50*", "0.50*", "0.4"],
+        ["cat.jpg", "cat 0.90", "dog", "0.08", "0.50*", "0.50*", "0.4"],
+    ]
