@@ -13,6 +13,7 @@ module is light, each verb imports what it needs when it is called:
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -253,7 +254,6 @@ def _scoring_model(
 ) -> Model:
     """The model as `ratioctl.score` takes it: with onnxruntime where that will do, else with torch."""
     import os
-    import threading
 
     from ratioctl import package as packages
     from ratioctl import runtime
@@ -295,7 +295,7 @@ def _scoring_model(
 
 
 def _worst_case(
-    network: Predictor, temperature: float, eps: float, seed: int, turn: AbstractContextManager[Any]
+    network: Predictor, temperature: float, eps: float, seed: int, turn: threading.Lock
 ) -> Callable[[np.ndarray], np.ndarray]:
     """uint8 (N, H, W, C) -> (N,) the highest confidences found in the l2 balls of radius `eps`."""
     import torch
@@ -307,7 +307,7 @@ def _worst_case(
     def search(images: np.ndarray) -> np.ndarray:
         with turn:
             x = torch.from_numpy(to_pixels(images)).to(network.device)
-            ball = Ball(p="2", eps=eps)
+            ball = Ball(p=2.0, eps=eps)
             found = worst_case_confidence(
                 network.network, x, ball, temperature=temperature, restarts=1, seed=seed
             )

@@ -45,7 +45,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from ratioctl import resources
-from ratioctl.errors import OutputError, PackageError, RatioctlError, UncalibratedError
+from ratioctl.errors import OutputError, PackageError, RatioctlError, UncalibratedError, UsageError
 from ratioctl.files import lock, sync_folder, write_synced, writing
 from ratioctl.text import safe_text
 
@@ -262,7 +262,8 @@ def threshold(spec: Spec, which: str | float = "tpr95") -> float:
 
     Raises:
         UncalibratedError: a name, and the model has no thresholds.
-        PackageError: a name the model does not have, or a number outside [0,1].
+        PackageError: a name of the form tprX that the model does not have.
+        UsageError: any other name, or a number outside [0,1].
     """
     if isinstance(which, str) and which in spec.thresholds:
         return spec.thresholds[which]
@@ -273,7 +274,11 @@ def threshold(spec: Spec, which: str | float = "tpr95") -> float:
     if number is not None:
         if 0 <= number <= 1:  # false for nan
             return number
-        raise PackageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
+        raise UsageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
+    if not re.fullmatch(r"tpr[0-9.]+", str(which)):
+        raise UsageError(
+            f"threshold {which!r:.40}", "is neither a name nor a number", "For example: tpr95, or 0.35."
+        )
     if not spec.thresholds:
         raise UncalibratedError(
             spec.name, f"has no threshold {which}: it is not calibrated", "Run `ratioctl calibrate` on it."

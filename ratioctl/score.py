@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import sys
 import threading
 from collections import deque
@@ -96,7 +95,7 @@ def batches(
     workers: int | None = None,
 ) -> Any:
     """As `ood_score`, in lists as they are finished: a generator, to be closed."""
-    limit = chosen_threshold(model.spec, threshold)
+    limit = package.threshold(model.spec, threshold)
     _, height, width = model.spec.input_size
     if height != width:
         reason = f"takes {height}x{width} pixels, and images are made square"
@@ -111,25 +110,6 @@ def batches(
 
     size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
     return _in_order(items, work, batch=size, workers=workers or _processors())
-
-
-def chosen_threshold(spec: Spec, which: str | float) -> float:
-    """`package.threshold`, with what could be no model's threshold refused as wrong usage.
-
-    Raises:
-        UsageError: neither of the form tprX nor a number in [0,1].
-        PackageError, UncalibratedError: as `package.threshold`.
-    """
-    if not (isinstance(which, str) and (which in spec.thresholds or re.fullmatch(r"tpr[\d.]+", which))):
-        try:
-            fits = 0 <= float(which) <= 1
-        except ValueError:
-            fits = False
-        if not fits:
-            stored = ", ".join(sorted(spec.thresholds)) or "tpr95"
-            step = f"Use {stored}, or a number such as 0.35."
-            raise UsageError(f"threshold {which}", "is neither a name nor a confidence in [0,1]", step)
-    return package.threshold(spec, which)
 
 
 # --- what is scored -----------------------------------------------------------------------------------------

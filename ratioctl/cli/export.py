@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, Context, command, not_yet
+from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, Context, command, emit_json
+from ratioctl.text import safe_text
+
+if TYPE_CHECKING:
+    from ratioctl.export import Cost
 
 
 @command
@@ -32,4 +37,48 @@ def export(
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
-    not_yet(context, "export")
+    from ratioctl.export import export as run
+
+    context.note("Tracing the network; this takes a while.")
+    done = run(
+        model,
+        output=output,
+        input_type=input_type,
+        threshold=threshold,
+        int8=int8,
+        layout=layout,
+        opset=opset,
+    )
+    for doubt in done.warnings:
+        context.warn(doubt)
+    if context.json:
+        facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
+        emit_json({**facts, "package": None if done.package is None else done.package.path})
+        return None
+    show = context.out.print
+    for file in done.files:
+        show(safe_text(file))
+    size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
+    show(f"{size}, out of distribution below confidence {done.threshold:.6g}")
+    if done.parity is not None:
+        show(
+            f"Agrees with torch on {done.parity.n} images: logits differ by at most "
+            f"{done.parity.difference:.1e}, no label and no flag differs"
+        )
+    if done.cost is not None:
+        _show_cost(context, done.cost)
+    for batch, torch_ms in done.latency_ms["torch"].items():
+        ours = done.latency_ms["onnxruntime"][batch]
+        show(f"Batch {batch}: torch {torch_ms:.2f} ms, onnxruntime {ours:.2f} ms ({torch_ms / ours:.2f}x)")
+    return None
+
+
+def _show_cost(context: Context, cost: Cost) -> None:
+    show = context.out.print
+    n = cost.agreement.n
+    show(f"Quantised on {safe_text(cost.source)}. What it costs, on {n} others and {cost.outside}:")
+    show(f"  labels that change  {cost.agreement.labels} ({cost.agreement.labels / n:.2%})")
+    show(f"  flags that change   {cost.agreement.flags} ({cost.agreement.flags / n:.2%})")
+    for name, pair in (("accuracy", cost.accuracy), ("AUROC", cost.auroc)):
+        if pair is not None:
+            show(f"  {name:<18}  {pair[0]:.2%} -> {pair[1]:.2%}")

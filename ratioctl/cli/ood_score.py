@@ -54,7 +54,7 @@ def ood_score(
 ) -> int | None:
     """Flag images that are out of the model's distribution."""
     import ratioctl
-    from ratioctl import score
+    from ratioctl import package, score
     from ratioctl.cli import _rows
     from ratioctl.files import writing
 
@@ -63,7 +63,7 @@ def ood_score(
     started = time.monotonic()
     opened = ratioctl._scoring_model(model, device=context.device, worst_case=worst_case, seed=context.seed)
     spec = opened.spec
-    limit = score.chosen_threshold(spec, threshold)
+    limit = package.threshold(spec, threshold)
     batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
     if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
         context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ratioctl import files, package
-from ratioctl.errors import DiskError, OutputError, PackageError, UncalibratedError
+from ratioctl.errors import DiskError, OutputError, PackageError, UncalibratedError, UsageError
 
 CONFIG: dict[str, Any] = {
     "architecture": "resnet18",
@@ -624,13 +624,16 @@ def test_threshold(pkg: package.ModelPackage) -> None:
     assert package.threshold(pkg, "tpr99") == 0.3
     assert package.threshold(pkg, "0.25") == package.threshold(pkg, 0.25) == 0.25
     for bad, said in (
-        ("tpr90", "It has tpr95, tpr99"),
         ("nan", r"\[0,1\]"),
         ("1.5", r"\[0,1\]"),
         (-1, r"\[0,1\]"),
+        ("high", "neither a name nor a number"),
+        ("", "neither a name nor a number"),
     ):
-        with pytest.raises(PackageError, match=said):
+        with pytest.raises(UsageError, match=said):
             package.threshold(pkg, bad)
+    with pytest.raises(PackageError, match="It has tpr95, tpr99"):
+        package.threshold(pkg, "tpr90")
     plain = package.update(pkg, config_changes={"ratio": {"thresholds": {}}})
     assert not plain.calibrated
     with pytest.raises(UncalibratedError, match="ratioctl calibrate"):

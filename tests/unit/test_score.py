@@ -62,15 +62,15 @@ def test_a_confidence_at_the_threshold_is_in(tiny_onnx: Path, colours: Path) -> 
 
 def test_thresholds_that_cannot_be(tiny_onnx: Path, tiny_package: Path, colours: Path) -> None:
     for wrong in ("nan", -0.1, 1.5, "tpr", "high", ""):
-        with pytest.raises(UsageError, match="neither a name nor a confidence"):
+        with pytest.raises(UsageError, match="threshold"):
             ratioctl.ood_score([colours], model=tiny_onnx, threshold=wrong)
     with pytest.raises(PackageError, match="It has tpr95, tpr99"):
         ratioctl.ood_score([colours], model=tiny_onnx, threshold="tpr97")
     package.update(package.read(tiny_package), config_changes={"ratio": {"thresholds": {}}})
     bare = package.read(tiny_package)
     with pytest.raises(UncalibratedError, match="ratioctl calibrate"):
-        score.chosen_threshold(bare, "tpr95")
-    assert score.chosen_threshold(bare, "0.25") == 0.25
+        ratioctl.ood_score([colours], model=bare)
+    assert next(iter(ratioctl.ood_score([colours], model=bare, threshold="0.25"))).is_ood is False
 
 
 def test_the_package_and_its_onnx_file_agree(tiny_package: Path, tiny_onnx: Path, colours: Path) -> None:

@@ -1,0 +1,107 @@
+"""`ratioctl export`: what it prints and how it ends; the work is tested in tests/unit/test_export.py."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ratioctl.cli import main
+from ratioctl.errors import OutputError
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The calls that reach `ratioctl.export.export`, which answers at once."""
+    room: Any = importlib.import_module("ratioctl.export")  # the attribute of that name is the verb
+    calls: list[dict[str, Any]] = []
+
+    def answer(model: Any, **options: Any) -> Any:
+        calls.append({"model": model, **options})
+        same = room.Agreement(n=256, difference=3e-7, labels=0, flags=0)
+        cost = room.Cost(
+            source="held-out images",
+            agreement=room.Agreement(n=200, difference=0.1, labels=3, flags=5),
+            accuracy=(0.9, 0.88),
+            auroc=(0.95, 0.94),
+            outside="noise:smooth",
+        )
+        return room.Exported(
+            path=Path("m.onnx"),
+            files=(Path("m.onnx"),),
+            package=None,
+            input_type=options["input_type"],
+            layout=options["layout"],
+            opset=18,
+            threshold=0.5,
+            bytes=2**20,
+            parity=None if options["int8"] else same,
+            cost=cost if options["int8"] else None,
+            latency_ms={"torch": {1: 4.0, 32: 60.0}, "onnxruntime": {1: 2.0, 32: 50.0}},
+            warnings=("a doubt",) if options["int8"] else (),
+        )
+
+    monkeypatch.setattr(room, "export", answer)
+    return calls
+
+
+def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "some-model"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "m.onnx",
+        "1.0 MiB, opset 18, float input, out of distribution below confidence 0.5",
+        "Agrees with torch on 256 images: logits differ by at most 3.0e-07, no label and no flag differs",
+        "Batch 1: torch 4.00 ms, onnxruntime 2.00 ms (2.00x)",
+        "Batch 32: torch 60.00 ms, onnxruntime 50.00 ms (1.20x)",
+    ]
+    assert asked == [
+        {
+            "model": "some-model",
+            "output": None,
+            "input_type": "float",
+            "threshold": "tpr95",
+            "int8": False,
+            "layout": "file",
+            "opset": None,
+        }
+    ]
+
+
+def test_what_int8_costs(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--int8", "--input", "uint8"]) == 0
+    captured = capsys.readouterr()
+    assert "a doubt" in captured.err
+    lines = [line.split() for line in captured.out.splitlines()]
+    assert ["labels", "that", "change", "3", "(1.50%)"] in lines
+    assert ["flags", "that", "change", "5", "(2.50%)"] in lines
+    assert ["accuracy", "90.00%", "->", "88.00%"] in lines
+    assert ["AUROC", "95.00%", "->", "94.00%"] in lines
+
+
+def test_json(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--json", "--layout", "triton", "--opset", "20", "--threshold", "0.3"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["files"] == ["m.onnx"]
+    assert document["parity"] == {"n": 256, "difference": 3e-7, "labels": 0, "flags": 0}
+    assert document["latency_ms"]["torch"] == {"1": 4.0, "32": 60.0}
+    assert (asked[0]["layout"], asked[0]["opset"], asked[0]["threshold"]) == ("triton", 20, "0.3")
+
+
+def test_exit_codes(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--input", "float16"]) == 2
+    assert main(["export", "--layout", "folder"]) == 2
+
+    def refuse(model: Any, **options: Any) -> None:
+        raise OutputError("x", "cannot be written")
+
+    monkeypatch.setattr(importlib.import_module("ratioctl.export"), "export", refuse)
+    assert main(["export"]) == 2
+    monkeypatch.undo()
+    assert main(["export", "no-such-model"]) == 5
+    capsys.readouterr()
