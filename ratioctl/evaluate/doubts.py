@@ -13,7 +13,7 @@ from ratioctl.recipe import Ball, Calibration
 
 FEW = 1000
 STUCK = 0.01  # share of zero gradients that is worth a word
-CONVERGED = 0.05  # of the survivors, or of confidence, that four times the steps may still find
+CONVERGED = 0.05  # of the survivors, or of confidence, that a longer search may still find
 
 
 def zero_gradients(what: str, stuck: int, attacked: int) -> str | None:
@@ -63,7 +63,7 @@ def square_wins(by: np.ndarray, attacks: Sequence[str]) -> str | None:
 
 
 def not_converged_inside(ball: Ball, broken: np.ndarray, steps: int) -> str | None:
-    """Four times the steps must not break much of what survived."""
+    """A longer search must not break much of what survived."""
     if len(broken) and broken.sum() > max(1, CONVERGED * len(broken)):
         return (
             f"robust accuracy ({ball}): a search of {steps} steps broke {int(broken.sum())} of {len(broken)} "
@@ -75,7 +75,7 @@ def not_converged_inside(ball: Ball, broken: np.ndarray, steps: int) -> str | No
 def not_converged_outside(
     name: str, ball: Ball, found: np.ndarray, longer: np.ndarray, steps: int
 ) -> str | None:
-    """Four times the steps must not raise the worst-case confidence much."""
+    """A longer search must not raise the worst-case confidence much."""
     if len(found) and float(np.mean(np.maximum(longer - found, 0))) > CONVERGED:
         return (
             f"worst case on {name} ({ball}): a search of {steps} steps raised the mean confidence from "
@@ -123,7 +123,8 @@ def few(counts: Mapping[str, int]) -> str | None:
 
 def duplicates(sets: Mapping[str, Images]) -> list[str]:
     """Images that stand in two sets, or twice in one, pixel for pixel."""
-    found, seen = [], {}
+    found: list[str] = []
+    seen: dict[str, np.ndarray] = {}
     for name, images in sets.items():
         keys = np.array([hash(np.ascontiguousarray(image).tobytes()) for image in images.pixels])
         once, counts = np.unique(keys, return_counts=True)

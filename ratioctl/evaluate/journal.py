@@ -43,10 +43,6 @@ class Journal:
                     path.unlink()
             (folder / _FINISHED).unlink(missing_ok=True)
 
-    def has(self, key: str) -> bool:
-        """Whether a batch is filed (it may still turn out to be damaged)."""
-        return self.folder is not None and (self.folder / f"{key}.npz").exists()
-
     def fetch(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
         """The batch filed under `key`, else `compute()`, filed with the "seconds" it took."""
         filed = self._read(key)
@@ -63,13 +59,14 @@ class Journal:
         return arrays
 
     def _read(self, key: str) -> Arrays | None:
-        if not self.has(key) or self.folder is None:
+        if self.folder is None:
             return None
         try:
-            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as filed:
+            data = (self.folder / f"{key}.npz").read_bytes()
+            with np.load(io.BytesIO(data), allow_pickle=False) as filed:
                 return {name: filed[name] for name in filed.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # damaged: it is computed again
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None  # not there, or damaged: it is computed (again)
 
     def finish(self) -> None:
         """Mark the run as complete, after its reports are written."""

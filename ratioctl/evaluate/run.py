@@ -256,12 +256,17 @@ def _passes(package: ModelPackage, pack: _Pack, suite: Suite) -> list[float]:
     curve = min(suite.curve, n) * len(suites.radii(package)) * suite.curve_steps
     costs = [len(images) * _FORWARD for images in pack.all().values()]
     costs += [n * _each(suite, ball, classes) for ball in balls]
-    costs += [min(suite.probe, n) * 4 * suite.budget_for(ball).steps for ball in balls]
+    costs += [min(suite.probe, n) * _longer(suite.budget_for(ball).steps) for ball in balls]
     costs += [n * 2 * suite.outside_steps, curve, curve]
     for images in pack.outside.values():
         count = len(choice(images, suite.outside, 0))
-        costs += [count * outside_each, min(suite.probe, count) * 4 * suite.outside_steps]
+        costs += [count * outside_each, min(suite.probe, count) * _longer(suite.outside_steps)]
     return costs
+
+
+def _longer(steps: int) -> int:
+    """Steps of the self-check's search: enough to do better than a search that was too short."""
+    return max(4 * steps, 50)
 
 
 def _each(suite: Suite, ball: Ball, classes: int) -> float:
@@ -474,7 +479,7 @@ def _one(
         )
         alive = np.flatnonzero(joined["broken_by"] == 0)[: suite.probe]
         if len(alive):
-            longer = 4 * suite.budget_for(ball).steps
+            longer = _longer(suite.budget_for(ball).steps)
             probed = steps.each(
                 f"self-check, {ball}",
                 x_in[alive],
@@ -581,7 +586,7 @@ def _one(
         stuck = int(found["stuck"].sum())
         said.append(doubts.zero_gradients(f"worst case on {other}", stuck, len(worst)))
         said.append(doubts.below_clean(other, found["clean"], worst))
-        longer = 4 * suite.outside_steps
+        longer = _longer(suite.outside_steps)
         if suite.probe:
             probed = steps.each(
                 f"self-check, {other}",

@@ -26,7 +26,7 @@ class Suite:
         outside: attacked images of every out-distribution; None attacks all.
         outside_steps, outside_restarts, outside_targets: of the search for the largest confidence.
         curve: images of the confidence-radius curves, inside and outside; curve_steps of every radius.
-        probe: images on which `doubts` repeats the attacks with four times the steps.
+        probe: images on which a longer search checks the attacks, of every ball and set.
     """
 
     name: str

@@ -54,7 +54,7 @@ def clean(
         p = metrics.softmax(logits, t)
         c = p.max(1)
         bins = spec.report_bins
-        of_bins = {"temperature": t, "bins": bins}
+        of_bins: dict[str, Any] = {"temperature": t, "bins": bins}
 
         def ece(c: np.ndarray, right: np.ndarray, bins: int = bins) -> float:
             return metrics.ece(c, right, bins, 1 / classes)

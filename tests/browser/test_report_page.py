@@ -1,0 +1,78 @@
+"""`report.html` in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ratioctl import evaluation_report
+from ratioctl.attack.ensemble import Budget
+from ratioctl.evaluate import Suite, run
+
+TINY = Suite(
+    name="tiny",
+    inside=4,
+    balls=1,
+    attacks=("apgd-ce",),
+    budget=Budget(steps=2),
+    outside=3,
+    outside_steps=2,
+    curve=2,
+    curve_steps=2,
+    probe=1,
+)
+
+
+@pytest.fixture
+def report(small_package: Path, tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(3):
+            picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(tmp_path / "data" / name / f"{k}.png")
+    found = run(
+        [small_package],
+        data=str(tmp_path / "data"),
+        ood={"uni <noise>": "noise:uniform"},
+        suite=TINY,
+        limit=6,
+        device="cpu",
+        precision="fp32",
+    )
+    evaluation_report.write(found, tmp_path / "out")
+    return tmp_path / "out" / "report.html"
+
+
+def test_the_report_opens_with_its_figures_and_asks_the_network_for_nothing(
+    report: Path, open_page: Callable[[Path], Any]
+) -> None:
+    page = open_page(report)
+    loaded = "[...document.images].map(i => i.complete && i.naturalWidth === 8)"
+    assert page.evaluate(loaded) == [True] * 6  # three out-images, each before and after
+    titles = page.evaluate("[...document.querySelectorAll('figcaption b')].map(b => b.textContent)")
+    assert titles[:3] == ["Reliability", "Confidence over the radius", "ROC, uni <noise>"]
+    assert len(titles) == 5
+    drawn = """[...document.querySelectorAll('figure > svg')].map(svg => {
+        const box = svg.getBBox();
+        return box.width > 200 && box.height > 100 && svg.querySelectorAll('polyline, rect').length > 1;
+    })"""
+    assert page.evaluate(drawn) == [True] * 5
+    colour = "getComputedStyle(document.querySelector('polyline.line')).stroke"
+    assert page.evaluate(colour) not in ("none", "rgb(0, 0, 0)")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.requests == [report.as_uri()]
+    assert page.complaints == []
+
+
+def test_the_browser_tests_can_fail(tmp_path: Path, open_page: Callable[[Path], Any]) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text("<img src='missing.png'><script>console.error('no')</script>", encoding="utf-8")
+    page = open_page(bad)
+    assert len(page.requests) == 2
+    assert any("no" in text for text in page.complaints)

@@ -1,0 +1,160 @@
+"""`ratioctl evaluate`: options, output, exit codes, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ratioctl.attack.ensemble import Budget
+from ratioctl.cli import main
+from ratioctl.cli.evaluate import default_folder, duration
+from ratioctl.evaluate import SUITES, Suite
+
+TINY = Suite(
+    name="quick",
+    inside=6,
+    balls=1,
+    attacks=("apgd-ce",),
+    budget=Budget(steps=2),
+    outside=4,
+    outside_steps=2,
+    curve=2,
+    curve_steps=2,
+    probe=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITES, "quick", TINY)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "data"
+
+
+def line(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    arguments = ["evaluate", str(model), "--data", str(data), "--ood", "uni=noise:uniform", "--out", str(out)]
+    return [*arguments, "--limit", "8", "--device", "cpu", "--precision", "fp32", *more]
+
+
+def test_a_table_on_stdout_doubts_on_stderr_and_files(
+    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line(small_package, data, tmp_path / "out")) == 0
+    out, err = capsys.readouterr()
+    assert "Robust accuracy, l2 0.125 (APGD-CE 2 steps)" in out
+    assert "AutoAttack" not in out
+    assert "Worst-case mean AUROC, l2 0.25" in out
+    assert "uni: let through" in out
+    assert "Warning: fewer than 1,000 examples" in err
+    assert "at most" in err
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "report.json",
+        "report.md",
+        "report.html",
+        "examples.parquet",
+    }
+
+
+def test_json_is_the_report_and_nothing_else(
+    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line(small_package, data, tmp_path / "out", "--json", "-q")) == 0
+    out, _ = capsys.readouterr()
+    document = json.loads(out)
+    filed = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert document.pop("files") == [
+        str(tmp_path / "out" / name)
+        for name in ("report.json", "report.md", "report.html", "examples.parquet")
+    ]
+    assert document == filed
+    row = next(r for r in document["models"][0]["measurements"] if r["name"] == "robust_accuracy")
+    assert row["ball"] == {"p": "2", "eps": 0.125}
+    assert (row["n"], row["attack"], row["seed"]) == (6, "APGD-CE 2 steps", 0)
+
+
+def test_what_was_wrong_is_said_before_anything_is_computed(
+    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(arguments: list[str], code: int, *says: str) -> None:
+        assert main(arguments) == code
+        err = capsys.readouterr().err
+        assert all(text in err for text in says), err
+
+    out = tmp_path / "out"
+    fails(line(small_package, data, out, "--suite", "explanations"), 2, "later version")
+    fails(line(small_package, data, out, "--suite", "slow"), 2, "slow")
+    fails(line(small_package, data, out, "--ood", "svhn"), 2, "NAME=SOURCE")
+    fails(line(tmp_path / "no-model", data, out), 5, "no-model")
+    fails(line(small_package, tmp_path / "no-data", out), 2, "no-data")
+    fails(["evaluate", str(small_package)], 2, "--data")
+    (data / "zebra").mkdir()
+    (data / "cat" / "0.png").rename(data / "zebra" / "0.png")
+    fails(line(small_package, data, out), 2, "zebra", "no label of the model")
+    (tmp_path / "file").touch()
+    fails(line(small_package, data, tmp_path / "file"), 2, "file")
+
+
+PROGRAM = """
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+from test_evaluate import SUITES, TINY
+from ratioctl import evaluate
+SUITES["quick"] = TINY
+seen = []
+def watch(event):
+    seen.append(event["event"])
+    if seen.count("batch") == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+evaluate({model!r}, data={data!r}, ood=["uni=noise:uniform"], limit=8, out={out!r}, device="cpu",
+         precision="fp32", watch=watch)
+"""
+
+
+def test_a_killed_evaluation_continues_with_the_same_command(
+    small_package: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    program = PROGRAM.format(
+        folder=str(Path(__file__).parent), model=str(small_package), data=str(data), out=str(out)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (out / "report.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
+    assert len(before) == 5
+
+    assert main(line(small_package, data, out, "-q")) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert main(line(small_package, data, tmp_path / "whole", "-q")) == 0
+    assert timeless(out) == timeless(tmp_path / "whole")
+
+
+def timeless(folder: Path) -> Any:
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for row in document["models"][0]["measurements"]:
+        row.pop("duration_s", None)
+    return document
+
+
+def test_defaults_and_durations_read_well() -> None:
+    assert default_folder(["small"], "quick") == Path("reports/small-quick")
+    assert default_folder(["a", "b"], "paper") == Path("reports/comparison-paper")
+    assert [duration(s) for s in (0.2, 59, 90, 7500)] == ["1 s", "59 s", "2 min", "2 h 5 min"]

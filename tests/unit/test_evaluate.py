@@ -1,0 +1,563 @@
+"""The evaluation: suites, journal, batches, self-checks, sums, and the whole of it on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ratioctl
+from ratioctl import evaluation_report, metrics, package
+from ratioctl.attack.ensemble import Budget
+from ratioctl.data.inside import Images
+from ratioctl.errors import SourceError, UsageError
+from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
+from ratioctl.evaluate.journal import Journal, key_of
+from ratioctl.evaluate.run import choice
+from ratioctl.nets.hardware import Place
+from ratioctl.nets.predict import Predictor
+from ratioctl.recipe import Ball, Calibration
+from ratioctl.results import Evaluation, Measurement
+
+TINY = Suite(
+    name="tiny",
+    inside=8,
+    balls=1,
+    attacks=("apgd-ce", "apgd-t"),
+    budget=Budget(steps=3, targets=2),
+    outside=5,
+    outside_steps=3,
+    curve=4,
+    curve_steps=2,
+    probe=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+def images(pixels: np.ndarray, labels: np.ndarray | None = None, source: str = "set") -> Images:
+    names = () if labels is None else ("a", "b", "c", "d")
+    return Images(pixels=pixels, labels=labels, label_names=names, fingerprint=f"f-{source}", source=source)
+
+
+def noise(n: int, seed: int = 0, size: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> str:
+    """A folder of 12 pictures in the four classes of the small package."""
+    for k, name in enumerate(("cat", "dog", "red panda", "air")):
+        folder = tmp_path / "test" / (name if name != "air" else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        for j, picture in enumerate(noise(3, seed=k)):
+            Image.fromarray(picture).save(folder / f"{k}-{j}.png")
+    return str(tmp_path / "test")
+
+
+class Linear(torch.nn.Module):
+    """Logits (B, K) linear in the pixels; its optimum over a ball is known."""
+
+    def __init__(self, classes: int = 3, size: int = 8, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.randn(classes, 3 * size * size, generator=generator) * scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+def subject(network: torch.nn.Module, temperature: float = 1.0) -> work.Subject:
+    device = torch.device("cpu")
+    known: Any = types.SimpleNamespace(temperature=temperature)
+    return work.Subject(
+        package=known,
+        network=network,  # type: ignore[arg-type]
+        predictor=Predictor(network=network, device=device),  # type: ignore[arg-type]
+        place=Place(device=device, bf16=False, why=""),
+        seed=0,
+    )
+
+
+# --- suites and choices ------------------------------------------------------------------------------------
+
+
+def test_radii_without_a_recipe_are_the_papers_scaled_to_the_input() -> None:
+    big: Any = types.SimpleNamespace(recipe_text=None, input_size=(3, 32, 32))
+    balls = suites.robust_balls(big, SUITES["paper"])
+    assert [(b.p, b.eps) for b in balls] == [(2, 0.5), (2, 1.0), (math.inf, 8 / 255)]
+    assert suites.outside_ball(big).eps == 1.0
+    small: Any = types.SimpleNamespace(recipe_text=None, input_size=(3, 16, 16))
+    assert [(b.p, b.eps) for b in suites.robust_balls(small, SUITES["quick"])] == [(2, 0.25)]
+    assert suites.outside_ball(small).eps == 0.5
+    extra = suites.robust_balls(small, SUITES["full"])[3:]
+    assert [b.p for b in extra] == [1.0, 1.5]
+    assert extra[0].eps == 12 / 4  # an l1 radius grows with the number of pixels
+
+
+def test_radii_of_a_recipe_come_first() -> None:
+    text = """name = "r"
+        [data]
+        train = "digits:train"
+        [evaluation]
+        robust = [{ p = 2, eps = 3.5 }, { p = 2, eps = 7.0 }]
+        outside_eps = 7.0"""
+    known: Any = types.SimpleNamespace(recipe_text=text, input_size=(3, 224, 224), path="x")
+    assert [b.eps for b in suites.robust_balls(known, SUITES["quick"])] == [3.5]
+    assert suites.outside_ball(known).eps == 7.0
+
+
+def test_the_quick_suite_is_not_called_autoattack() -> None:
+    assert "AutoAttack" not in str(SUITES["quick"])
+    assert "AutoAttack (standard)" in str(SUITES["paper"])
+    assert SUITES["full"].attacks_for(Ball(p=1.5, eps=1)) == ("apgd-ce", "apgd-t")
+
+
+def test_a_choice_is_stratified_nested_and_reproducible() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    some = images(np.zeros((100, 1, 1, 1), np.uint8), labels)
+    chosen = choice(some, 20, 7)
+    assert len(chosen) == len(set(chosen.tolist())) == 20
+    assert np.bincount(labels[chosen]).tolist() == [12, 6, 2]
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen) <= set(choice(some, 40, 7))
+    assert np.array_equal(chosen, choice(some, 20, 7))
+    assert not np.array_equal(chosen, choice(some, 20, 8))
+    assert len(choice(some, None, 0)) == len(choice(some, 1000, 0)) == 100
+    assert len(choice(images(some.pixels), 13, 0)) == 13
+
+
+# --- journal -----------------------------------------------------------------------------------------------
+
+
+def test_a_journal_computes_a_batch_once_and_again_where_it_is_damaged(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"x": np.arange(3.0)}
+
+    journal = Journal(tmp_path / "j")
+    first = journal.fetch("k", compute)
+    again = Journal(tmp_path / "j").fetch("k", compute)
+    assert len(calls) == 1
+    assert np.array_equal(first["x"], again["x"])
+    assert first["seconds"] == again["seconds"]
+    path = tmp_path / "j" / "k.npz"
+    path.write_bytes(path.read_bytes()[:40])
+    assert np.array_equal(Journal(tmp_path / "j").fetch("k", compute)["x"], first["x"])
+    assert len(calls) == 2
+
+
+def test_a_finished_journal_starts_anew_unless_it_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.fetch("k", lambda: {"x": np.zeros(1)})
+    journal.finish()
+    Journal(tmp_path, keep=True)
+    assert (tmp_path / "k.npz").exists()
+    journal.finish()
+    Journal(tmp_path)
+    assert not (tmp_path / "k.npz").exists()
+
+
+def test_keys_tell_facts_apart() -> None:
+    assert key_of({"a": 1, "b": [2.0, "x"]}) == key_of({"b": [2.0, "x"], "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 2})
+
+
+# --- batches -----------------------------------------------------------------------------------------------
+
+
+def test_worst_case_reaches_the_optimum_of_a_linear_model_and_never_falls_below_the_image() -> None:
+    model = subject(Linear(classes=2, scale=0.05))
+    pixels = noise(6).clip(60, 195)  # away from the box
+    eps = 0.5
+    found = work.worst_case(model, pixels, Ball(p=2, eps=eps), steps=20, restarts=1, targets=1)
+    logits = model.predictor.predict(pixels)
+    w = model.network.weight  # type: ignore[attr-defined]
+    reach = eps * float((w[0] - w[1]).norm())
+    gap = np.abs(logits[:, 0] - logits[:, 1]) + reach  # with two classes the larger one can always gain
+    best = 1 / (1 + np.exp(-gap))
+    assert np.allclose(found["confidence"], best, atol=1e-3)
+    assert (found["confidence"] >= found["clean"]).all()
+    assert (found["distance"] <= eps * (1 + 1e-5)).all()
+    assert found["picture"].shape == pixels.shape
+    assert not found["stuck"].any()
+
+
+def test_lowest_confidence_is_below_the_images_and_in_the_ball() -> None:
+    model = subject(Linear(scale=0.2))
+    pixels = noise(6)
+    found = work.lowest(model, pixels, Ball(p=2, eps=0.4), steps=10)
+    clean = metrics.confidence(model.predictor.predict(pixels))
+    assert (found["confidence"] <= clean).all()
+    assert found["confidence"].mean() < clean.mean() - 0.05
+    assert (found["distance"] <= 0.4 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_radius_curves_start_at_the_image_and_never_turn(with_labels: bool) -> None:
+    model = subject(Linear(scale=0.2), temperature=0.7)
+    pixels, labels = noise(3), np.array([0, 1, 2])
+    values = work.curve(model, pixels, labels if with_labels else None, (0.1, 0.3, 0.6), 5)["values"]
+    p = metrics.softmax(model.predictor.predict(pixels), 0.7)
+    assert np.allclose(values[:, 0], p[np.arange(3), labels] if with_labels else p.max(1))
+    step = np.diff(values, axis=1)
+    assert (step <= 0).all() if with_labels else (step >= 0).all()
+    assert np.abs(values[:, -1] - values[:, 0]).max() > 0.05
+
+
+def test_robust_results_of_an_image_do_not_depend_on_its_batch() -> None:
+    model, ball = subject(Linear(scale=0.1)), Ball(p=2, eps=0.3)
+    pixels = noise(8)
+    labels = model.predictor.predict(pixels).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    whole = work.robust(model, pixels, labels, ball, TINY)
+    parts = [work.robust(model, pixels[at], labels[at], ball, TINY) for at in (slice(0, 3), slice(3, 8))]
+    assert np.array_equal(whole["broken_by"], np.concatenate([part["broken_by"] for part in parts]))
+    assert whole["broken_by"][0] == -1
+    broken = whole["broken_by"] > 0
+    assert 0 < broken.sum() < 7
+    assert (whole["predicted"][broken] != labels[broken]).all()
+    assert (whole["distance"][~broken] == 0).all()
+
+
+class Pocket(torch.nn.Module):
+    """Wrong only in a thin shell in the middle of the ball, which a single long step jumps over."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        along = (x - 0.5).flatten(1).sum(1) / math.sqrt(x[0].numel())  # distance moved along the diagonal
+        hole = 0.2 - (along - 0.25).abs() * 2  # above 0 between 0.15 and 0.35 of a ball of 1
+        return torch.stack([torch.zeros_like(hole), hole], 1)
+
+
+def test_a_weakened_attack_is_noticed_and_a_sound_one_is_not() -> None:
+    model, ball = subject(Pocket()), Ball(p=2, eps=1.0)
+    pixels = np.full((12, 8, 8, 3), 128, np.uint8) + noise(12) // 64
+    labels = np.zeros(12, np.int64)
+    said = {}
+    for steps in (1, 40):
+        suite = dataclasses.replace(TINY, attacks=("apgd-ce",), budget=Budget(steps=steps))
+        by = work.robust(model, pixels, labels, ball, suite)["broken_by"]
+        alive = by == 0
+        probed = work.probe_inside(model, pixels[alive], labels[alive], ball, 50) if alive.any() else None
+        broken = np.zeros(0, bool) if probed is None else probed["broken"]
+        said[steps] = doubts.not_converged_inside(ball, broken, 50)
+    assert said[1] is not None
+    assert "too weak" in said[1]
+    assert said[40] is None
+
+
+# --- doubts ------------------------------------------------------------------------------------------------
+
+OK = np.array([[2.0, -1.0, 0.3], [0.1, 0.2, 5.0]])
+BALL = Ball(p=2, eps=1)
+
+
+def known_package(**ratio: Any) -> Any:
+    return types.SimpleNamespace(calibrated=bool(ratio.get("thresholds")), config={"ratio": ratio})
+
+
+@pytest.mark.parametrize(
+    ("fires", "silent"),
+    [
+        (lambda: doubts.zero_gradients("x", 5, 100), lambda: doubts.zero_gradients("x", 1, 100)),
+        (lambda: doubts.randomised(OK, OK + 1e-2), lambda: doubts.randomised(OK, OK + 1e-7)),
+        (lambda: doubts.probabilities(metrics.softmax(OK)), lambda: doubts.probabilities(OK)),
+        (
+            lambda: doubts.square_wins(np.array([4] * 5 + [1] * 95), suites.STANDARD),
+            lambda: doubts.square_wins(np.array([4] + [1] * 99), suites.STANDARD),
+        ),
+        (
+            lambda: doubts.not_converged_inside(BALL, np.arange(20) < 3, 200),
+            lambda: doubts.not_converged_inside(BALL, np.arange(20) < 1, 200),
+        ),
+        (
+            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.5), 200),
+            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.31), 200),
+        ),
+        (
+            lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.59])),
+            lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.6])),
+        ),
+        (
+            lambda: doubts.temperature_at_end(0.05, Calibration(), True),
+            lambda: doubts.temperature_at_end(0.41, Calibration(), True),
+        ),
+        (
+            lambda: doubts.uncalibrated(known_package()),
+            lambda: doubts.uncalibrated(known_package(thresholds={"tpr95": 0.5})),
+        ),
+        (lambda: doubts.few({"a": 999, "b": 2000}), lambda: doubts.few({"a": 1000})),
+    ],
+)
+def test_every_doubt_fires_and_stays_silent(
+    fires: Callable[[], str | None], silent: Callable[[], str | None]
+) -> None:
+    assert fires()
+    assert silent() is None
+
+
+def test_duplicates_within_and_between_sets_are_counted() -> None:
+    first, second = noise(10, 1), noise(10, 2)
+    sound = {"a": images(first), "b": images(second)}
+    assert doubts.duplicates(sound) == []
+    mixed = {"a": images(first), "b": images(np.concatenate([second, first[:2], second[:1]]))}
+    said = doubts.duplicates(mixed)
+    assert [text for text in said if "1 of the 13" in text and "in it" in text]
+    assert [text for text in said if "2 of the 13" in text and "also stand in a" in text]
+
+
+def test_evaluating_on_training_data_is_noticed() -> None:
+    trained: Any = known_package(provenance={"data": {"train": "f-t", "held_out": "f-h"}})
+    sets = {"x": images(noise(2), source="t"), "y": images(noise(2), source="other")}
+    assert len(doubts.trained_on(trained, sets)) == 1
+    assert "trained on" in doubts.trained_on(trained, sets)[0]
+    assert doubts.trained_on(trained, {"y": sets["y"]}) == []
+
+
+# --- sums --------------------------------------------------------------------------------------------------
+
+
+def test_robust_accuracy_counts_what_each_attack_left() -> None:
+    source = summary.Source(name="s", images=images(noise(1)), seed=0)
+    part = {"broken_by": np.array([-1, 0, 0, 1, 2, 2, 0, 0], np.int8), "seconds": np.float64(2.0)}
+    rows = summary.robust(source, [part, part], BALL, ("apgd-ce", "apgd-t"), "both")  # type: ignore[list-item]
+    values = {row.name: row.value for row in rows}
+    assert values["accuracy_before_attack"] == 7 / 8
+    assert values["accuracy_after_apgd_ce"] == 6 / 8
+    assert values["accuracy_after_apgd_t"] == values["robust_accuracy"] == 4 / 8
+    assert rows[0].n == 16
+    assert rows[0].interval == metrics.wilson_interval(8, 16)
+    assert rows[0].details["duration_s"] == 4.0
+
+
+def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
+    rng = np.random.default_rng(0)
+    inside, outside = rng.beta(5, 2, 400), rng.beta(2, 4, 300)
+    curve = summary.roc(inside, outside)
+    fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
+    area = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
+    assert abs(area - metrics.auroc(-inside, -outside)) < 0.003
+    assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
+    assert len(curve["fpr"]) <= summary.CURVE_POINTS + 2
+
+
+def test_the_mixture_counts_an_out_image_as_right_with_one_in_k() -> None:
+    labels = np.array([0, 1] * 4)
+    logits = np.full((8, 4), -40.0)
+    logits[np.arange(8), labels] = 40.0  # sure and right
+    source = summary.Source(name="s", images=images(noise(8), labels), seed=0)
+    rows = summary.mixture(source, logits, {"o": logits.copy()}, 1.0, Calibration())
+    assert rows[0].n == 16
+    assert rows[0].value == pytest.approx(
+        0.5 * (1 - 1 / 4)
+    )  # the out-half is sure and right one time in four
+
+
+def test_means_are_over_sets_alone() -> None:
+    def row(name: str, dataset: str, value: float) -> Measurement:
+        ends = (value - 0.1, value + 0.1)
+        return Measurement(name=name, value=value, n=10, interval=ends, dataset=dataset)
+
+    rows = [row("auroc", "a", 0.6), row("auroc", "b", 0.8), row("kept_at_tpr95", "in", 0.9)]
+    (mean,) = summary.mean_over_sets(rows, ["a", "b"], 0)
+    assert (mean.name, mean.dataset, mean.value, mean.n) == ("auroc", "mean", pytest.approx(0.7), 20)
+    assert mean.interval == pytest.approx((0.6, 0.8))
+
+
+# --- the whole ---------------------------------------------------------------------------------------------
+
+
+def evaluated(small_package: Path, labelled: str, **options: Any) -> Evaluation:
+    options = {"suite": TINY, "ood": ["uni=noise:uniform"], "limit": 9, "device": "cpu", **options}
+    return run([small_package], data=labelled, precision="fp32", **options)
+
+
+def timeless(evaluation: Evaluation) -> Any:
+    document = evaluation.to_json()
+    for model in document["models"]:
+        for row in model["measurements"]:
+            row.pop("duration_s", None)
+    return json.loads(json.dumps(evaluation_report.finite(document)))
+
+
+def test_an_evaluation_measures_everything_and_its_files_agree(
+    small_package: Path, labelled: str, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    events: list[dict[str, Any]] = []
+    found = evaluated(small_package, labelled, watch=events.append, out=tmp_path / "out")
+    rows = found.models[0].report.measurements
+    names = {(row.name, row.dataset == "mean", row.ball is not None) for row in rows}
+    for name in ("auroc", "conservative_auroc", "fpr_at_95_tpr", "aupr_in", "aupr_out", "mmc"):
+        assert {(name, mean, attacked) for mean in (True, False) for attacked in (True, False)} <= names
+    assert {"accuracy", "robust_accuracy", "ece", "adaptive_ece", "nll", "brier", "ece_mixture"} <= {
+        row.name for row in rows
+    }
+    for row in rows:
+        assert row.n > 0
+        assert row.interval is not None
+        assert row.interval[0] - 1e-9 <= row.value <= row.interval[1] + 1e-9 or row.name.startswith(
+            ("ece", "adaptive_ece", "aupr", "fpr")  # the bootstrap does not promise that
+        )
+        if row.dataset != "mean":
+            assert row.details["fingerprint"]
+    clean, worst = (
+        next(r.value for r in rows if r.name == "mmc" and r.dataset == "uni" and bool(r.ball) == attacked)
+        for attacked in (False, True)
+    )
+    assert worst > clean
+    assert events[0]["event"] == "plan"
+    shares = [event["share"] for event in events[1:]]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1, abs=0.05)
+    assert any("fewer than 1,000" in text for text in found.models[0].report.warnings)
+
+    paths = evaluation_report.write(found, tmp_path / "out")
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html", "examples.parquet"]
+    document = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert document["schema"] == "ratioctl/evaluation/1"
+    assert len(document["models"][0]["measurements"]) == len(rows)
+    page = paths[2].read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<figure>") == len(found.models[0].gallery) + 5
+    table = pq.read_table(paths[3])
+    by_attack = table.group_by(["dataset", "attack"]).aggregate([("index", "count")]).num_rows
+    assert by_attack == 5  # inside: clean, robust, lowest; outside: clean, worst case
+    kept = [r for r in table.to_pylist() if r["attack"].endswith(")") and r["verdict"]]
+    robust = next(r for r in rows if r.name == "robust_accuracy")
+    assert len(kept) == round(robust.value * robust.n)
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_report(
+    small_package: Path, labelled: str, tmp_path: Path
+) -> None:
+    class StopError(Exception):
+        pass
+
+    seen: list[str] = []
+
+    def stop_after_four(event: dict[str, Any]) -> None:
+        seen.append(event["event"])
+        if seen.count("batch") == 4:
+            raise StopError
+
+    whole = evaluated(small_package, labelled)
+    with pytest.raises(StopError):
+        evaluated(small_package, labelled, out=tmp_path, watch=stop_after_four)
+    filed = len(list((tmp_path / ".journal").glob("*.npz")))
+    assert filed == 4
+    again = evaluated(small_package, labelled, out=tmp_path)
+    assert timeless(again) == timeless(whole)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / ".journal").glob("*.npz")}
+    assert len(files) > 4
+
+    evaluated(small_package, labelled, out=tmp_path, resume=True)  # takes everything from the finished run
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    evaluated(small_package, labelled, out=tmp_path, resume=True, seed=1)  # nothing fits another seed
+    assert len(list((tmp_path / ".journal").glob("*.npz"))) > len(files)
+
+
+def test_measurements_go_into_the_package_without_changing_its_digest(
+    small_package: Path, labelled: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(small_package, copy)
+    before = package.read(copy)
+    report = evaluated(copy, labelled, write=True).models[0].report
+    after = package.read(copy)
+    assert after.digest == before.digest == report.package_digest
+    filed = after.config["ratio"]["metrics"]
+    names = {row["name"] for row in filed["measurements"]}
+    assert {"accuracy", "robust_accuracy", "kept_at_tpr95", "let_through_at_tpr95"} <= names
+    assert filed["warnings"] == list(report.warnings)
+    assert after.card is not None
+    assert "robust\\_accuracy" in after.card
+
+
+def test_several_models_get_different_names_and_one_table(small_package: Path, labelled: str) -> None:
+    found = run(
+        [small_package, small_package],
+        data=labelled,
+        suite=TINY,
+        ood={"uni": "noise:uniform"},
+        limit=9,
+        device="cpu",
+        precision="fp32",
+    )
+    assert [model.name for model in found.models] == ["small", "small-2"]
+    table = evaluation_report.tables(found)[0]
+    assert table.header == ("per cent", "small", "small-2")
+    assert table.marked == frozenset()
+    assert all(row[1] == row[2] for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"suite": "explanations"}, UsageError, "later version"),
+        ({"suite": "slow"}, UsageError, "quick, paper, full"),
+        ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
+        ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
+        ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
+        ({"limit": 0}, UsageError, "positive"),
+        ({"ood": ["a=noise:blue"]}, SourceError, "no such noise"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(
+    small_package: Path, labelled: str, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        evaluated(small_package, labelled, **options)
+
+
+def test_the_verb_returns_reports(
+    small_package: Path, labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SUITES, "quick", TINY)
+    report = ratioctl.evaluate(small_package, data=labelled, limit=9, device="cpu", out=tmp_path)
+    assert {row.dataset for row in report.measurements} >= {"uniform noise", "smooth noise", "mean"}  # type: ignore[union-attr]
+    assert (tmp_path / "report.html").is_file()
+
+
+# --- reports -----------------------------------------------------------------------------------------------
+
+
+def measured(name: str, value: float, interval: tuple[float, float]) -> Measurement:
+    return Measurement(name=name, value=value, n=100, interval=interval, dataset="d")
+
+
+def test_only_significantly_worse_entries_are_marked() -> None:
+    best, close, far = (
+        measured("accuracy", 0.9, (0.85, 0.95)),
+        measured("accuracy", 0.8, (0.75, 0.86)),
+        measured("accuracy", 0.7, (0.6, 0.8)),
+    )
+    assert evaluation_report._worse([close, best, far, None], True) == [2]
+    assert evaluation_report._worse([close, best, far, None], False) == [1]
+
+
+def test_linf_radii_are_read_in_255ths() -> None:
+    assert evaluation_report.ball_text(Ball(p=math.inf, eps=8 / 255)) == "linf 8/255"
+    assert evaluation_report.ball_text(Ball(p=math.inf, eps=0.1)) == "linf 0.1"
+    assert evaluation_report.ball_text(Ball(p=2, eps=0.5)) == "l2 0.5"
+
+
+def test_names_cannot_break_out_of_markdown_and_html() -> None:
+    assert evaluation_report._md("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
