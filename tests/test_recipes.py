@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -382,3 +382,66 @@ def test_names_are_safe_and_distinct() -> None:
     assert len({name.casefold() for name in NAMES}) == len(NAMES)
     assert list(NAMES) == sorted(NAMES)
     assert all(a != b for a, b in itertools.pairwise(NAMES))
+
+
+# --- one step of training ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small spend their time waiting for a second thread: ten times as long, measured."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
+    """Settings that leave a recipe its objective, schedule and augmentation, and make the rest tiny."""
+    settings = [
+        *("data.train=digits:train", "data.test=digits:test", "data.outside_test=[]"),
+        *("data.size=8", "data.channels=3", "data.validation=0.05"),
+        *("optim.batch_size=2", "optim.batch_size_out=2", "optim.epochs=0.001", "optim.validate_images=4"),
+    ]
+    if recipe.data.outside:
+        settings.append("data.outside=noise:uniform")
+    architecture = recipe.model.architecture.removeprefix("torchvision:")  # those have no width, ours do
+    if architecture.startswith("wideresnet"):
+        settings.append("model.architecture=wideresnet-10-1")
+    else:
+        settings += [f"model.architecture={architecture if own_depth else 'resnet18'}", "model.width=4"]
+    if not own_depth:
+        for side in ("inside", "outside"):
+            term = getattr(recipe.objective, side)
+            if term is not None and term.attack is not None:
+                settings.append(f"objective.{side}.attack.steps=2")
+    return settings
+
+
+def train_a_step(name: str, out: Path, *, own_depth: bool) -> None:
+    from ratioctl.train import fit
+
+    recipe = recipes.load(name, tiny(recipes.load(name), own_depth=own_depth))
+    seen: list[dict[str, float]] = []
+    package = fit(recipe, out, device="cpu", precision="fp32", watch=seen.append)
+    row = next(event for event in seen if "validation.clean" in event)
+    assert row["update"] == row["updates"] == 1
+    assert math.isfinite(row["total"])
+    assert row["total"] > 0
+    assert ("validation.attacked" in row) == (recipe.objective.inside.robust > 0)
+    assert recipes.loads((package.path / "recipe.toml").read_text(encoding="utf-8")) == recipe
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundled_recipe_trains_a_step(name: str, tmp_path: Path) -> None:
+    train_a_step(name, tmp_path / "run", own_depth=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundled_recipe_trains_a_step_at_its_own_depth_and_steps(name: str, tmp_path: Path) -> None:
+    train_a_step(name, tmp_path / "run", own_depth=True)
