@@ -812,7 +812,7 @@ def test_members_that_are_no_files(tmp_path):
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz", ".zip"])
 def test_members_over_the_limit_are_refused_and_the_rest_unharmed(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 100_000)
-    path = pack(tmp_path / f"bomb{suffix}", {"a.png": PNG, "b.png": bytes(40_000_000), "c.png": PNG})
+    path = pack(tmp_path / f"bomb{suffix}", {"a.png": PNG, "b.png": bytes(25_000_000), "c.png": PNG})
     tracemalloc.start()
     items = list(images.walk([path]))
     peak = tracemalloc.get_traced_memory()[1]
@@ -820,7 +820,7 @@ def test_members_over_the_limit_are_refused_and_the_rest_unharmed(tmp_path, suff
     with pytest.raises(ImageError, match="larger than"):
         items[1].read()
     assert items[0].read() == items[2].read() == PNG
-    assert peak < 20_000_000  # xz keeps a dictionary of 8 MiB
+    assert peak < 16_000_000  # xz keeps a dictionary of 8 MiB
 
 
 def test_a_zip_that_lies_about_sizes(tmp_path):
@@ -906,14 +906,14 @@ def test_what_is_no_archive(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_members_of_a_tar(tmp_path):
-    path = pack(tmp_path / "a.tar", {f"{i:05d}.png": b"x" * 100 for i in range(4000)})
+    path = pack(tmp_path / "a.tar", {f"{i:05d}.png": b"x" * 100 for i in range(2000)})
     images.walk([path])
     tracemalloc.start()
     count = sum(1 for _ in images.walk([path]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 4000
-    assert peak < 1_500_000
+    assert count == 2000
+    assert peak < 1_200_000
 
 
 # --- sources -----------------------------------------------------------------------------------------------
@@ -1130,18 +1130,19 @@ def test_copies_are_found_and_strangers_are_not(size):
     assert [d.exact for d in got] == [True, False, False, False]
     assert got[0].distance == 0
     assert list(got) == sorted(got, key=lambda d: d.distance)
-    assert all(0 < d.distance < 0.09 for d in got[1:])
+    assert all(0 < d.distance < 0.07 for d in got[1:])
 
 
 def test_smooth_lookalikes_are_no_duplicates():
-    y = np.linspace(0, 1, 32).reshape(-1, 1, 1)
+    """Skies that correlate to 0.97 and lie near each other, but whose details are their own."""
     rng = np.random.default_rng(0)
-    horizons = [
-        np.broadcast_to(255 / (1 + np.exp(-9 * (y - 0.5))), (32, 32, 3)) + rng.normal(0, 6, (32, 32, 3))
-        for _ in range(20)
-    ]
-    horizons = np.clip(horizons, 0, 255).astype(np.uint8)
-    assert images.near_duplicates(horizons[:10], horizons[10:]) == ()
+    ramp = np.linspace(0, 255, 32).reshape(1, 32, 1, 1)
+    noise = rng.normal(0, 10, (20, 16, 16, 1)).repeat(2, 1).repeat(2, 2)
+    skies = np.clip(ramp + noise.repeat(3, 3), 0, 255).astype(np.uint8)
+    assert images.near_duplicates(skies[:10], skies[10:]) == ()
+    shapes, pooled = images._shapes(skies), images._pooled(skies)
+    assert (shapes[:10] @ shapes[10:].T).max() > images.SAME_SHAPE
+    assert np.sqrt(np.mean((pooled[0] - pooled[10]) ** 2)) / 255 < images.SAME_COLOUR
 
 
 def test_flat_images_match_only_exactly():
