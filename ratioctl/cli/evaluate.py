@@ -53,6 +53,7 @@ def evaluate(
     continues where it stopped when the same command is given again.
     """
     from ratioctl import package as packages
+    from ratioctl.errors import Interrupted
     from ratioctl.evaluate import run
 
     loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
@@ -61,23 +62,31 @@ def evaluate(
     from ratioctl import evaluation_report
 
     written: list[Path] = []
-    with _Progress(context) as progress:
-        evaluation = run(
-            loaded,
-            data=data,
-            ood=ood or (),
-            suite=suite,
-            limit=limit,
-            resume=resume,
-            write=write,
-            out=folder,
-            device=context.device,
-            precision=context.precision,
-            seed=context.seed,
-            download=download,
-            watch=progress,
-            finish=lambda found: written.extend(evaluation_report.write(found, folder)),
-        )
+    try:
+        with _Progress(context) as progress:
+            evaluation = run(
+                loaded,
+                data=data,
+                ood=ood or (),
+                suite=suite,
+                limit=limit,
+                resume=resume,
+                write=write,
+                out=folder,
+                device=context.device,
+                precision=context.precision,
+                seed=context.seed,
+                download=download,
+                watch=progress,
+                finish=lambda found: written.extend(evaluation_report.write(found, folder)),
+            )
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            folder,
+            "the evaluation was interrupted, its finished batches are kept",
+            "The same command continues where it stopped.",
+            signum=getattr(stop, "signum", 2),
+        ) from None
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
         for warning in model.report.warnings:

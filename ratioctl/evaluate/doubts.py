@@ -141,18 +141,19 @@ def duplicates(sets: Mapping[str, Images]) -> list[str]:
     return found
 
 
-def trained_on(package: ModelPackage, sets: Mapping[str, Images]) -> list[str]:
-    """Sets whose fingerprint is that of the model's training or calibration data."""
+def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[str]:
+    """Sets (name to fingerprint) that are the model's training or calibration data."""
     ratio: Any = package.config["ratio"]
     known = dict((ratio.get("provenance") or {}).get("data") or {})
     known["calibration"] = (ratio.get("calibration") or {}).get("fingerprint")
     said = {"train": "was trained on", "outside": "was trained on as its out-distribution"}
-    return [
-        f"{name} is the very data the model {said.get(role, 'was selected or calibrated on')}"
-        for name, images in sets.items()
-        for role, fingerprint in known.items()
-        if fingerprint is not None and fingerprint == images.fingerprint
-    ]
+    found: dict[str, str] = {}
+    for name, fingerprint in fingerprints.items():
+        for role, theirs in known.items():
+            if theirs is not None and theirs == fingerprint:
+                what = said.get(role, "was selected or calibrated on")
+                found.setdefault(name, f"{name} is the very data the model {what}")
+    return list(found.values())
 
 
 def unreadable(sets: Mapping[str, Images]) -> list[str]:

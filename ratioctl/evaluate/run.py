@@ -74,6 +74,8 @@ def run(
         resume: also take up the batches of a finished run in `out`.
         write: file the measurements in the packages' config and card.
         out: folder of the journal; None keeps nothing.
+        precision: of the attacks' search; verdicts and confidences are always fp32. "auto" searches in bf16
+            where that pays, except in suites that are `exact`.
         watch: called with {"event": "plan", "seconds", "batches"} before long work, {"event": "batch",
             "what", "done", "of", "seconds_left"} after each batch, {"event": "note", "text"}.
         finish: called with the result before the journal is closed; writes the reports.
@@ -91,7 +93,7 @@ def run(
         model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
         for model in (models or (packages.DEFAULT_MODEL,))
     ]
-    place = choose(device, precision)
+    place = choose(device, "fp32" if precision == "auto" and chosen.exact else precision)
     tell = watch or (lambda event: None)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
@@ -137,6 +139,7 @@ class _Pack:
 
     inside: Images
     outside: dict[str, Images]
+    whole: dict[str, str]  # fingerprints before --limit
 
     def all(self) -> dict[str, Images]:
         return {self.inside.source: self.inside, **self.outside}
@@ -175,6 +178,7 @@ class _Sets:
                 for name, source in self.ood.items()
             }
             self.loaded[key] = _Pack(
+                whole={name: images.fingerprint for name, images in {test.source: test, **found}.items()},
                 inside=self._limited(test),
                 outside={name: self._limited(images) for name, images in found.items()},
             )
@@ -355,6 +359,27 @@ class _Steps:
         return parts
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Found:
+    """What the parts of a model's evaluation add to, and what later ones need of earlier ones."""
+
+    rows: list[Measurement] = dataclasses.field(default_factory=list)
+    doubts: list[str | None] = dataclasses.field(default_factory=list)
+    figures: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"histograms": {}, "roc": {}, "radius": {}}
+    )
+    gallery: list[Attacked] = dataclasses.field(default_factory=list)
+    examples: _Examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Clean:
+    """Clean results that attacked ones are set against."""
+
+    inside: np.ndarray  # (N,) confidences
+    outside: dict[str, np.ndarray]
+
+
 def _one(
     package: ModelPackage,
     name: str,
@@ -367,164 +392,191 @@ def _one(
 ) -> Evaluated:
     network = frozen(from_package(package)).to(place.device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    subject = Subject(
-        package=package,
-        network=network,
-        predictor=Predictor(network=network, device=place.device),
-        place=place,
+    predictor = Predictor(network=network, device=place.device)
+    subject = Subject(package=package, network=network, predictor=predictor, place=place, seed=seed)
+    facts = {
+        "model": package.digest,
+        "seed": seed,
+        "device": place.device.type,
+        "bf16": place.bf16,
+        "torch": torch.__version__,
+        "ratioctl": ratioctl.__version__,
+    }
+    size = 128 if place.device.type == "cpu" else 512
+    steps = _Steps(subject=subject, journal=journal, plan=plan, facts=facts, size=size)
+    plan.measure(subject, pack.inside.pixels[:size])
+
+    found = _Found(examples=_Examples(name))
+    clean = _clean(steps, pack, found)
+    _robust(steps, pack, suite, found)
+    _worst_case(steps, pack, suite, clean, found)
+    _radius(steps, pack, suite, found)
+    found.rows += summary.mean_over_sets(found.rows, list(pack.outside), seed)
+    found.doubts += [
+        doubts.uncalibrated(package),
+        doubts.temperature_at_end(package.temperature, suites.calibration(package), package.calibrated),
+        *doubts.trained_on(package, pack.whole),
+        *doubts.duplicates(pack.all()),
+        *doubts.unreadable(pack.all()),
+        doubts.few(_counts(pack, suite)),
+    ]
+    report = Report(
+        package_digest=package.digest,
         seed=seed,
+        measurements=tuple(found.rows),
+        warnings=tuple(dict.fromkeys(text for text in found.doubts if text is not None)),
     )
-    labels = pack.inside.labels
+    return Evaluated(
+        name=name,
+        report=report,
+        figures=found.figures,
+        gallery=tuple(found.gallery),
+        examples=found.examples.columns(),
+    )
+
+
+def _counts(pack: _Pack, suite: Suite) -> dict[str, int]:
+    counts = {}
+    for name, images in pack.all().items():
+        attacked = suite.inside if images.labels is not None else suite.outside
+        counts[f"{name}, clean"] = len(images)
+        counts[f"{name}, attacked"] = len(choice(images, attacked, 0))
+    return counts
+
+
+def _source(name: str, images: Images, steps: _Steps, parts: Sequence[Arrays]) -> summary.Source:
+    """What stands beside measurements on these batches."""
+    return summary.Source(name=name, images=images, seed=steps.subject.seed).timed(parts)
+
+
+def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
+    """Every image as it is: forward passes only."""
+    subject, inside = steps.subject, pack.inside
+    package, temperature = subject.package, subject.temperature
+    spec, low = suites.calibration(package), 1 / len(package.label_names)
+    labels = inside.labels
     assert labels is not None
-    steps = _Steps(
-        subject=subject,
-        journal=journal,
-        plan=plan,
-        facts={
-            "model": package.digest,
-            "seed": seed,
-            "device": place.device.type,
-            "bf16": place.bf16,
-            "torch": torch.__version__,
-            "ratioctl": ratioctl.__version__,
-        },
-        size=128 if place.device.type == "cpu" else 512,
-    )
-    plan.measure(subject, pack.inside.pixels[: steps.size])
-    spec, temperature = suites.calibration(package), package.temperature
-    low = 1 / len(package.label_names)
-    source = summary.Source(name=pack.inside.source, images=pack.inside, seed=seed)
-    rows: list[Measurement] = []
-    said: list[str | None] = []
-    figures: dict[str, Any] = {"histograms": {}, "roc": {}, "radius": {}}
-    examples = _Examples(name)
-
-    # Clean: everything, forward passes only.
     bulk = dataclasses.replace(steps, size=1024)
-    parts = bulk.each(
-        "clean in-images",
-        pack.inside.pixels,
-        lambda at: work.clean(subject, pack.inside.pixels[at]),
-        passes=_FORWARD,
-    )
-    logits = np.concatenate([part["logits"] for part in parts])
-    confident = metrics.confidence(logits, temperature)
-    rows += summary.clean(source, logits, temperature, spec, summary.seconds(parts))
-    rows += summary.operating(source, confident, package.thresholds)
-    examples.add(
-        pack.inside.source,
-        np.arange(len(logits)),
-        "clean",
-        labels,
-        logits.argmax(1),
-        confident,
-        logits.argmax(1) == labels,
-    )
-    figures["reliability"] = summary.reliability(logits, labels, temperature, spec.report_bins)
-    figures["histograms"][pack.inside.source] = {"clean": summary.histogram(confident, low)}
-    twice = work.steadiness(subject, pack.inside.pixels[:64])
-    said += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(logits)]
-
-    outside_logits: dict[str, np.ndarray] = {}
-    for other, images in pack.outside.items():
+    logits: dict[str, np.ndarray] = {}
+    confident: dict[str, np.ndarray] = {}
+    everything: list[Arrays] = []
+    for name, images in pack.all().items():
         parts = bulk.each(
-            f"clean {other}",
+            f"clean {name}",
             images.pixels,
             lambda at, images=images: work.clean(subject, images.pixels[at]),  # type: ignore[misc]
             passes=_FORWARD,
         )
-        outside_logits[other] = np.concatenate([part["logits"] for part in parts])
-    clean_out = {other: metrics.confidence(f, temperature) for other, f in outside_logits.items()}
-    for other, images in pack.outside.items():
-        named = summary.Source(name=other, images=images, seed=seed)
-        rows += summary.detection(named, confident, clean_out[other])
-        rows += summary.operating(named, clean_out[other], package.thresholds)
-        figures["roc"][other] = {"clean": summary.roc(confident, clean_out[other])}
-        figures["histograms"][other] = {"clean": summary.histogram(clean_out[other], low)}
-        n = len(images)
-        predicted = outside_logits[other].argmax(1)
-        examples.add(other, np.arange(n), "clean", None, predicted, clean_out[other], None)
-    rows += summary.mixture(source, logits, outside_logits, temperature, spec)
+        everything += parts
+        source = _source(name, images, steps, parts)
+        f = logits[name] = np.concatenate([part["logits"] for part in parts])
+        c = confident[name] = metrics.confidence(f, temperature)
+        if images is inside:
+            found.rows += summary.clean(source, f, temperature, spec)
+            found.figures["reliability"] = summary.reliability(f, labels, temperature, spec.report_bins)
+        else:
+            found.rows += summary.detection(source, confident[inside.source], c)
+            found.figures["roc"][name] = {"clean": summary.roc(confident[inside.source], c)}
+        found.rows += summary.operating(source, c, package.thresholds)
+        found.figures["histograms"][name] = {"clean": summary.histogram(c, low)}
+        right = f.argmax(1) == labels if images is inside else None
+        found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), c, right)
+    f = logits.pop(inside.source)
+    source = _source(inside.source, inside, steps, everything)
+    found.rows += summary.mixture(source, f, logits, temperature, spec)
+    twice = work.steadiness(subject, inside.pixels[:64])
+    found.doubts += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(f)]
+    return _Clean(inside=confident.pop(inside.source), outside=confident)
 
-    # Attacked in-images.
-    picked = choice(pack.inside, suite.inside, seed)
-    x_in, y_in = pack.inside.pixels[picked], labels[picked]
-    for ball in suites.robust_balls(package, suite):
+
+def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
+    """Robust accuracy in every ball, and a longer search on some survivors."""
+    subject, inside = steps.subject, pack.inside
+    picked = choice(inside, suite.inside, subject.seed)
+    assert inside.labels is not None
+    x, y = inside.pixels[picked], inside.labels[picked]
+    for ball in suites.robust_balls(subject.package, suite):
         attacks = suite.attacks_for(ball)
         parts = steps.each(
             f"robust accuracy, {ball}",
-            x_in,
-            lambda at, ball=ball: work.robust(subject, x_in[at], y_in[at], ball, suite),  # type: ignore[misc]
-            passes=_each(suite, ball, logits.shape[1]),
-            labels=y_in,
-            settings=[list(attacks), dataclasses.asdict(suite.budget_for(ball))],
+            x,
+            lambda at, ball=ball: work.robust(subject, x[at], y[at], ball, suite),  # type: ignore[misc]
+            passes=_each(suite, ball, len(subject.package.label_names)),
+            labels=y,
+            settings=[ball.model_dump(mode="json"), attacks, dataclasses.asdict(suite.budget_for(ball))],
         )
-        attack_name = str(parts[0]["name"])
-        rows += summary.robust(source, parts, ball, attacks, attack_name)
+        how = str(parts[0]["name"])
+        source = _source(inside.source, inside, steps, parts)
+        found.rows += summary.robust(source, parts, ball, attacks, how, batch_size=steps.size)
         joined = _joined(parts)
         for k, attack in enumerate(attacks):
-            hit = int(sum(part["attacked"][k] for part in parts))
-            stuck = int(sum(part["stuck"][k] for part in parts))
-            said.append(doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, hit))
-        said.append(doubts.square_wins(joined["broken_by"], attacks))
-        examples.add(
-            pack.inside.source,
+            attacked, stuck = (int(sum(part[key][k] for part in parts)) for key in ("attacked", "stuck"))
+            found.doubts.append(doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, attacked))
+        found.doubts.append(doubts.square_wins(joined["broken_by"], attacks))
+        verdict = joined["broken_by"] == 0
+        found.examples.add(
+            inside.source,
             picked,
-            f"{ball}: {attack_name}",
-            y_in,
+            f"{ball}: {how}",
+            y,
             joined["predicted"],
             joined["confidence"],
-            joined["broken_by"] == 0,
+            verdict,
             joined["distance"],
         )
-        alive = np.flatnonzero(joined["broken_by"] == 0)[: suite.probe]
-        if len(alive):
-            longer = _longer(suite.budget_for(ball).steps)
-            probed = steps.each(
-                f"self-check, {ball}",
-                x_in[alive],
-                lambda at, alive=alive, ball=ball, longer=longer: work.probe_inside(  # type: ignore[misc]
-                    subject, x_in[alive][at], y_in[alive][at], ball, longer
-                ),
-                passes=longer,
-                labels=y_in[alive],
-                steps=longer,
-            )
-            said.append(doubts.not_converged_inside(ball, _joined(probed)["broken"], longer))
-
-    # Attacked out-images, and in-images attacked to look outlying.
-    first = suites.robust_balls(package, suite)[0]
-    lowered = _joined(
-        steps.each(
-            f"lowest confidence, {first}",
-            x_in,
-            lambda at: work.lowest(subject, x_in[at], first, steps=suite.outside_steps),
-            passes=2 * suite.outside_steps,
-            steps=suite.outside_steps,
+        alive = np.flatnonzero(verdict)[: suite.probe]
+        if not len(alive):
+            continue
+        survivors, theirs, longer = x[alive], y[alive], _longer(suite.budget_for(ball).steps)
+        parts = steps.each(
+            f"self-check, {ball}",
+            survivors,
+            lambda at, of=(survivors, theirs, ball, longer): work.probe_inside(  # type: ignore[misc]
+                subject, of[0][at], of[1][at], *of[2:]
+            ),
+            passes=longer,
+            labels=theirs,
+            settings=[ball.model_dump(mode="json"), longer],
         )
+        found.doubts.append(doubts.not_converged_inside(ball, _joined(parts)["broken"], longer))
+
+
+def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Found) -> None:
+    """Out-images attacked to look familiar, in-images attacked to look outlying."""
+    subject, inside, package = steps.subject, pack.inside, steps.subject.package
+    low, seed = 1 / len(package.label_names), steps.subject.seed
+    picked, inner = choice(inside, suite.inside, seed), suites.robust_balls(package, suite)[0]
+    assert inside.labels is not None
+    x = inside.pixels[picked]
+    parts = steps.each(
+        f"lowest confidence, {inner}",
+        x,
+        lambda at: work.lowest(subject, x[at], inner, steps=suite.outside_steps),
+        passes=2 * suite.outside_steps,
+        settings=[inner.model_dump(mode="json"), suite.outside_steps],
     )
-    rows += summary.operating(source, lowered["confidence"], package.thresholds, first, attack="APGD")
-    figures["histograms"][pack.inside.source]["attacked"] = summary.histogram(lowered["confidence"], low)
-    examples.add(
-        pack.inside.source,
+    lowered = _joined(parts)
+    source = _source(inside.source, inside, steps, parts)
+    how = f"APGD, {suite.outside_steps} steps, 2 goals, or the image"
+    found.rows += summary.operating(source, lowered["confidence"], package.thresholds, inner, attack=how)
+    found.figures["histograms"][inside.source]["attacked"] = summary.histogram(lowered["confidence"], low)
+    found.examples.add(
+        inside.source,
         picked,
-        f"{first}: lowest confidence",
-        y_in,
+        f"{inner}: lowest confidence",
+        inside.labels[picked],
         lowered["predicted"],
         lowered["confidence"],
         None,
         lowered["distance"],
     )
-    ball = suites.outside_ball(package)
-    gallery: list[Attacked] = []
-    sample: list[np.ndarray] = []
-    targets = min(suite.outside_targets, logits.shape[1] - 1)
-    for other, images in pack.outside.items():
+    ball, targets = suites.outside_ball(package), min(suite.outside_targets, len(package.label_names) - 1)
+    how = f"APGD, {suite.outside_steps} steps x {suite.outside_restarts}, {2 + targets} goals, or the image"
+    for name, images in pack.outside.items():
         chosen = choice(images, suite.outside, seed)
         pixels = images.pixels[chosen]
-        sample.append(pixels[: math.ceil(suite.curve / len(pack.outside))])
         parts = steps.each(
-            f"worst case, {other}",
+            f"worst case, {name}",
             pixels,
             lambda at, pixels=pixels: work.worst_case(  # type: ignore[misc]
                 subject,
@@ -532,120 +584,89 @@ def _one(
                 ball,
                 steps=suite.outside_steps,
                 restarts=suite.outside_restarts,
-                targets=suite.outside_targets,
+                targets=targets,
             ),
             passes=suite.outside_steps * suite.outside_restarts * (2 + targets),
-            settings=[str(ball), suite.outside_steps, suite.outside_restarts, suite.outside_targets],
+            settings=[ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts, targets],
         )
-        found = _joined(parts)
-        named = summary.Source(name=other, images=images, seed=seed)
-        worst = found["confidence"]
-        how = (
-            f"APGD, {suite.outside_steps} steps x {suite.outside_restarts}, {2 + targets} goals, or the image"
-        )
-        rows += summary.detection(
-            named, confident, worst, ball, attack=how, duration_s=summary.seconds(parts)
-        )
-        for suffix, confidences, where in (
-            ("_inside_attacked", clean_out[other], first),
+        joined, source = _joined(parts), _source(name, images, steps, parts)
+        worst = joined["confidence"]
+        found.rows += summary.detection(source, clean.inside, worst, ball, attack=how)
+        for suffix, against, where in (
+            ("_inside_attacked", clean.outside[name], inner),
             ("_both_attacked", worst, ball),
         ):
-            rows += summary.detection(
-                named,
-                lowered["confidence"],
-                confidences,
-                where,
-                suffix,
-                attack="APGD",
-                inside_ball=str(first),
-            )
-        rows += summary.operating(named, worst, package.thresholds, ball, attack=how)
-        figures["roc"][other]["attacked"] = summary.roc(confident, worst)
-        figures["histograms"][other]["attacked"] = summary.histogram(worst, low)
-        examples.add(
-            other,
+            attacked = lowered["confidence"]
+            found.rows += summary.detection(source, attacked, against, where, suffix, inside_ball=str(inner))
+        found.rows += summary.operating(source, worst, package.thresholds, ball, attack=how)
+        found.figures["roc"][name]["attacked"] = summary.roc(clean.inside, worst)
+        found.figures["histograms"][name]["attacked"] = summary.histogram(worst, low)
+        found.examples.add(
+            name,
             chosen,
             f"{ball}: worst case",
             None,
-            found["predicted"],
+            joined["predicted"],
             worst,
             None,
-            found["distance"],
+            joined["distance"],
         )
-        for k in np.argsort(-worst, kind="stable")[:GALLERY]:
-            gallery.append(
-                Attacked(
-                    dataset=other,
-                    image=pixels[k],
-                    attacked=found["picture"][k],
-                    before=float(found["clean"][k]),
-                    after=float(worst[k]),
-                    label=package.label_names[int(found["predicted"][k])],
-                )
+        found.gallery += [
+            Attacked(
+                dataset=name,
+                image=pixels[k],
+                attacked=joined["picture"][k],
+                before=float(joined["clean"][k]),
+                after=float(worst[k]),
+                label=package.label_names[int(joined["predicted"][k])],
             )
-        stuck = int(found["stuck"].sum())
-        said.append(doubts.zero_gradients(f"worst case on {other}", stuck, len(worst)))
-        said.append(doubts.below_clean(other, found["clean"], worst))
-        longer = _longer(suite.outside_steps)
-        if suite.probe:
-            probed = steps.each(
-                f"self-check, {other}",
-                pixels[: suite.probe],
-                lambda at, pixels=pixels, longer=longer: work.probe_outside(  # type: ignore[misc]
-                    subject, pixels[at], ball, longer
-                ),
-                passes=longer,
-                settings=[str(ball), longer],
-            )
-            reached = _joined(probed)["confidence"]
-            said.append(doubts.not_converged_outside(other, ball, worst[: len(reached)], reached, longer))
+            for k in np.argsort(-worst, kind="stable")[:GALLERY]
+        ]
+        found.doubts += [
+            doubts.zero_gradients(f"worst case on {name}", int(joined["stuck"].sum()), len(worst)),
+            doubts.below_clean(name, joined["clean"], worst),
+        ]
+        if not suite.probe:
+            continue
+        some, longer = pixels[: suite.probe], _longer(suite.outside_steps)
+        parts = steps.each(
+            f"self-check, {name}",
+            some,
+            lambda at, some=some, longer=longer: work.probe_outside(  # type: ignore[misc]
+                subject, some[at], ball, longer
+            ),
+            passes=longer,
+            settings=[ball.model_dump(mode="json"), longer],
+        )
+        reached = _joined(parts)["confidence"]
+        found.doubts.append(doubts.not_converged_outside(name, ball, worst[: len(reached)], reached, longer))
 
-    # Figure 5.
-    radii = suites.radii(package)
-    if suite.curve:
-        some, outer = choice(pack.inside, suite.curve, seed), np.concatenate(sample)[: suite.curve]
-        cut = dataclasses.replace(steps, size=max(1, steps.size // len(radii)))
-        for key, pixels, y in (
-            ("inside", pack.inside.pixels[some], labels[some]),
-            ("outside", outer, None),
-        ):
-            parts = cut.each(
-                f"confidence over the radius, {key}",
-                pixels,
-                lambda at, pixels=pixels, y=y: work.curve(  # type: ignore[misc]
-                    subject, pixels[at], None if y is None else y[at], radii, suite.curve_steps
-                ),
-                passes=len(radii) * suite.curve_steps,
-                labels=y,
-                settings=[list(radii), suite.curve_steps],
-            )
-            figures["radius"][key] = summary.radius_curve(_joined(parts)["values"], radii)
 
-    rows += summary.mean_over_sets(rows, list(pack.outside), seed)
-    counts = {
-        f"{pack.inside.source}, clean": len(pack.inside),
-        f"{pack.inside.source}, attacked": len(picked),
-    }
-    for other, images in pack.outside.items():
-        counts[f"{other}, clean"] = len(images)
-        counts[f"{other}, attacked"] = len(choice(images, suite.outside, seed))
-    said += [
-        doubts.uncalibrated(package),
-        doubts.temperature_at_end(temperature, spec, package.calibrated),
-        *doubts.trained_on(package, pack.all()),
-        *doubts.duplicates(pack.all()),
-        *doubts.unreadable(pack.all()),
-        doubts.few(counts),
-    ]
-    report = Report(
-        package_digest=package.digest,
-        seed=seed,
-        measurements=tuple(rows),
-        warnings=tuple(dict.fromkeys(text for text in said if text is not None)),
-    )
-    return Evaluated(
-        name=name, report=report, figures=figures, gallery=tuple(gallery), examples=examples.columns()
-    )
+def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
+    """Figure 5, on some in-images and as many out-images of all sets together."""
+    if not suite.curve:
+        return
+    subject, inside = steps.subject, pack.inside
+    assert inside.labels is not None
+    radii, some = suites.radii(subject.package), choice(inside, suite.curve, subject.seed)
+    share = math.ceil(suite.curve / len(pack.outside))
+    outer = [images.pixels[choice(images, share, subject.seed)] for images in pack.outside.values()]
+    cut = dataclasses.replace(steps, size=max(1, steps.size // len(radii)))
+    for key, pixels, labels in (
+        ("inside", inside.pixels[some], inside.labels[some]),
+        ("outside", np.concatenate(outer)[: suite.curve], None),
+    ):
+        parts = cut.each(
+            f"confidence over the radius, {key}",
+            pixels,
+            lambda at, pixels=pixels, labels=labels: work.curve(  # type: ignore[misc]
+                subject, pixels[at], None if labels is None else labels[at], radii, suite.curve_steps
+            ),
+            passes=len(radii) * suite.curve_steps,
+            labels=labels,
+            settings=[radii, suite.curve_steps],
+        )
+        found.figures["radius"][key] = summary.radius_curve(_joined(parts)["values"], radii)
 
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:

@@ -27,6 +27,7 @@ class Suite:
         outside_steps, outside_restarts, outside_targets: of the search for the largest confidence.
         curve: images of the confidence-radius curves, inside and outside; curve_steps of every radius.
         probe: images on which a longer search checks the attacks, of every ball and set.
+        exact: attacks search in fp32 unless bf16 is asked for; quick looks may search in bf16.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Suite:
     curve: int = 256
     curve_steps: int = 50
     probe: int = 64
+    exact: bool = True
 
     def __str__(self) -> str:
         inside = "all" if self.inside is None else str(self.inside)
@@ -72,6 +74,7 @@ SUITES = {
         curve=32,
         curve_steps=20,
         probe=24,
+        exact=False,
     ),
     "paper": Suite(name="paper", inside=None, outside=1024, outside_restarts=5),
     "full": Suite(

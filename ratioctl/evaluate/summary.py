@@ -21,14 +21,27 @@ HISTOGRAM_BINS = 25
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What stands beside every measurement on a set: its name in the report, fingerprint, and the seed."""
+    """What stands beside every measurement on a set: its name in the report, fingerprint, seed, duration.
+
+    `seconds` is how long its batches took; the measurements of one set share them.
+    """
 
     name: str
     images: Images
     seed: int
+    seconds: float = 0.0
+
+    def timed(self, *parts: Sequence[Arrays]) -> Source:
+        """The same, for measurements on these batches."""
+        return dataclasses.replace(self, seconds=round(sum(seconds(part) for part in parts), 3))
 
     def details(self, **more: Any) -> dict[str, Any]:
-        return {"fingerprint": self.images.fingerprint, "seed": self.seed, **more}
+        return {
+            "fingerprint": self.images.fingerprint,
+            "seed": self.seed,
+            "duration_s": self.seconds,
+            **more,
+        }
 
     def generator(self) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0xB007])
@@ -36,20 +49,16 @@ class Source:
 
 def seconds(parts: Sequence[Arrays]) -> float:
     """How long batches took together."""
-    return round(float(sum(float(part["seconds"]) for part in parts)), 3)
+    return sum(float(part["seconds"]) for part in parts)
 
 
-def clean(
-    source: Source, logits: np.ndarray, temperature: float, spec: Calibration, duration: float
-) -> list[Measurement]:
+def clean(source: Source, logits: np.ndarray, temperature: float, spec: Calibration) -> list[Measurement]:
     """Accuracy and calibration on all in-images; "_uncalibrated" is before the temperature."""
     labels = source.images.labels
     assert labels is not None
     n, classes = logits.shape
     correct = logits.argmax(1) == labels
-    rows = [
-        _rate("accuracy", int(correct.sum()), n, source, duration_s=duration),
-    ]
+    rows = [_rate("accuracy", int(correct.sum()), n, source)]
     for suffix, t in (("", temperature), ("_uncalibrated", 1.0)):
         p = metrics.softmax(logits, t)
         c = p.max(1)
@@ -115,13 +124,13 @@ def mixture(
 
 
 def robust(
-    source: Source, parts: Sequence[Arrays], ball: Ball, attacks: Sequence[str], name: str
+    source: Source, parts: Sequence[Arrays], ball: Ball, attacks: Sequence[str], name: str, **more: Any
 ) -> list[Measurement]:
     """Robust accuracy after all attacks, and what each left standing."""
     by = np.concatenate([part["broken_by"] for part in parts])
-    n, took = len(by), seconds(parts)
+    n, source = len(by), source.timed(parts)
     standing = [int(((by == 0) | (by > k)).sum()) for k in range(len(attacks) + 1)]
-    rows = [_rate("robust_accuracy", standing[-1], n, source, ball, attack=name, duration_s=took)]
+    rows = [_rate("robust_accuracy", standing[-1], n, source, ball, attack=name, **more)]
     rows += [_rate("accuracy_before_attack", standing[0], n, source)]
     for k, attack in enumerate(attacks):
         rows.append(
