@@ -290,7 +290,7 @@ def _finished(model: onnx.ModelProto, package: Spec) -> bytes:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """The exporter speaks to developers through warnings and the log; neither is about the user's model."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "")]
     levels = [logger.level for logger in loud]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -76,7 +76,8 @@ def export(
 def _show_cost(context: Context, cost: Cost) -> None:
     show = context.out.print
     n = cost.agreement.n
-    show(f"Quantised on {safe_text(cost.source)}. What it costs, on {n} others and {cost.outside}:")
+    show(f"Quantised on {safe_text(cost.source)}.")
+    show(f"What it costs, on {n} images (others of these, and {cost.outside}):")
     show(f"  labels that change  {cost.agreement.labels} ({cost.agreement.labels / n:.2%})")
     show(f"  flags that change   {cost.agreement.flags} ({cost.agreement.flags / n:.2%})")
     for name, pair in (("accuracy", cost.accuracy), ("AUROC", cost.auroc)):

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import SOURCE_HELP, Context, Download, command, not_yet
+from ratioctl.cli._common import SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.errors import UsageError
+from ratioctl.text import safe_text
 
 
 @command
@@ -39,4 +41,91 @@ def package(
     download: Download = False,
 ) -> int | None:
     """Make a package of a classifier trained elsewhere."""
-    not_yet(context, "package")
+    import numpy as np
+
+    from ratioctl.data import inside
+    from ratioctl.nets import foreign
+
+    names = _labels(labels)
+    side = input_size or (224 if ":" in arch else 32)
+    checkpoint = foreign.read(weights)
+    given = _numbers("--mean", mean), _numbers("--std", std)
+    stored = foreign.normalisation_inside(checkpoint)
+    if given == (None, None) and stored is not None:
+        given = stored
+        context.note("Normalisation: taken from the checkpoint, which holds it.")
+    foreign.checked_normalisation(*given)
+    fitted = foreign.fit(checkpoint, arch, num_classes=len(names), mean=given[0] or (), std=given[1] or ())
+    for note in fitted.notes:
+        context.note(f"{weights.name}: {note}.")
+    accuracy = statistics = None
+    found: list[str] = []
+    if data is not None:
+        channels = fitted.classifier.mean.numel()
+        images = inside.load(data, side, channels, download=download)
+        if images.labels is not None:
+            images = inside.load_labelled(data, side, channels, names, download=download)
+        # A thousand images, spread over the classes, tell a right normalisation from a wrong one.
+        index = np.unique(np.linspace(0, len(images) - 1, 1000).astype(int))
+        part = None if images.labels is None else images.labels[index]
+        statistics, trials = foreign.measure(fitted.classifier, images.pixels[index], part)
+        found = foreign.doubts(statistics, trials)
+        accuracy = trials[0].accuracy
+        for doubt in found:
+            context.warn(f"The normalisation may be wrong: {doubt}.")
+    written = foreign.write(fitted, checkpoint, arch, names, out, input_size=side)
+    if context.json:
+        emit_json(
+            {
+                "package": written.path,
+                "digest": written.digest,
+                "prefix": fitted.prefix,
+                "renamed": fitted.renamed,
+                "normalised": statistics and {"mean": statistics[0], "std": statistics[1]},
+                "accuracy": accuracy,
+                "warnings": [*fitted.notes, *found],
+            }
+        )
+        return None
+    if statistics is not None:
+        shown = [", ".join(f"{v:.3f}" for v in part) for part in statistics]
+        context.out.print(f"Normalised input: mean {shown[0]}, std {shown[1]} (n {len(index)})")
+    if accuracy is not None:
+        context.out.print(f"Accuracy {accuracy:.1%} (n {len(index)}, {safe_text(data)})")
+    context.out.print(f"Package: {safe_text(written.path)} (digest {written.digest[:12]})")
+    context.note(f"It is not calibrated: ratioctl calibrate {written.path} --data SOURCE")
+    return None
+
+
+def _labels(given: str) -> list[str]:
+    """The names in a file, one a line, or in the argument, separated by commas."""
+    path = Path(given)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a list too long for a file name
+        is_file = False
+    if is_file:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UsageError(given, "is not UTF-8 text", "Write one class name a line.") from None
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        names = [name.strip() for name in given.split(",")]
+    if len(names) == 1 and ("/" in given or "." in given):
+        raise UsageError(f"--labels {given}", "there is no such file", "Check the spelling of the path.")
+    if len(names) < 2 or not all(names):
+        raise UsageError(f"--labels {given}", "names fewer than two classes", "For example: cat,dog,frog.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--labels {given}", f'names "{twice}" twice', "Labels are matched by name.")
+    return names
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}", "is no list of numbers", "For example 0.5,0.5,0.5.") from None

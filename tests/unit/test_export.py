@@ -303,7 +303,7 @@ def test_int8_is_measured_on_images_it_was_not_fitted_to(
     assert done.cost.accuracy is not None
     assert done.cost.accuracy[0] == 1.0
     assert 0.7 < done.cost.accuracy[1] <= 1.0
-    assert done.cost.agreement.n == 128
+    assert done.cost.agreement.n == 128 + 512
     assert done.cost.agreement.difference > 0
     assert package.read(pets.path).onnx_path is None
 

@@ -1,0 +1,134 @@
+"""`ratioctl package`: from a state dict to a package that scores, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ratioctl
+from ratioctl import package
+from ratioctl.attack import ensemble
+from ratioctl.cli import main
+from ratioctl.nets import build
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    torch.manual_seed(0)
+    network = build("resnet18", num_classes=3, width=2, mean=[0.0] * 3, std=[1.0] * 3).network
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
+    return path
+
+
+def run(*line: str | Path) -> int:
+    return main(["package", *map(str, line)])
+
+
+def test_a_packaged_model_scores(
+    weights: Path, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n dog, the small one \n\nfrog\n")
+    out = tmp_path / "pets"
+    line = [weights, "--arch", "resnet18", "--labels", labels, "--out", out, "--input-size", "8"]
+    assert run(*line, "--mean", "0.5,0.5,0.5", "--std", "0.25") == 0
+    captured = capsys.readouterr()
+    assert f"Package: {out} (digest {package.read(out).digest[:12]})" in captured.out
+    assert 'took the prefix "module." off its names' in captured.err
+    assert f"ratioctl calibrate {out}" in captured.err
+    read = package.read(out)
+    assert read.label_names == ("cat", "dog, the small one", "frog")
+    assert (read.mean, read.std) == ((0.5,) * 3, (0.25,) * 3)
+    rows = list(ratioctl.ood_score([colours], model=out, threshold=0.5, probabilities=True))
+    red = torch.zeros(1, 3, 8, 8)
+    red[:, 0] = 1
+    with torch.no_grad():
+        expected = torch.softmax(ratioctl.load_model(out)(red), 1)[0]
+    assert rows[3].probabilities == pytest.approx(expected.tolist(), abs=1e-6)
+    assert main(["ood-score", str(colours), "--model", str(out)]) == 5
+    assert "not calibrated" in capsys.readouterr().err
+    assert main(["ood-score", str(colours), "--model", str(out), "--threshold", "0.2"]) == 0
+    captured = capsys.readouterr()
+    assert "exporting it would be faster" in captured.err
+    assert "is not calibrated" in captured.err
+
+
+def test_worst_case_is_at_least_the_clean_confidence(
+    weights: Path,
+    tmp_path: Path,
+    colours: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thorough = ensemble.worst_case_confidence
+    monkeypatch.setattr(ensemble, "worst_case_confidence", functools.partial(thorough, steps=4))
+    out = tmp_path / "pets"
+    line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
+    assert run(*line, "--mean", "0", "--std", "1") == 0
+    capsys.readouterr()
+    scored = [str(colours), "--model", str(out), "--threshold", "0.5", "--format", "jsonl"]
+    assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
+    rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["worst_case_confidence"] > row["confidence"]
+        assert row["worst_case_is_ood"] is (row["worst_case_confidence"] < 0.5)
+        assert list(row)[-2:] == ["worst_case_confidence", "worst_case_is_ood"]
+
+
+def test_the_data_tell_a_wrong_normalisation(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog", "frog"):
+        (data / label).mkdir(parents=True)
+        for k in range(3):
+            pixels = rng.integers(100, 156, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / label / f"{k}.png")
+    line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--input-size", "8", "--data", data]
+    assert run(*line, "--out", tmp_path / "p", "--mean", "0.1", "--std", "0.05", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["package"] == str(tmp_path / "p")
+    assert min(document["normalised"]["mean"]) > 5
+    assert 0 <= document["accuracy"] <= 1
+    assert any("where about 0 and 1 are usual" in text for text in document["warnings"])
+    (data / "horse").mkdir()
+    Image.new("RGB", (8, 8)).save(data / "horse" / "0.png")
+    assert run(*line, "--out", tmp_path / "q", "--mean", "0", "--std", "1") == 2
+    assert "horse" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
+def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", tmp_path / "p"]
+    good = ["--arch", "resnet18", "--labels", "cat,dog,frog", "--mean", "0", "--std", "1", *out]
+    for line, code, said in (
+        ([weights, "--arch", "resnet18", "--labels", "cat,dog,frog", *out], 2, "--mean 0 --std 1"),
+        ([weights, *good, "--std", "0"], 2, "above 0"),
+        ([weights, *good, "--mean", "a,b"], 2, "no list of numbers"),
+        ([weights, *good, "--labels", "cat,dog"], 2, "has 3 classes, and 2 labels"),
+        ([weights, *good, "--labels", "cat"], 2, "fewer than two"),
+        ([weights, *good, "--labels", "cat,cat,dog"], 2, "twice"),
+        ([weights, *good, "--labels", "no/such.txt"], 2, "no such file"),
+        ([weights, *good, "--arch", "resnet81"], 2, 'Did you mean "resnet18"'),
+        ([weights, *good, "--arch", "resnet50"], 2, "does not fit resnet50: missing"),
+        ([tmp_path / "none.pt", *good], 2, "does not exist"),
+    ):
+        assert run(*line) == code, said
+        assert said in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "text.pt").write_text("text")
+    assert run(tmp_path / "text.pt", *good) == 5
+    assert not (tmp_path / "p").exists()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "mine.txt").touch()
+    assert run(weights, *good) == 2
+    capsys.readouterr()
