@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SAMPLE ?= assets/samples/cat.jpg
+SAMPLE ?= assets/samples/kitten.jpg
 TARGET ?= dog
 PYTEST_ARGS ?=
 
