@@ -2,9 +2,9 @@
 
     python benchmarks/digits.py [--out runs/digits-comparison] [--json FILE]
 
-Trains `digits-ratio` and `digits-plain`, calibrates both on their held-out split, and measures test accuracy and
-the mean confidence after temperature on out-images that neither has seen: crops of a held-out photograph and
-smoothed noise.
+Trains `digits-ratio` and `digits-plain`, calibrates both on their held-out split, and measures test accuracy
+and the mean confidence after temperature on out-images that neither has seen: crops of a held-out photograph
+and smoothed noise.
 """
 
 from __future__ import annotations
