@@ -245,14 +245,22 @@ def ood_score(
     """
     from ratioctl.score import ood_score as run
 
-    opened = _scoring_model(model, device=device, worst_case=worst_case, seed=seed)
+    opened = _scoring_model(model, threshold, device=device, worst_case=worst_case, seed=seed)
     return run(paths, opened, threshold=threshold, probabilities=probabilities)
 
 
 def _scoring_model(
-    model: Path | ModelPackage, *, device: str = "auto", worst_case: float | None = None, seed: int = 0
+    model: Path | ModelPackage,
+    threshold: str | float,
+    *,
+    device: str = "auto",
+    worst_case: float | None = None,
+    seed: int = 0,
 ) -> Model:
-    """The model as `ratioctl.score` takes it: with onnxruntime where that will do, else with torch."""
+    """The model as `ratioctl.score` takes it: with onnxruntime where that will do, else with torch.
+
+    A threshold that the model does not have is refused before torch is loaded.
+    """
     import os
 
     from ratioctl import package as packages
@@ -274,6 +282,7 @@ def _scoring_model(
             alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
             return Model(spec=alone.spec, predict=alone.predict, road="onnx", parallel=True)
         found = packages.read(packages.find(model))
+    packages.threshold(found, threshold)
     if found.onnx_path is not None and worst_case is None and not gpu:
         inside = runtime.load(found, threads=1)
         return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)

@@ -233,6 +233,9 @@ def graph(
     Raises:
         UsageError: an opset that the exporter cannot write.
     """
+    refused = UsageError(f"--opset {opset}", "cannot be written", f"Try {OPSET}, the default, or above.")
+    if opset < OPSET:
+        raise refused
     network = frozen(from_package(package))
     channels, height, width = package.input_size
     if input_type == "uint8":
@@ -240,7 +243,6 @@ def graph(
     else:
         example = torch.zeros(2, channels, height, width)
     flagging = Flagging(network, package.temperature, threshold, input_type).eval()
-    refused = UsageError(f"--opset {opset}", "cannot be written", f"The default is {OPSET}.")
     try:
         with _quietly():
             program = torch.onnx.export(

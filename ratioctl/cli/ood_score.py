@@ -61,7 +61,9 @@ def ood_score(
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
     started = time.monotonic()
-    opened = ratioctl._scoring_model(model, device=context.device, worst_case=worst_case, seed=context.seed)
+    opened = ratioctl._scoring_model(
+        model, threshold, device=context.device, worst_case=worst_case, seed=context.seed
+    )
     spec = opened.spec
     limit = package.threshold(spec, threshold)
     batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)

@@ -9,7 +9,7 @@ import os
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +60,16 @@ def test_a_confidence_at_the_threshold_is_in(tiny_onnx: Path, colours: Path) -> 
     assert next(iter(again)).is_ood is False
 
 
-def test_thresholds_that_cannot_be(tiny_onnx: Path, tiny_package: Path, colours: Path) -> None:
+def test_thresholds_that_cannot_be(
+    tiny_onnx: Path, tiny_package: Path, colours: Path, tiny_graph: Callable[..., bytes]
+) -> None:
     for wrong in ("nan", -0.1, 1.5, "tpr", "high", ""):
         with pytest.raises(UsageError, match="threshold"):
             ratioctl.ood_score([colours], model=tiny_onnx, threshold=wrong)
     with pytest.raises(PackageError, match="It has tpr95, tpr99"):
         ratioctl.ood_score([colours], model=tiny_onnx, threshold="tpr97")
-    package.update(package.read(tiny_package), config_changes={"ratio": {"thresholds": {}}})
-    bare = package.read(tiny_package)
+    read = package.read(tiny_package)
+    bare = package.update(read, config_changes={"ratio": {"thresholds": {}}}, onnx=tiny_graph())
     with pytest.raises(UncalibratedError, match="ratioctl calibrate"):
         ratioctl.ood_score([colours], model=bare)
     assert next(iter(ratioctl.ood_score([colours], model=bare, threshold="0.25"))).is_ood is False
