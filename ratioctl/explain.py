@@ -468,12 +468,16 @@ def _searcher(predict: Predictor, spec: ModelPackage, question: Question, place:
     """The search for one input and target at several radii, in one batch of per-example radii.
 
     A batch holds one image and one target: what is found does not depend on companions, not even by rounding.
+    Six rows are no slower per row than 24 on a CPU, given channels_last weights and images, which halve the
+    time of a narrow network (measured, ResNet-18 of width 16 and 32).
     """
+    import copy
+
     import torch
 
     from ratioctl.attack import engine, goals
 
-    network = predict.network
+    network = copy.deepcopy(predict.network).to(memory_format=torch.channels_last)
     channels, height, width = spec.input_size
     widest = (channels * height * width) ** (1 / question.p)  # the whole box fits into this ball
     most = max(len(question.eps) if place.device.type == "cuda" else 6, 96 * 1024 // (height * width))

@@ -70,7 +70,10 @@ def write_counterfactuals(
     folder = files.make_folder(Path(out))
     taken = [os.path.realpath(path) for path in inputs]
     done: list[Explanation] = []
-    with files.writing(folder), files.lock(folder):
+    with contextlib.ExitStack() as stack:
+        with files.writing(folder):
+            stack.enter_context(files.lock(folder))
+        _refuse_foreign(folder)
         before = _earlier_files(folder)
         written: set[str] = set()
 
@@ -89,7 +92,8 @@ def write_counterfactuals(
         try:
             for explanation in explanations:
                 if not done:  # from here on the old document would speak of new pictures
-                    (folder / DOCUMENT).unlink(missing_ok=True)
+                    with files.writing(folder):
+                        (folder / DOCUMENT).unlink(missing_ok=True)
                 labels = header["models"][explanation.model]["labels"]
                 done.append(
                     _put_pictures(
@@ -150,6 +154,15 @@ def _put_pictures(
             put(f"{home}/animation.{animation}", animated(explanation, target, animation))
         targets.append(target)
     return replace(explanation, targets=tuple(targets), input_png=input_png)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise OutputError where our page or document would take the place of a file that is not ours."""
+    for name, mark in ((PAGE, b'<meta name="generator" content="ratioctl">'), (DOCUMENT, b"ratioctl/")):
+        with files.writing(folder / name):
+            foreign = (folder / name).exists() and mark not in (folder / name).read_bytes()
+        if foreign:
+            raise OutputError(folder / name, "is there already and not ours", "Name another --out.")
 
 
 def _earlier_files(folder: Path) -> set[str]:
@@ -386,7 +399,9 @@ def counterfactual_tables(header: Mapping[str, Any], explanations: Sequence[Expl
         mine = [explanation for explanation in explanations if explanation.model == number]
         if not mine:
             continue
-        title = f"{safe_text(model['name'])}: confidence in the target by budget ({norm})"
+        title = (
+            f"{safe_text(model['name'])}: confidence in the target by budget ({norm}; * seen as the target)"
+        )
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in ("image", "seen as", "target"):
             table.add_column(column, overflow="fold")

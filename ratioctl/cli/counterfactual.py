@@ -59,7 +59,9 @@ def counterfactual(
     region: Annotated[
         str | None,
         typer.Option(
-            "--region", metavar="X,Y,W,H|MASK", help="Change nothing outside this box or mask image."
+            "--region",
+            metavar="X,Y,W,H|MASK",
+            help="Change nothing outside this box (pixels of the model's input) or a mask's white.",
         ),
     ] = None,
     picture_format: Annotated[

@@ -174,7 +174,7 @@ def test_a_document_from_elsewhere_deletes_nothing(tmp_path: Path, name: Any) ->
     for path in kept:
         path.write_text("dear")
     images = [{"input_png": name, "targets": []}]
-    (out / "counterfactuals.json").write_text(json.dumps({"images": images}))
+    (out / "counterfactuals.json").write_text(json.dumps({"schema": HEADER["schema"], "images": images}))
     report.write_counterfactuals(out, HEADER, [explained("dog.png")])
     assert all(path.read_text() == "dear" for path in kept)
 
@@ -242,6 +242,15 @@ def test_images_to_explain_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="would be overwritten"):
         report.write_counterfactuals(tmp_path, HEADER, [explained()], inputs=[mine])
     assert mine.read_bytes() == report.png(shade(99))
+
+
+@pytest.mark.parametrize("name", ["index.html", "counterfactuals.json"])
+def test_a_page_of_somebody_else_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("my own")
+    with pytest.raises(OutputError, match="not ours"):
+        report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    assert listing(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "my own"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------
