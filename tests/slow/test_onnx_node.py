@@ -1,0 +1,84 @@
+"""A reader that is not ours: onnxruntime for Node computes the same answers from an exported file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ratioctl import images, package, resources, runtime
+
+export: Any = importlib.import_module("ratioctl.export")  # the attribute of that name is the verb
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+const ort = require("onnxruntime-node");
+const fs = require("fs");
+(async () => {
+  const [file, kind, shape, data] = process.argv.slice(2);
+  const session = await ort.InferenceSession.create(file);
+  const bytes = fs.readFileSync(data);
+  const values = kind === "uint8" ? new Uint8Array(bytes)
+    : new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  const image = new ort.Tensor(kind === "uint8" ? "uint8" : "float32", values, JSON.parse(shape));
+  const out = await session.run({ image });
+  const plain = {};
+  for (const [name, tensor] of Object.entries(out)) plain[name] = Array.from(tensor.data, Number);
+  console.log(JSON.stringify({ names: session.outputNames, plain }));
+})();
+"""
+
+
+def sample_images(size: int) -> np.ndarray:
+    """uint8 (N, size, size, 3): the bundled photographs, and as many images of noise."""
+    photos = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
+    real = np.stack([images.decode(path, size).pixels for path in photos])
+    noise = np.random.default_rng(0).integers(0, 256, real.shape, dtype=np.uint8)
+    return np.concatenate([real, noise])
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with onnxruntime-node in it; its processor library comes inside the npm package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm on this machine")
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "package.json").write_text('{"private": true}')
+    line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node@^1.20"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(done.stderr)
+        pytest.skip("onnxruntime-node cannot be installed: " + done.stderr.strip()[-200:])
+    (folder / "run.js").write_text(SCRIPT)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_node_agrees_with_python(node: Path, kind: Any) -> None:
+    found = package.read(package.find())
+    file = node / f"{kind}.onnx"
+    limit = package.threshold(found)
+    file.write_bytes(export.graph(found, threshold=limit, input_type=kind))
+    pixels = sample_images(found.input_size[1])
+    sent = pixels if kind == "uint8" else images.to_pixels(pixels)
+    (node / "data").write_bytes(np.ascontiguousarray(sent).tobytes())
+    line = ["node", "run.js", file.name, kind, json.dumps(sent.shape), "data"]
+    done = subprocess.run(line, cwd=node, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout)
+    assert theirs["names"] == list(runtime.OUTPUTS)
+    ours = runtime.load(file).run(pixels)
+    for name in ("logits", "probabilities", "confidence", "ood_score"):
+        assert np.abs(np.reshape(theirs["plain"][name], ours[name].shape) - ours[name]).max() < 1e-4, name
+    assert theirs["plain"]["label"] == ours["label"].tolist()
+    assert theirs["plain"]["is_ood"] == ours["is_ood"].astype(int).tolist()
+    assert 0 < sum(theirs["plain"]["is_ood"]) < len(pixels), "both answers occur, or the test proves nothing"
