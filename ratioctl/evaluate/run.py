@@ -261,7 +261,8 @@ def _passes(package: ModelPackage, pack: _Pack, suite: Suite) -> list[float]:
     costs = [len(images) * _FORWARD for images in pack.all().values()]
     costs += [n * _each(suite, ball, classes) for ball in balls]
     costs += [min(suite.probe, n) * _longer(suite.budget_for(ball).steps) for ball in balls]
-    costs += [n * 2 * suite.outside_steps, curve, curve]
+    lowered = len(choice(pack.inside, suite.outside, 0))
+    costs += [lowered * 2 * suite.outside_steps, curve, curve]
     for images in pack.outside.values():
         count = len(choice(images, suite.outside, 0))
         costs += [count * outside_each, min(suite.probe, count) * _longer(suite.outside_steps)]
@@ -545,7 +546,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     """Out-images attacked to look familiar, in-images attacked to look outlying."""
     subject, inside, package = steps.subject, pack.inside, steps.subject.package
     low, seed = 1 / len(package.label_names), steps.subject.seed
-    picked, inner = choice(inside, suite.inside, seed), suites.robust_balls(package, suite)[0]
+    picked, inner = choice(inside, suite.outside, seed), suites.robust_balls(package, suite)[0]
     assert inside.labels is not None
     x = inside.pixels[picked]
     parts = steps.each(

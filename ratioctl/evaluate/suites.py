@@ -23,7 +23,8 @@ class Suite:
         extra: balls attacked in besides, as (norm, radius at 32x32x3) that grow with the input.
         attacks: of the robust accuracy, in order; each meets the survivors of those before it.
         budget: of these attacks; None is AutoAttack's standard one for the norm.
-        outside: attacked images of every out-distribution; None attacks all.
+        outside: attacked images of every out-distribution, and in-images whose confidence is attacked; None
+            attacks all.
         outside_steps, outside_restarts, outside_targets: of the search for the largest confidence.
         curve: images of the confidence-radius curves, inside and outside; curve_steps of every radius.
         probe: images on which a longer search checks the attacks, of every ball and set.
@@ -73,7 +74,7 @@ SUITES = {
         outside_steps=50,
         curve=32,
         curve_steps=20,
-        probe=24,
+        probe=16,
         exact=False,
     ),
     "paper": Suite(name="paper", inside=None, outside=1024, outside_restarts=5),
