@@ -56,6 +56,7 @@ class State:
         model: the network being trained; `average` its exponential moving average, or None.
         momentum: SGD's velocity by parameter name.
         best: score, update and weights of the best validation so far, or None.
+        init: name and digest of the package whose weights were the start, or None.
     """
 
     update: int
@@ -65,6 +66,7 @@ class State:
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
+    init: dict[str, str] | None = None
 
 
 def fit(
@@ -113,7 +115,7 @@ def fit(
     with files.writing(out), files.lock(out), _signals() as stopped:
         log = _MetricsLog(out / "metrics.jsonl", state.update)
         _loop(recipe, state, splits, folder, log, place, stopped, watch)
-        return _package(recipe, state, splits, out / "package", mean, std, init, found)
+        return _package(recipe, state, splits, out / "package", mean, std, found)
 
 
 def _loop(
@@ -413,15 +415,26 @@ def _fresh(
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}
-    return State(update=0, model=model, average=average, momentum={})
+    start = None if init is None else {"name": init.name, "digest": init.digest}
+    return State(update=0, model=model, average=average, momentum={}, init=start)
 
 
 def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
-    """Write the checkpoint: tensors under a new name, then `state.json` that names them, atomically."""
+    """Write the checkpoint: tensors under a new name, then `state.json` that names them, atomically.
+
+    Raises TrainingError where a value is not finite, so that it never replaces a good checkpoint.
+    """
     tensors = {f"model.{k}": v for k, v in state.model.network.state_dict().items() if v.is_floating_point()}
     tensors |= {f"average.{k}": v for k, v in (state.average or {}).items()}
     tensors |= {f"momentum.{k}": v for k, v in state.momentum.items()}
     tensors |= {f"best.{k}": v for k, v in (state.best or {}).items()}
+    broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
+    if broken is not None:
+        raise TrainingError(
+            f"update {state.update}",
+            f"{broken} is not finite",
+            f"The last good checkpoint is kept in {folder}; lower optim.lr or set optim.grad_clip.",
+        )
     data = save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     name = f"state-{state.update}.safetensors"
     files.write_file(folder / name, data)
@@ -432,6 +445,7 @@ def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
         "recipe": recipes.dumps(recipe),
         "best_score": state.best_score if state.best is not None else None,
         "best_update": state.best_update,
+        "init": state.init,
         "device": str(place.device.type),
         "bf16": place.bf16,
         "threads": torch.get_num_threads(),
@@ -478,6 +492,7 @@ def _restore(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
     state.best = group("best") or None
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])
     state.best_update = int(root["best_update"])
+    state.init = root.get("init")
     state.update = int(root["update"])
 
 
@@ -544,7 +559,6 @@ def _package(
     path: Path,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    init: packages.ModelPackage | None,
     found: dict[str, int],
 ) -> packages.ModelPackage:
     """Write the chosen weights as a package without temperature and thresholds."""
@@ -561,7 +575,11 @@ def _package(
         )
         for p in recipes.NORMS
     }
-    fingerprints = {"train": splits.train.fingerprint, "held_out": splits.held_out.fingerprint}
+    fingerprints = {
+        "train_source": splits.source_fingerprint,
+        "train": splits.train.fingerprint,
+        "held_out": splits.held_out.fingerprint,
+    }
     if splits.outside is not None:
         fingerprints["outside"] = splits.outside.fingerprint
     if splits.outside_test is not None:
@@ -601,7 +619,7 @@ def _package(
                 "updates": state.update,
                 "selected_update": state.best_update,
                 "validation_score": state.best_score,
-                "init": None if init is None else {"name": init.name, "digest": init.digest},
+                "init": state.init,
                 "versions": {
                     "ratioctl": __version__,
                     "torch": torch.__version__,

@@ -38,8 +38,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The data of a recipe: training and held-out in-images, training and held-out out-images."""
+    """The data of a recipe: training and held-out in-images, training and held-out out-images.
 
+    `source_fingerprint` is that of `data.train` before the split into `train` and `held_out`.
+    """
+
+    source_fingerprint: str
     train: Images
     held_out: Images
     outside: Images | None
@@ -47,7 +51,7 @@ class Splits:
 
 
 def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, download: bool = False) -> Images:
-    """The labelled images that calibration and selection use: never trained on, never the test split."""
+    """The labelled images to calibrate on: `data.calibration`, else the images held out of training."""
     data = recipe.data
     if data.calibration is not None:
         return inside.load_labelled(
@@ -59,7 +63,9 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
-    """Every image the recipe trains and validates on.
+    """Every image the recipe trains and selects weights on.
+
+    Weights are always selected on images held out of `data.train`; `data.calibration` may be test images.
 
     Raises:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
@@ -68,13 +74,8 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
     everything = inside.load_labelled(data.train, data.size, data.channels, download=download)
     assert everything.labels is not None
     keep, held = inside.hold_out(everything.labels, data.validation, recipe.seed)
-    if data.calibration is None:
-        train, held_images = everything.subset(keep), everything.subset(held)
-    else:
-        train = everything.subset(keep)
-        held_images = inside.load_labelled(
-            data.calibration, data.size, data.channels, everything.label_names, download=download
-        )
+    if data.calibration is not None:  # loaded for its faults, now rather than after the training
+        held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
     wants_outside = recipe.objective.outside is not None
@@ -83,7 +84,13 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
     )
     out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
     out_test = load_out(data.outside_test) if data.outside_test else None
-    return Splits(train=train, held_out=held_images, outside=out, outside_test=out_test)
+    return Splits(
+        source_fingerprint=everything.fingerprint,
+        train=everything.subset(keep),
+        held_out=everything.subset(held),
+        outside=out,
+        outside_test=out_test,
+    )
 
 
 def leaks(splits: Splits) -> dict[str, int]:

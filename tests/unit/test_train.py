@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.errors import Interrupted, OutputError, RecipeError, TrainingError, UsageError
+from ratioctl.data import inside, loader
+from ratioctl.errors import Interrupted, OutputError, RecipeError, SourceError, TrainingError, UsageError
 from ratioctl.recipe import Recipe
 from ratioctl.train import fit, learning_rate, schedule_attacks, total_updates
 
@@ -186,6 +188,39 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     assert same(resumed, fit(tiny(), tmp_path.parent / f"{tmp_path.name}-whole"))
 
 
+def test_a_checkpoint_between_validations_is_never_one_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.losses
+    calls = 0
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        named = original(*args, **kwargs)
+        if calls == 2:
+            named["total"] = named["total"] * float("nan")
+        return named
+
+    monkeypatch.setattr(train, "losses", poisoned)
+    monkeypatch.setattr(train, "_SAVE_EVERY_S", -1.0)
+    with pytest.raises(TrainingError, match="not finite"):
+        fit(tiny(), tmp_path)
+    folder = tmp_path / "checkpoint"
+    assert json.loads((folder / "state.json").read_text())["update"] == 1
+    saved = load_file(folder / "state-1.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in saved.values())
+
+
+def test_weights_are_selected_on_held_out_images_and_not_on_the_calibration_data() -> None:
+    splits = loader.load(tiny('data.calibration="digits:test"'))
+    without = loader.load(tiny())
+    assert splits.held_out.fingerprint == without.held_out.fingerprint
+    assert splits.train.fingerprint == without.train.fingerprint
+    with pytest.raises(SourceError, match="nowhere"):
+        loader.load(tiny('data.calibration="nowhere.tar"'))
+
+
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     from ratioctl import files
 
@@ -199,7 +234,8 @@ def test_package_says_where_it_comes_from(tmp_path: Path) -> None:
     package = fit(recipe, tmp_path)
     provenance = package.config["ratio"]["provenance"]
     assert provenance["recipe_digest"] == recipe.digest
-    assert set(provenance["data"]) == {"train", "held_out", "outside", "outside_test"}
+    assert set(provenance["data"]) == {"train_source", "train", "held_out", "outside", "outside_test"}
+    assert provenance["data"]["train_source"] == inside.load("digits:train", 8, 1).fingerprint
     assert not package.calibrated
     assert package.temperature == 1
     assert package.recipe_text is not None
@@ -215,6 +251,8 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
     key = "layer4.1.conv2.weight"
     assert abs(a[key] - b[key]).max() < 1e-6
     assert tuned.config["ratio"]["provenance"]["init"]["digest"] == start.digest
+    again = fit(still, tmp_path / "tuned", resume=True)
+    assert again.config["ratio"]["provenance"]["init"]["digest"] == start.digest, "the checkpoint knows it"
 
 
 def test_select_best_keeps_the_best_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
