@@ -99,6 +99,10 @@ def calibrate(
             "warnings": list(warnings),
         },
     }
+    same = (temperature, thresholds) == (package.temperature, package.thresholds)
+    if package.config["ratio"].get("metrics") and not same:
+        changes["metrics"] = {}
+        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
     if out is not None:
         package = _copy(package, out)
     written = packages.update(package, config_changes={"ratio": changes})

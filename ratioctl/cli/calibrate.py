@@ -23,9 +23,13 @@ def calibrate(
         ),
     ] = None,
     objective: Annotated[
-        Literal["ece", "nll"],
-        typer.Option("--objective", metavar="ece|nll", help="What the temperature minimises."),
-    ] = "ece",
+        Literal["ece", "nll"] | None,
+        typer.Option(
+            "--objective",
+            metavar="ece|nll",
+            help="What the temperature minimises. Default: the recipe's, ece.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Write a new package here instead of updating MODEL."),

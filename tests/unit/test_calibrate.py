@@ -94,6 +94,20 @@ def test_out_leaves_the_package_alone(package: ModelPackage, tmp_path: Path) -> 
     assert (model.path / "config.json").read_bytes() == before
 
 
+def test_measurements_of_another_temperature_do_not_stay(package: ModelPackage, tmp_path: Path) -> None:
+    old = packages.update(
+        copy_of(package, tmp_path / "model"),
+        config_changes={"ratio": {"metrics": {"measurements": [{"name": "ece", "value": 0.5, "n": 10}]}}},
+    )
+    found = calibrate(old)
+    assert found.package.config["ratio"]["metrics"] == {}
+    assert any("measurements" in w for w in found.warnings)
+    filed = {"ratio": {"metrics": {"measurements": [{"name": "ece", "value": 0.1, "n": 10}]}}}
+    again = calibrate(packages.update(found.package, config_changes=filed))
+    assert again.temperature == found.temperature
+    assert again.package.config["ratio"]["metrics"] == filed["ratio"]["metrics"], "they still hold"
+
+
 def test_given_data_is_used(package: ModelPackage, tmp_path: Path) -> None:
     found = calibrate(copy_of(package, tmp_path / "model"), data="digits:test")
     assert found.n > 300
