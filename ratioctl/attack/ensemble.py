@@ -47,7 +47,7 @@ class Budget:
 
 
 def standard_budget(p: float) -> Budget:
-    """AutoAttack's standard budget for a norm: l1 has 5 restarts and 5 targets for APGD."""
+    """AutoAttack's standard budget for a norm: l1 has 5 restarts and 5 targets (FAB-T's there are 9)."""
     return Budget(restarts=5, targets=5) if p == 1 else Budget()
 
 
@@ -88,8 +88,11 @@ class Verdicts:
 
 
 def ensemble_name(attacks: Sequence[str], budget: Budget, p: float, classes: int) -> str:
-    """The honest name of an ensemble: "AutoAttack (standard)" only if all four attacks ran in full."""
-    full = standard_budget(p) if p in _PACKAGE_NORMS else None
+    """The honest name of an ensemble: "AutoAttack (standard)" only if all four attacks ran in full.
+
+    Never for l1: there the standard version searches in larger balls first, and FAB-T has 9 targets.
+    """
+    full = standard_budget(p) if p in (2.0, math.inf) else None
     targets = min(budget.targets, classes - 1)
     if (
         full is not None

@@ -83,6 +83,7 @@ def apply(x: Tensor, operation: str, magnitude: int | None, negative: bool, fill
             shear=[shear if operation == "ShearX" else 0.0, shear if operation == "ShearY" else 0.0],
             interpolation=InterpolationMode.NEAREST,
             fill=fill,
+            center=[0.0, 0.0] if operation.startswith("Shear") else None,  # about the corner, as Pillow does
         )
     factor = 1 + 0.9 * m * sign
     if operation == "Brightness":

@@ -38,7 +38,7 @@ def load(
         count: number of images of each generated set (noise, photos).
 
     Raises:
-        SourceError: missing source or unknown name, or an excluded class that no source has.
+        SourceError: missing source or unknown name, an excluded class that no source has, or none left.
     """
     parts = [_one(source, size, channels, exclude, seed, count, download) for source in sources]
     if not parts:
@@ -54,6 +54,8 @@ def load(
             "Class names are folder names; remove it or correct it.",
         )
     kept = [_without(part, exclude) for part in parts]
+    if not any(len(part) for part in kept):
+        raise SourceError(", ".join(sources), "has no images left", "Exclude fewer classes (data.exclude).")
     pixels = kept[0].pixels if len(kept) == 1 else np.concatenate([part.pixels for part in kept])
     digest = hashlib.sha256("".join(part.fingerprint for part in kept).encode()).hexdigest()
     return Images(

@@ -1,4 +1,4 @@
-"""Calibration: known temperatures are recovered, thresholds follow their definition, nothing worsens silently."""
+"""Calibration: known temperatures are recovered, thresholds are as defined, nothing worsens silently."""
 
 from __future__ import annotations
 
