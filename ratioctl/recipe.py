@@ -133,6 +133,15 @@ class Term(_Value):
             raise ValueError("clean and robust are both 0: this term has no effect; leave the table out")
         if self.against == "clean" and self.robust == 0:
             raise ValueError('against = "clean" has no effect while robust is 0')
+        if self.goal == "kl" and self.against != "clean":
+            raise ValueError('goal = "kl" compares with the clean prediction and needs against = "clean"')
+        goal = self.goal or ("kl" if self.against == "clean" else None)
+        attack = self.attack
+        if goal == "kl" and attack is not None and attack.start == "centre" and attack.restarts == 1:
+            raise ValueError(
+                "the divergence from the clean prediction has no gradient at the clean image itself, so its "
+                'attack needs start = "random"'
+            )
         return self
 
 
@@ -144,6 +153,15 @@ class Objective(_Value):
 
     inside: Term = Term(clean=1.0)
     outside: Term | None = None
+
+    @model_validator(mode="after")
+    def _no_labels_outside(self) -> Objective:
+        if self.outside is not None and self.outside.goal in ("cross-entropy", "margin", "dlr"):
+            raise ValueError(
+                f'outside.goal = "{self.outside.goal}" needs labels, which out-images do not have; legal are '
+                '"uniform-cross-entropy", "confidence" and "kl"'
+            )
+        return self
 
 
 class Augment(_Value):

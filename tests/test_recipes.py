@@ -270,6 +270,12 @@ INSIDE = "[objective.inside]\nrobust = 1.0\n[objective.inside.attack]\n"
         (MINIMAL + "[objective.inside]\nclean = 0\n", "no effect"),
         (MINIMAL + '[objective.inside]\nclean = 1\nagainst = "clean"\n', "no effect"),
         (MINIMAL + "[objective.outside]\nclean = 1.0\n", "data.outside"),
+        (MINIMAL + '[objective.outside]\nclean = 1.0\ngoal = "margin"\n', "needs labels"),
+        (MINIMAL + '[objective.inside]\nclean = 1.0\ngoal = "kl"\n', 'against = "clean"'),
+        (
+            MINIMAL + INSIDE.replace("1.0", '1.0\nagainst = "clean"') + "ball = { eps = 1 }\n",
+            'start = "random"',
+        ),
         (MINIMAL + '[optim]\nschedule = "cosine"\ndrops = [1]\n', 'schedule = "step"'),
         (MINIMAL + "[optim]\ndrops = [3, 2]\n", "ascending"),
         (MINIMAL + "[optim]\nmomentum = 0.0\n", "nesterov"),
