@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# Before torch is imported, here and in the processes that tests start: with two threads a network of width 4
+# takes ten times the processor time, and the suite runs in several processes anyway (pytest-xdist).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# pytest-xdist sets it for its workers, and tables would be folded to it.
+os.environ.pop("COLUMNS", None)
 
 TINY_SIZE = 4
 TINY_LABELS = ["red", "green", "blue"]
