@@ -455,7 +455,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:
-    """SHA-256 over shape and bytes of an image's 8-bit input: what seeds it and what JSON calls `sha256`."""
+    """SHA-256 over shape and bytes of an image's 8-bit input: what seeds its random numbers."""
     if pixels.dtype != np.uint8:
         raise ValueError(f"expected uint8, got {pixels.dtype}")
     head = "x".join(str(n) for n in pixels.shape) + "\n"

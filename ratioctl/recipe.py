@@ -372,6 +372,9 @@ def default_ladder(p: float, size: int, channels: int) -> tuple[float, ...]:
     """
     d = channels * size * size / 3072.0  # in units of a CIFAR image
     top = {2.0: 3.0 * d**0.5, math.inf: 24 / 255, 1.0: 60.0 * d, 1.5: 9.0 * d ** (2 / 3)}[p]
+    if math.isinf(p):
+        # Rounded up: a hair below 4/255, the nearest 8-bit picture in the ball would be 3/255 away.
+        return tuple(math.ceil(top * (k + 1) / LADDER_STEPS * 1e6) / 1e6 for k in range(LADDER_STEPS))
     return tuple(round(top * (k + 1) / LADDER_STEPS, 6) for k in range(LADDER_STEPS))
 
 

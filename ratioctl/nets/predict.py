@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +31,32 @@ class Predictor:
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK])).to(self.device)
             if part.dtype == torch.uint8:
                 part = part.permute(0, 3, 1, 2).float().div_(255)
-            parts.append(self.network(part).float().cpu().numpy())
+            with _without_tf32(self.device):
+                parts.append(self.network(part).float().cpu().numpy())
         if not parts:
             return np.empty((0, 0), np.float32)
         return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """Full fp32 convolutions and products on a GPU: TF32, cuDNN's default, differs by more than 1e-4."""
+    if device.type != "cuda":
+        yield
+        return
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and later; the two interfaces must not be mixed
+        holders: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+        name, exact = "fp32_precision", "ieee"
+    else:
+        holders, name, exact = [torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False  # type: ignore[assignment]
+    before = [getattr(holder, name) for holder in holders]
+    try:
+        for holder in holders:
+            setattr(holder, name, exact)
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            setattr(holder, name, value)
 
 
 def predictor(model: ModelPackage | Classifier, device: str | torch.device = "cpu") -> Predictor:
