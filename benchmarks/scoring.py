@@ -1,6 +1,6 @@
 """How fast `ood-score` is: whole processes, start-up included, against what people would write themselves.
 
-    python benchmarks/scoring.py [--small FOLDER] [--images 10000] [--photos 2000] [--widths 16,32,64] [--json FILE]
+    python benchmarks/scoring.py [--small FOLDER] [--images N] [--photos N] [--widths 16,32] [--json FILE]
 
 Roads, on the same files and the same weights (random ones: speed does not depend on them):
     ratioctl     `ratioctl ood-score FOLDER` on a package with its ONNX file

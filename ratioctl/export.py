@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,15 +67,17 @@ class Cost:
     """What quantisation costs on held-out images, before and after; None where there are no labels.
 
     Attributes:
-        source: the images; agreement: with the unquantised model.
+        source: the images; agreement: with the unquantised model on them.
+        outside, outside_agreement: of images that are no class of the model's.
         accuracy, auroc: (before, after); auroc against `outside`.
     """
 
     source: str
     agreement: Agreement
+    outside: str
+    outside_agreement: Agreement
     accuracy: tuple[float, float] | None
     auroc: tuple[float, float] | None
-    outside: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -417,9 +419,13 @@ def _quantised(
             result,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            # The last layer stays in floats: it costs nothing, and every confidence hangs on it.
+            # The first and the last layer stay in floats: they cost little, and everything hangs on them.
             op_types_to_quantize=["Conv", "Add"],
+            nodes_to_exclude=[node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"][:1],
             per_channel=True,
+            # 7-bit weights: products of 8-bit ones overflow 16 bits on processors without VNNI. Measured on
+            # a width-16 ResNet-18 there: 10 % of the labels changed with 8 bits, 1 % with 7.
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
@@ -465,19 +471,24 @@ def _cost(
     if labels is not None:
         accuracy = tuple(metrics.accuracy(z.argmax(axis=1), labels) for z in logits)
         auroc = tuple(metrics.auroc(-c, -o) for c, o in zip(known, other, strict=True))
-    everything = [np.concatenate(pair) for pair in zip(logits, far, strict=True)]
-    flags = [np.concatenate(pair) < threshold for pair in zip(known, other, strict=True)]
     return Cost(
         source="",
-        agreement=Agreement(
-            n=len(everything[0]),
-            difference=float(np.abs(everything[0] - everything[1]).max()),
-            labels=int((everything[0].argmax(axis=1) != everything[1].argmax(axis=1)).sum()),
-            flags=int((flags[0] != flags[1]).sum()),
-        ),
+        agreement=_between(logits, known, threshold),
+        outside=", ".join(sources),
+        outside_agreement=_between(far, other, threshold),
         accuracy=accuracy,  # type: ignore[arg-type]
         auroc=auroc,  # type: ignore[arg-type]
-        outside=", ".join(sources),
+    )
+
+
+def _between(logits: Sequence[np.ndarray], confidences: Sequence[np.ndarray], threshold: float) -> Agreement:
+    labels = [z.argmax(axis=1) for z in logits]
+    flags = [c < threshold for c in confidences]
+    return Agreement(
+        n=len(logits[0]),
+        difference=float(np.abs(logits[0] - logits[1]).max()),
+        labels=int((labels[0] != labels[1]).sum()),
+        flags=int((flags[0] != flags[1]).sum()),
     )
 
 

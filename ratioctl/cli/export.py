@@ -75,11 +75,11 @@ def export(
 
 def _show_cost(context: Context, cost: Cost) -> None:
     show = context.out.print
-    n = cost.agreement.n
-    show(f"Quantised on {safe_text(cost.source)}.")
-    show(f"What it costs, on {n} images (others of these, and {cost.outside}):")
-    show(f"  labels that change  {cost.agreement.labels} ({cost.agreement.labels / n:.2%})")
-    show(f"  flags that change   {cost.agreement.flags} ({cost.agreement.flags / n:.2%})")
+    show(f"Quantised on {safe_text(cost.source)}. What changes, on others of these and on {cost.outside}:")
+    pairs = (cost.agreement, cost.outside_agreement)
+    for name, counts in (("labels", [a.labels for a in pairs]), ("flags", [a.flags for a in pairs])):
+        parts = [f"{c} of {a.n} ({c / a.n:.2%})" for c, a in zip(counts, pairs, strict=True)]
+        show(f"  {name:<8}  {', '.join(parts)}")
     for name, pair in (("accuracy", cost.accuracy), ("AUROC", cost.auroc)):
         if pair is not None:
-            show(f"  {name:<18}  {pair[0]:.2%} -> {pair[1]:.2%}")
+            show(f"  {name:<8}  {pair[0]:.2%} -> {pair[1]:.2%}")

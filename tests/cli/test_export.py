@@ -28,6 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             accuracy=(0.9, 0.88),
             auroc=(0.95, 0.94),
             outside="noise:smooth",
+            outside_agreement=room.Agreement(n=50, difference=0.2, labels=4, flags=1),
         )
         return room.Exported(
             path=Path("m.onnx"),
@@ -76,8 +77,8 @@ def test_what_int8_costs(asked: list[dict[str, Any]], capsys: pytest.CaptureFixt
     captured = capsys.readouterr()
     assert "a doubt" in captured.err
     lines = [line.split() for line in captured.out.splitlines()]
-    assert ["labels", "that", "change", "3", "(1.50%)"] in lines
-    assert ["flags", "that", "change", "5", "(2.50%)"] in lines
+    assert ["labels", "3", "of", "200", "(1.50%),", "4", "of", "50", "(8.00%)"] in lines
+    assert ["flags", "5", "of", "200", "(2.50%),", "1", "of", "50", "(2.00%)"] in lines
     assert ["accuracy", "90.00%", "->", "88.00%"] in lines
     assert ["AUROC", "95.00%", "->", "94.00%"] in lines
 
