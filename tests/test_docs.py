@@ -56,7 +56,7 @@ def test_pictures_and_files_in_the_readme_exist() -> None:
 
 
 def test_python_block_runs_on_the_bundled_model() -> None:
-    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    block = re.search(r"```python\n(import ratioctl\n.*?)```", README, re.DOTALL)
     assert block is not None
     code = (
         block[1].replace("inbox/", "assets/samples/coffee.jpg").replace("photo.jpg", "assets/samples/cat.jpg")
