@@ -103,19 +103,26 @@ def fit(
         raise UsageError(
             out, "already holds a training run", "Continue it with --resume, or choose another --out."
         )
+    target = out / "package"
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
     watch = watch or (lambda event: None)
     splits = loader.load(recipe, download=download)
     mean, std = _normalisation(recipe, splits.train)
     state = _fresh(recipe, splits.train, mean, std, init, place)
     if resume and (folder / "state.json").exists():
         _restore(folder, state, recipe, place)
+    if state.update >= total_updates(recipe, len(splits.train)) and (target / "config.json").is_file():
+        done = packages.read(target)
+        if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
+            return done  # nothing left to do, and its measurements and export stay
     files.make_folder(folder)
     found = loader.leaks(splits)
     watch({"event": "leaks", **found})
     with files.writing(out), files.lock(out), _signals() as stopped:
         log = _MetricsLog(out / "metrics.jsonl", state.update)
         _loop(recipe, state, splits, folder, log, place, stopped, watch)
-        return _package(recipe, state, splits, out / "package", mean, std, found)
+        return _package(recipe, state, splits, target, mean, std, found)
 
 
 def _loop(

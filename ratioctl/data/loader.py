@@ -117,14 +117,15 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
     source = recipe.data.test
     if source.partition(":")[0] in inside.SETS:
         return
-    found = tuple(images.list_source(source).label_names)
-    if found and set(found) - set(names):
-        extra = sorted(set(found) - set(names))
-        raise SourceError(
-            source,
-            f'its class folder "{extra[0]}" is not in the training data ({recipe.data.train})',
-            "Training and test need the same class folders.",
+    found = set(images.list_source(source).label_names)
+    extra, missing = sorted(found - set(names)), sorted(set(names) - found)
+    if found and (extra or missing):
+        reason = (
+            f'its class folder "{extra[0]}" is not in the training data ({recipe.data.train})'
+            if extra
+            else f'it lacks the class folder "{missing[0]}" of the training data ({recipe.data.train})'
         )
+        raise SourceError(source, reason, "Training and test need the same class folders.")
 
 
 def updates_per_epoch(count: int, batch_size: int) -> float:

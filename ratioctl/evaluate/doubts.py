@@ -146,7 +146,11 @@ def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[s
     ratio: Any = package.config["ratio"]
     known = dict((ratio.get("provenance") or {}).get("data") or {})
     known["calibration"] = (ratio.get("calibration") or {}).get("fingerprint")
-    said = {"train": "was trained on", "outside": "was trained on as its out-distribution"}
+    said = {
+        "train": "was trained on",
+        "train_source": "was trained on",
+        "outside": "was trained on as its out-distribution",
+    }
     found: dict[str, str] = {}
     for name, fingerprint in fingerprints.items():
         for role, theirs in known.items():

@@ -149,9 +149,10 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], 
         PackageError: a missing, unexpected or wrongly shaped key; up to five are named.
     """
     state = model.network.state_dict()
-    # Counters of seen batches have no effect on the function and are not stored.
-    needed = {k for k in state if not k.endswith("num_batches_tracked")}
-    given = {k for k in weights if not k.endswith("num_batches_tracked")}
+    # Whole numbers (counters of seen batches, index tables) follow from the architecture and are not stored.
+    whole = {k for k, v in state.items() if not v.is_floating_point()}
+    needed = state.keys() - whole
+    given = {k for k in weights if k not in whole and not k.endswith("num_batches_tracked")}
     problems = [f"missing {k}" for k in sorted(needed - given)]
     problems += [f"unexpected {k}" for k in sorted(given - needed)]
     problems += [

@@ -317,3 +317,13 @@ def test_leaks_are_counted() -> None:
     assert found["outside.exact"] == 2
     assert found["train.exact"] == 1
     assert found["held_out"] == len(splits.held_out)
+
+
+def test_a_class_that_the_test_split_lacks(tmp_path: Path) -> None:
+    a = folder(tmp_path / "a", {"cat": 12, "dog": 12})
+    b = folder(tmp_path / "b", {"cat": 2})
+    recipe = recipes.parse(
+        {"name": "x", "data": {"train": str(a), "test": str(b), "size": 8, "validation": 4}}
+    )
+    with pytest.raises(SourceError, match='lacks the class folder "dog"'):
+        loader.load(recipe)

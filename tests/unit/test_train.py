@@ -275,3 +275,19 @@ def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert len(found) == 1
+
+
+def test_resuming_a_finished_run_leaves_its_package_alone(tmp_path: Path) -> None:
+    recipe = tiny("optim.epochs=0.05")
+    first = fit(recipe, tmp_path)
+    packages.update(first, config_changes={"ratio": {"metrics": {"note": "measured"}}})
+    again = fit(recipe, tmp_path, resume=True)
+    assert again.config["ratio"]["metrics"] == {"note": "measured"}
+
+
+def test_a_foreign_folder_in_the_way_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a package"):
+        fit(tiny(), tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
