@@ -530,9 +530,6 @@ def _figure(
     parts.append(f'<text x="{centre}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
     turned = f'x="12" y="{middle}" transform="rotate(-90 12 {middle})"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(y_name)}</text>')
-    if diagonal:
-        ends = (x_span[0], x_span[1])
-        parts.append(f'<polyline class="rule dash" points="{path(ends, ends)}"/>')
     keys = []
     for series in lines:
         dash = " dash" if series.dashed else ""
@@ -552,6 +549,9 @@ def _figure(
         keys.append(
             {"mark": Markup(f'<svg viewBox="0 0 32 12" aria-hidden="true">{mark}</svg>'), "name": series.name}
         )
+    if diagonal:
+        ends = (x_span[0], x_span[1])
+        parts.append(f'<polyline class="diagonal dash" points="{path(ends, ends)}"/>')
     corner = path((x_span[0], x_span[0], x_span[1]), (y_span[1], y_span[0], y_span[0]))
     parts.append(f'<polyline class="axis" points="{corner}"/>')
     label = escape(f"{title}: {y_name} over {x_name}")

@@ -46,6 +46,18 @@ def confidence(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     return softmax(logits, temperature).max(axis=-1)
 
 
+def log_odds(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
+    """log p_max / (1 - p_max) (...,) of logits (..., K): the order of confidences, without ties at 1."""
+    z = log_softmax(logits, temperature)
+    if z.shape[-1] < 2:
+        raise ValueError("odds need at least two classes")
+    ascending = np.sort(z, axis=-1)
+    rest = ascending[..., :-1]
+    top_of_rest = rest.max(axis=-1, keepdims=True)
+    others = top_of_rest[..., 0] + np.log(np.exp(rest - top_of_rest).sum(axis=-1))
+    return ascending[..., -1] - others
+
+
 def ood_score(confidences: ArrayLike) -> np.ndarray:
     """1 - confidence: higher means more outlying."""
     return 1.0 - _values(confidences, "confidences")

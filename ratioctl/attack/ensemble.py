@@ -236,9 +236,10 @@ def worst_case_confidence(
     """The largest confidence in the ball around each image, over several searches and the image itself.
 
     A single search on the maximal probability under-reports, because its gradient vanishes where the model is
-    sharp. So: Auto-PGD on the largest log-probability, on the logit margin of the predicted class, and on the
-    log-probability of each of the next `targets` classes; of every point on the way, the most confident one
-    counts, scored by `logits_of`. The paper's budget (section 4.3) is 100 steps, 5 restarts.
+    sharp. So: Auto-PGD on the log-odds of the likeliest class, on the logit margin of the predicted class,
+    and on the log-probability of each of the next `targets` classes; of every point on the way, the most
+    confident one counts, scored by `logits_of` (by log-odds: confidences round to 1). The paper's budget
+    (section 4.3) is 100 steps, 5 restarts.
 
     Args:
         logits_of, search_logits_of, batch_size, seed: as in `robust_verdicts`.
@@ -246,12 +247,12 @@ def worst_case_confidence(
         targets: how many classes besides the predicted one are tried; at most K - 1.
     """
     hidden = search_logits_of or logits_of
-    score = goals.log_confidence(temperature)
+    score = goals.log_odds(temperature)  # the order of confidences, without their ties at 1
     best = x0.detach().float().clone()
     logits = _logits(logits_of, x0, batch_size)
     order = logits.argsort(dim=1, descending=True, stable=True)
     clean = goals.confidence(temperature)(logits)
-    confidence, by = clean.clone(), torch.zeros_like(order[:, 0])
+    top, by = score(logits), torch.zeros_like(order[:, 0])
     stuck = torch.ones_like(by, dtype=torch.bool)
     attack = _attack(ball, steps, restarts, "centre")
     names = ["log-confidence", "margin"]
@@ -268,12 +269,13 @@ def worst_case_confidence(
             )
             generators = _generators(x, f"{seed}/worst/{name}/{ball}")
             found, lost = _best_seen(hidden, x, goal, attack, score, generators)
-            reached = goals.confidence(temperature)(_logits(logits_of, found, batch_size))
-            higher = reached > confidence[rows]
-            confidence[rows[higher]] = reached[higher]
+            reached = score(_logits(logits_of, found, batch_size))
+            higher = reached > top[rows]
+            top[rows[higher]] = reached[higher]
             by[rows[higher]] = number + 1
             best[rows[higher]] = found[higher]
             stuck[rows] &= lost
+    confidence = torch.maximum(goals.confidence(temperature)(_logits(logits_of, best, batch_size)), clean)
     return WorstCase(confidence=confidence, clean=clean, x=best, by=by, searches=tuple(names), stuck=stuck)
 
 

@@ -112,6 +112,20 @@ def log_confidence(temperature: float = 1.0) -> Goal:
     return goal
 
 
+def log_odds(temperature: float = 1.0) -> Goal:
+    """log p_max / (1 - p_max) after the temperature: ranks points as `confidence` does, and goes on ranking
+    them, with a gradient, where p_max has long been rounded to 1.
+    """
+
+    def goal(logits: Tensor) -> Tensor:
+        f = logits.float() / temperature
+        top = f.max(1)
+        others = f.scatter(1, top.indices[:, None], -torch.inf)
+        return top.values - others.logsumexp(1)
+
+    return goal
+
+
 def confidence(temperature: float = 1.0) -> Goal:
     """max_k p_k after the temperature. Its gradient vanishes where p is sharp; see `log_confidence`."""
 

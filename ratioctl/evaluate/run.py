@@ -25,6 +25,7 @@ from ratioctl.errors import UsageError
 from ratioctl.evaluate import doubts, suites, summary, work
 from ratioctl.evaluate.journal import Arrays, Journal, key_of
 from ratioctl.evaluate.suites import SUITES, Suite
+from ratioctl.evaluate.summary import Sure
 from ratioctl.evaluate.work import Subject
 from ratioctl.files import lock, make_folder
 from ratioctl.nets import from_package, frozen
@@ -39,6 +40,7 @@ Model = str | Path | ModelPackage
 Ood = Sequence[str] | Mapping[str, str]
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}
+FORMAT = 2  # of filed batches; grows when their arrays change
 GALLERY = 8  # pictures a set
 _FORWARD = 0.4  # cost of a forward pass in forward-and-gradient passes, measured on a ResNet-18
 
@@ -86,7 +88,7 @@ def run(
         PackageError: a model that cannot be read.
     """
     chosen = _suite(suite)
-    named = _named(ood)
+    named = _named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     loaded = [
@@ -137,12 +139,13 @@ def run(
 class _Pack:
     """The images one model is evaluated on."""
 
+    name: str  # of the in-images, in reports: their SOURCE without its folder
     inside: Images
     outside: dict[str, Images]
     whole: dict[str, str]  # fingerprints before --limit
 
     def all(self) -> dict[str, Images]:
-        return {self.inside.source: self.inside, **self.outside}
+        return {self.name: self.inside, **self.outside}
 
     def described(self) -> list[dict[str, Any]]:
         return [
@@ -177,8 +180,10 @@ class _Sets:
                 name: outside.load([source], size, channels, seed=self.seed, download=self.download)
                 for name, source in self.ood.items()
             }
+            own = _own_name(self.data)
             self.loaded[key] = _Pack(
-                whole={name: images.fingerprint for name, images in {test.source: test, **found}.items()},
+                name=own,
+                whole={name: images.fingerprint for name, images in {own: test, **found}.items()},
                 inside=self._limited(test),
                 outside={name: self._limited(images) for name, images in found.items()},
             )
@@ -220,20 +225,27 @@ def _suite(suite: str | Suite) -> Suite:
     return SUITES[suite]
 
 
-def _named(ood: Ood) -> dict[str, str]:
+def _own_name(data: str) -> str:
+    """How reports and cards name the in-images: a path's folders are nobody's business."""
+    return re.split(r"[/\\]", data.rstrip("/\\"))[-1] or data
+
+
+def _named(ood: Ood, data: str) -> dict[str, str]:
     """Names to SOURCEs; the built-in noise where none is given."""
-    if isinstance(ood, Mapping):
-        return dict(ood) or dict(BUILT_IN)
-    found: dict[str, str] = {}
-    for text in ood:
-        name, equals, source = text.partition("=")
-        if not equals or not name.strip() or not source:
-            raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
-        if name in found or name == "mean":
-            reason = "is the name of the average" if name == "mean" else "is given twice"
-            raise UsageError(f"--ood {name}", reason, "Choose another name.")
-        found[name] = source
-    return found or dict(BUILT_IN)
+    pairs = list(ood.items()) if isinstance(ood, Mapping) else [_pair(text) for text in ood]
+    taken = {"mean": "is the name of the average", _own_name(data): "is the name of the in-images"}
+    for name, _ in pairs:
+        if name in taken:
+            raise UsageError(f"--ood {name}", taken[name], "Choose another name.")
+        taken[name] = "is given twice"
+    return dict(pairs) or dict(BUILT_IN)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not equals or not name.strip() or not source:
+        raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
+    return name, source
 
 
 def _names(loaded: Sequence[ModelPackage]) -> list[str]:
@@ -377,8 +389,8 @@ class _Found:
 class _Clean:
     """Clean results that attacked ones are set against."""
 
-    inside: np.ndarray  # (N,) confidences
-    outside: dict[str, np.ndarray]
+    inside: Sure
+    outside: dict[str, Sure]
 
 
 def _one(
@@ -396,6 +408,7 @@ def _one(
     predictor = Predictor(network=network, device=place.device)
     subject = Subject(package=package, network=network, predictor=predictor, place=place, seed=seed)
     facts = {
+        "format": FORMAT,
         "model": package.digest,
         "seed": seed,
         "device": place.device.type,
@@ -459,7 +472,7 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
     assert labels is not None
     bulk = dataclasses.replace(steps, size=1024)
     logits: dict[str, np.ndarray] = {}
-    confident: dict[str, np.ndarray] = {}
+    sure: dict[str, Sure] = {}
     everything: list[Arrays] = []
     for name, images in pack.all().items():
         parts = bulk.each(
@@ -471,23 +484,24 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
         everything += parts
         source = _source(name, images, steps, parts)
         f = logits[name] = np.concatenate([part["logits"] for part in parts])
-        c = confident[name] = metrics.confidence(f, temperature)
+        c = metrics.confidence(f, temperature)
+        sure[name] = Sure(confidence=c, odds=metrics.log_odds(f, temperature))
         if images is inside:
             found.rows += summary.clean(source, f, temperature, spec)
             found.figures["reliability"] = summary.reliability(f, labels, temperature, spec.report_bins)
         else:
-            found.rows += summary.detection(source, confident[inside.source], c)
-            found.figures["roc"][name] = {"clean": summary.roc(confident[inside.source], c)}
+            found.rows += summary.detection(source, sure[pack.name], sure[name])
+            found.figures["roc"][name] = {"clean": summary.roc(sure[pack.name], sure[name])}
         found.rows += summary.operating(source, c, package.thresholds)
         found.figures["histograms"][name] = {"clean": summary.histogram(c, low)}
         right = f.argmax(1) == labels if images is inside else None
         found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), c, right)
-    f = logits.pop(inside.source)
-    source = _source(inside.source, inside, steps, everything)
+    f = logits.pop(pack.name)
+    source = _source(pack.name, inside, steps, everything)
     found.rows += summary.mixture(source, f, logits, temperature, spec)
     twice = work.steadiness(subject, inside.pixels[:64])
     found.doubts += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(f)]
-    return _Clean(inside=confident.pop(inside.source), outside=confident)
+    return _Clean(inside=sure.pop(pack.name), outside=sure)
 
 
 def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
@@ -507,7 +521,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
             settings=[ball.model_dump(mode="json"), attacks, dataclasses.asdict(suite.budget_for(ball))],
         )
         how = str(parts[0]["name"])
-        source = _source(inside.source, inside, steps, parts)
+        source = _source(pack.name, inside, steps, parts)
         found.rows += summary.robust(source, parts, ball, attacks, how, batch_size=steps.size)
         joined = _joined(parts)
         for k, attack in enumerate(attacks):
@@ -516,7 +530,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
         found.doubts.append(doubts.square_wins(joined["broken_by"], attacks))
         verdict = joined["broken_by"] == 0
         found.examples.add(
-            inside.source,
+            pack.name,
             picked,
             f"{ball}: {how}",
             y,
@@ -557,12 +571,13 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         settings=[inner.model_dump(mode="json"), suite.outside_steps],
     )
     lowered = _joined(parts)
-    source = _source(inside.source, inside, steps, parts)
+    attacked = _sure(lowered)
+    source = _source(pack.name, inside, steps, parts)
     how = f"APGD, {suite.outside_steps} steps, 2 goals, or the image"
     found.rows += summary.operating(source, lowered["confidence"], package.thresholds, inner, attack=how)
-    found.figures["histograms"][inside.source]["attacked"] = summary.histogram(lowered["confidence"], low)
+    found.figures["histograms"][pack.name]["attacked"] = summary.histogram(lowered["confidence"], low)
     found.examples.add(
-        inside.source,
+        pack.name,
         picked,
         f"{inner}: lowest confidence",
         inside.labels[picked],
@@ -592,15 +607,14 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         )
         joined, source = _joined(parts), _source(name, images, steps, parts)
         worst = joined["confidence"]
-        found.rows += summary.detection(source, clean.inside, worst, ball, attack=how)
+        found.rows += summary.detection(source, clean.inside, _sure(joined), ball, attack=how)
         for suffix, against, where in (
             ("_inside_attacked", clean.outside[name], inner),
-            ("_both_attacked", worst, ball),
+            ("_both_attacked", _sure(joined), ball),
         ):
-            attacked = lowered["confidence"]
             found.rows += summary.detection(source, attacked, against, where, suffix, inside_ball=str(inner))
         found.rows += summary.operating(source, worst, package.thresholds, ball, attack=how)
-        found.figures["roc"][name]["attacked"] = summary.roc(clean.inside, worst)
+        found.figures["roc"][name]["attacked"] = summary.roc(clean.inside, _sure(joined))
         found.figures["histograms"][name]["attacked"] = summary.histogram(worst, low)
         found.examples.add(
             name,
@@ -621,7 +635,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
                 after=float(worst[k]),
                 label=package.label_names[int(joined["predicted"][k])],
             )
-            for k in np.argsort(-worst, kind="stable")[:GALLERY]
+            for k in np.argsort(-joined["odds"], kind="stable")[:GALLERY]
         ]
         found.doubts += [
             doubts.zero_gradients(f"worst case on {name}", int(joined["stuck"].sum()), len(worst)),
@@ -668,6 +682,10 @@ def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
             settings=[radii, suite.curve_steps],
         )
         found.figures["radius"][key] = summary.radius_curve(_joined(parts)["values"], radii)
+
+
+def _sure(joined: Arrays) -> Sure:
+    return Sure(confidence=joined["confidence"], odds=joined["odds"])
 
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:

@@ -146,23 +146,37 @@ def robust(
     return rows
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sure:
+    """How sure a model is of images: `confidence` (N,), and `odds` (N,), their order without ties at 1."""
+
+    confidence: np.ndarray
+    odds: np.ndarray
+
+
 def detection(
     source: Source,
-    inside: np.ndarray,
-    outside: np.ndarray,
+    inside: Sure,
+    outside: Sure,
     ball: Ball | None = None,
     suffix: str = "",
     **details: Any,
 ) -> list[Measurement]:
-    """How well confidences tell `outside` (M,) from `inside` (N,)."""
-    scores = -inside, -outside
-    n = len(inside) + len(outside)
-    sizes = {"n_in": len(inside), "n_out": len(outside), **details}
+    """How well confidence tells `outside` from `inside`.
+
+    Ranks are those of the odds: a sharp model's confidences round to exactly 1, and ties that count one half
+    would flatter it. The conservative AUROC takes the confidences as they are, ties against us.
+    """
+    scores = -inside.odds, -outside.odds
+    n_in, n_out = len(inside.odds), len(outside.odds)
+    sizes = {"n_in": n_in, "n_out": n_out, **details}
     rows = []
-    for name, of in (("auroc", metrics.auroc), ("conservative_auroc", metrics.conservative_auroc)):
-        value = of(*scores)
-        interval = metrics.auroc_interval(value, len(inside), len(outside))
-        rows.append(_row(name + suffix, value, n, interval, source, ball, **sizes))
+    for name, value in (
+        ("auroc", metrics.auroc(*scores)),
+        ("conservative_auroc", metrics.conservative_auroc(-inside.confidence, -outside.confidence)),
+    ):
+        interval = metrics.auroc_interval(value, n_in, n_out)
+        rows.append(_row(name + suffix, value, n_in + n_out, interval, source, ball, **sizes))
     if suffix:
         return rows
     groups = [[scores[0]], [scores[1]]]
@@ -171,8 +185,8 @@ def detection(
         ("aupr_out", metrics.aupr_out),
         ("aupr_in", metrics.aupr_in),
     ):
-        rows.append(_bootstrapped(name, of, groups, n, source, ball, **sizes))
-    rows.append(_mean("mmc", outside, source, ball, **details))
+        rows.append(_bootstrapped(name, of, groups, n_in + n_out, source, ball, **sizes))
+    rows.append(_mean("mmc", outside.confidence, source, ball, **details))
     return rows
 
 
@@ -246,11 +260,11 @@ def reliability(logits: np.ndarray, labels: np.ndarray, temperature: float, bins
     return found
 
 
-def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, list[float]]:
+def roc(inside: Sure, outside: Sure) -> dict[str, list[float]]:
     """Share of out-images flagged ("tpr") over share of in-images flagged ("fpr"), thinned."""
-    thresholds = np.unique(np.concatenate([inside, outside]))
-    flagged_in = np.searchsorted(np.sort(inside), thresholds, side="right") / len(inside)
-    flagged_out = np.searchsorted(np.sort(outside), thresholds, side="right") / len(outside)
+    thresholds = np.unique(np.concatenate([inside.odds, outside.odds]))
+    flagged_in = np.searchsorted(np.sort(inside.odds), thresholds, side="right") / len(inside.odds)
+    flagged_out = np.searchsorted(np.sort(outside.odds), thresholds, side="right") / len(outside.odds)
     fpr, tpr = np.concatenate([[0.0], flagged_in]), np.concatenate([[0.0], flagged_out])
     along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(fpr)) + np.abs(np.diff(tpr)))])
     at = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))

@@ -58,6 +58,10 @@ class Subject:
         """(B,) largest probability after the temperature."""
         return metrics.confidence(self.logits(x), self.temperature)
 
+    def odds(self, x: Tensor) -> np.ndarray:
+        """(B,) their log-odds, which rank alike and do not round to 1."""
+        return metrics.log_odds(self.logits(x), self.temperature)
+
     def random(self, pixels: np.ndarray, purpose: str) -> list[torch.Generator]:
         """One generator an image (N, H, W, C)."""
         return [
@@ -114,9 +118,9 @@ def worst_case(
     """The largest confidence in the ball, over several searches and the image itself.
 
     Returns:
-        "confidence", "predicted", "distance" (B,) of the best point, "by" (B,) the number of its search from
-        1, 0 for the image itself; "clean" (B,) the image's own confidence; "picture" (B, H, W, C) the best
-        point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient.
+        "confidence", "odds" (see `metrics.log_odds`), "predicted", "distance" (B,) of the best point, "by"
+        (B,) the number of its search from 1, 0 for the image itself; "clean" (B,) the image's own confidence;
+        "picture" (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient.
     """
     x = to_float(pixels, subject.place.device)
     found = ensemble.worst_case_confidence(
@@ -135,6 +139,7 @@ def worst_case(
     return {
         "clean": subject.confidences(x),
         "confidence": metrics.confidence(logits, subject.temperature),
+        "odds": metrics.log_odds(logits, subject.temperature),
         "predicted": logits.argmax(1),
         "distance": geometry.distance(found.x, x, ball.p).cpu().numpy(),
         "by": found.by.cpu().numpy().astype(np.int8),
@@ -146,29 +151,27 @@ def worst_case(
 def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int) -> Arrays:
     """The smallest largest probability in the ball: how outlying an in-image can be made to look.
 
-    Searches: Auto-PGD downwards on the largest log-probability, and on the cross-entropy to uniform.
+    Searches: Auto-PGD downwards on the log-odds of the likeliest class, and on the cross-entropy to uniform.
 
     Returns:
-        "confidence", "predicted", "distance" (B,) of the best point, the image itself included.
+        "confidence", "odds", "predicted", "distance" (B,) of the best point, the image itself included.
     """
     x = to_float(pixels, subject.place.device)
-    high, even, temperature = (
-        goals.log_confidence(subject.temperature),
-        goals.uniform_cross_entropy(),
-        subject.temperature,
-    )
-    searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / temperature)]
+    high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
+    searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
     attack = _attack(ball, steps, "centre")
-    best, best_x = subject.confidences(x), x.clone()
+    best, best_x = subject.odds(x), x.clone()
     for goal in searches:
         ended = perturb(subject.logits_of, x, goal, attack)
-        reached = subject.confidences(ended.x)
+        reached = subject.odds(ended.x)
         lower = torch.from_numpy(reached < best).to(x.device)
         best = np.minimum(best, reached)
         best_x[lower] = ended.x[lower]
+    logits = subject.logits(best_x)
     return {
-        "confidence": best,
-        "predicted": subject.logits(best_x).argmax(1),
+        "confidence": metrics.confidence(logits, subject.temperature),
+        "odds": best,
+        "predicted": logits.argmax(1),
         "distance": geometry.distance(best_x, x, ball.p).cpu().numpy(),
     }
 
@@ -189,7 +192,7 @@ def curve(
     many = x.repeat_interleave(r, 0)
     eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
     y = None if labels is None else torch.from_numpy(np.repeat(labels, r)).to(x.device)
-    goal = goals.log_confidence(subject.temperature) if y is None else goals.cross_entropy(y)
+    goal = goals.log_odds(subject.temperature) if y is None else goals.cross_entropy(y)
     ended = perturb(
         subject.logits_of, many, goal, _attack(Ball(p=2.0, eps=max(radii)), steps, "centre"), eps=eps
     )
@@ -220,7 +223,7 @@ def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) 
     """The confidence a longer search in fp32 from a random start reaches: "confidence" (B,)."""
     x = to_float(pixels, subject.place.device)
     attack = _attack(ball, steps, "random")
-    goal = goals.log_confidence(subject.temperature)
+    goal = goals.log_odds(subject.temperature)
     ended = perturb(subject.network, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}"))
     return {"confidence": subject.confidences(ended.x)}
 

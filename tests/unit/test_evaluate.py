@@ -17,6 +17,7 @@ from PIL import Image
 
 import ratioctl
 from ratioctl import evaluation_report, metrics, package
+from ratioctl.attack import goals
 from ratioctl.attack.ensemble import Budget
 from ratioctl.data.inside import Images
 from ratioctl.errors import SourceError, UsageError
@@ -347,12 +348,35 @@ def test_robust_accuracy_counts_what_each_attack_left() -> None:
 def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
     rng = np.random.default_rng(0)
     inside, outside = rng.beta(5, 2, 400), rng.beta(2, 4, 300)
-    curve = summary.roc(inside, outside)
+    curve = summary.roc(*(summary.Sure(confidence=c, odds=np.log(c / (1 - c))) for c in (inside, outside)))
     fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
     area = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
     assert abs(area - metrics.auroc(-inside, -outside)) < 0.003
     assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
     assert len(curve["fpr"]) <= summary.CURVE_POINTS + 2
+
+
+def test_confidences_that_round_to_one_still_rank() -> None:
+    sharp = np.array([[60.0, 0.0], [50.0, 0.0], [45.0, 0.0]])
+    assert len(set(metrics.confidence(sharp))) == 1
+    assert metrics.log_odds(sharp) == pytest.approx([60, 50, 45])
+    sets = [
+        summary.Sure(confidence=metrics.confidence(f), odds=metrics.log_odds(f))
+        for f in (sharp[1:], sharp[:1])  # the out-image is surest of all
+    ]
+    source = summary.Source(name="o", images=images(noise(1)), seed=0)
+    values = {row.name: row.value for row in summary.detection(source, *sets)}
+    assert values["auroc"] == 0.0
+    assert values["conservative_auroc"] == 0.0
+    assert metrics.auroc(-sets[0].confidence, -sets[1].confidence) == 0.5
+
+
+def test_log_odds_are_those_of_the_confidence() -> None:
+    f = np.random.default_rng(0).normal(0, 3, (50, 7))
+    p = metrics.confidence(f, 0.7)
+    assert np.allclose(metrics.log_odds(f, 0.7), np.log(p / (1 - p)))
+    goal = goals.log_odds(0.7)(torch.from_numpy(f)).numpy()
+    assert np.allclose(goal, metrics.log_odds(f, 0.7), atol=1e-5)
 
 
 def test_the_mixture_counts_an_out_image_as_right_with_one_in_k() -> None:
@@ -421,6 +445,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         for attacked in (False, True)
     )
     assert worst > clean
+    assert {row.dataset for row in rows} == {"test", "uni", "mean", "test + uni"}  # no folders of ours
     assert events[0]["event"] == "plan"
     shares = [event["share"] for event in events[1:]]
     assert shares == sorted(shares)
@@ -516,6 +541,7 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
         ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
         ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
         ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
+        ({"ood": ["test=noise:uniform"]}, UsageError, "in-images"),
         ({"limit": 0}, UsageError, "positive"),
         ({"ood": ["a=noise:blue"]}, SourceError, "no such noise"),
     ],
