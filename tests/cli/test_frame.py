@@ -243,7 +243,9 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_with_their_exit_code(number: signal.Signals, code: int) -> None:
     program = (
-        "import os\nfrom ratioctl import package\n"
+        # Background jobs of a shell ignore SIGINT, and pass that on to their children.
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from ratioctl import package\n"
         f"package.bundled = lambda: os.kill(os.getpid(), {int(number)}) or __import__('time').sleep(30)"
     )
     done = run("models", program=program)
