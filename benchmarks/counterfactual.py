@@ -10,13 +10,12 @@ one process, interleaved with the floor.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from _result import finish
 
 from ratioctl import images
 from ratioctl import package as packages
@@ -85,14 +84,8 @@ def main() -> None:
         "steps": options.steps,
         "rounds": options.rounds,
         "model": package.digest,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.platform(),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    finish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ confidence, confidence never falling with the budget.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from _result import finish
 from PIL import Image
 
 import ratioctl
@@ -99,12 +98,8 @@ def main() -> None:
         "flipped": sum(f is not None for f in flips),
         "faults": faults,
         "seconds": time.perf_counter() - began,
-        "machine": platform.platform(),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    finish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ and smoothed noise.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 
-import torch
+from _result import finish
 
 import ratioctl
 from ratioctl import metrics
@@ -72,15 +70,7 @@ def main() -> None:
             "package_digest": package.digest,
             **measured(package),
         }
-    result |= {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.platform(),
-    }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    finish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import platform
 import resource
 import statistics
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _result import finish
 from torch.nn import functional
 
 from ratioctl import recipe as recipes
@@ -99,13 +98,8 @@ def main() -> None:
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "setting": {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(options).items()},
         "place": place.why,
-        "torch": torch.__version__,
-        "machine": platform.platform(),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    finish(result, options.json)
 
 
 @dataclasses.dataclass

@@ -92,7 +92,7 @@ def calibrate(
             "accuracy": accuracy,
             "bins": spec.bins,
             "report_bins": spec.report_bins,
-            "range": [1 / package_classes(package), 1.0],
+            "range": [1 / len(package.label_names), 1.0],
             "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
             "before": before,
             "after": after,
@@ -116,10 +116,6 @@ def calibrate(
         after=after,
         warnings=warnings,
     )
-
-
-def package_classes(package: ModelPackage) -> int:
-    return len(package.label_names)
 
 
 def search(logits: np.ndarray, labels: np.ndarray, spec: Calibration) -> float:

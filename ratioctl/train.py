@@ -8,6 +8,7 @@ for each update:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -333,11 +334,8 @@ def _final_weights(state: State) -> dict[str, Tensor]:
 
 def _validate(recipe: Recipe, state: State, splits: loader.Splits, place: Place) -> dict[str, float]:
     """Accuracy, clean and attacked, on held-out in-images; mean confidence on held-out out-images."""
-    twin = nets.frozen(state.model)
-    if state.average is not None:
-        full = nets.frozen(_with_weights(state.model, state.average))
-        twin = full
-    logits_of = _in_precision(twin, place)
+    model = state.model if state.average is None else _with_weights(state.model, state.average)
+    logits_of = _in_precision(nets.frozen(model), place)
     held = splits.held_out
     assert held.labels is not None
     count = min(len(held), recipe.optim.validate_images)
@@ -371,8 +369,6 @@ def _validate(recipe: Recipe, state: State, splits: loader.Splits, place: Place)
 
 
 def _with_weights(model: Classifier, weights: dict[str, Tensor]) -> Classifier:
-    import copy
-
     other = copy.deepcopy(model)
     nets.load_weights(other, weights, where="averaged weights")
     return other

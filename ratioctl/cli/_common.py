@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import inspect
 import json as jsonlib
 import os
@@ -26,7 +25,7 @@ import sys
 import typing
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_MODEL = "cifar10-ratio"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 SOURCE_HELP = (
     "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
@@ -81,7 +79,7 @@ class Context:
     """The common options of one run, and where its output goes.
 
     Attributes:
-        device: "auto", "cpu", "cuda" or "cuda:N", spelled legally; `torch_device` says which it is here.
+        device: "auto", "cpu", "cuda" or "cuda:N", spelled legally (`nets.hardware.choose` picks).
         precision: "auto", "fp32" or "bf16".
         seed: for every random number of the run.
     """
@@ -147,29 +145,6 @@ def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return wrapper
-
-
-def not_yet(context: Context, name: str) -> NoReturn:
-    """The body of a command whose room is not there yet."""
-    raise RatioctlError(f"ratioctl {name}", "is not in this version yet", "See the README for what is.")
-
-
-def torch_device(context: Context) -> str:
-    """The device to use, "cpu" or "cuda:N" (imports torch).
-
-    Raises:
-        UsageError: a CUDA device was asked for that this machine does not have.
-    """
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if context.device == "cpu" or (context.device == "auto" and not count):
-        return "cpu"
-    index = int(context.device.partition(":")[2] or 0)
-    if index >= count:
-        have = f"this machine has {count} CUDA device(s)" if count else "torch finds no CUDA device here"
-        raise UsageError(f"--device {context.device}", have, "Use --device cpu or auto.")
-    return f"cuda:{index}"
 
 
 _emitted = False
@@ -274,6 +249,8 @@ def _as_known(error: BaseException) -> RatioctlError:
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
         return UsageError("usage", getattr(error, "format_message")())  # noqa: B009 - typed as Any
     if isinstance(error, OSError) and error.errno is not None:
+        from ratioctl.files import DISK_ERRORS
+
         thing = error.filename if error.filename is not None else "output"
         reason = (error.strerror or "failed").lower()
         if error.errno in DISK_ERRORS:

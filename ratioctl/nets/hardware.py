@@ -48,6 +48,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Place:
         if chosen.index is not None and chosen.index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise UsageError(f"--device {device}", f"there are {count} CUDA device(s)", "Count from cuda:0.")
+        chosen = torch.device("cuda", chosen.index or 0)
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision}", "is unknown", "Use auto, fp32 or bf16.")
     able = has_bf16(chosen)

@@ -9,14 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from ratioctl import errors, package
 from ratioctl.cli import COMMANDS, load, main
-from ratioctl.cli._common import Context, emit_json, torch_device
+from ratioctl.cli._common import Context, emit_json
 
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
@@ -225,19 +224,6 @@ def test_quiet_silences_notes_but_not_warnings(capsys: pytest.CaptureFixture[str
         context.warn("a warning")
         context.console.print("progress")
     assert capsys.readouterr().err == "a note\nWarning: a warning\nprogress\nWarning: a warning\n"
-
-
-def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = types.SimpleNamespace(is_available=lambda: False, device_count=lambda: 2)
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
-    assert torch_device(Context()) == torch_device(Context(device="cpu")) == "cpu"
-    with pytest.raises(errors.UsageError, match="no CUDA device"):
-        torch_device(Context(device="cuda"))
-    cuda.is_available = lambda: True
-    assert torch_device(Context()) == torch_device(Context(device="cuda")) == "cuda:0"
-    assert torch_device(Context(device="cuda:1")) == "cuda:1"
-    with pytest.raises(errors.UsageError, match=r"2 CUDA device\(s\)"):
-        torch_device(Context(device="cuda:2"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

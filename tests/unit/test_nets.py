@@ -168,3 +168,21 @@ def test_strided_pointwise_gradients_are_right(c_in: int, size: int) -> None:
     by_hand = torch.einsum("nchw,ndhw->dc", picked, upstream.double())
     assert conv.weight.grad is not None
     assert torch.allclose(conv.weight.grad[:, :, 0, 0].double(), by_hand, atol=1e-3)
+
+
+def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(device: str) -> str:
+        return str(choose(device, "fp32").device)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen("auto") == chosen("cpu") == "cpu"
+    with pytest.raises(UsageError, match="no CUDA device"):
+        chosen("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen("auto") == chosen("cuda") == "cuda:0"
+    assert chosen("cuda:1") == "cuda:1"
+    with pytest.raises(UsageError, match=r"2 CUDA device\(s\)"):
+        chosen("cuda:2")
