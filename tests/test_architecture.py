@@ -13,7 +13,7 @@ import pytest
 import ratioctl
 
 ROOT = Path(ratioctl.__file__).parent
-OPEN = {"errors", "resources", "text", "files", "ranges"}  # open to all; they import at most each other
+OPEN = {"errors", "resources", "text", "files", "ranges", "journal"}  # to all; import each other at most
 WORK = {"recipe", "images", "data", "nets", "attack", "package", "metrics", "results", "runtime"}
 TABLE: dict[str, set[str]] = {
     "errors": set(),
@@ -21,11 +21,13 @@ TABLE: dict[str, set[str]] = {
     "text": set(),
     "files": {"errors"},
     "ranges": {"errors"},
+    "journal": {"files"},
     "recipe": set(),
     "images": set(),
     "metrics": set(),
     "results": {"recipe"},
     "package": set(),
+    "signing": {"package"},
     "runtime": {"package", "images", "metrics", "results"},
     "score": {"package", "images", "metrics", "results"},
     "data": {"recipe", "images"},
@@ -37,12 +39,14 @@ TABLE: dict[str, set[str]] = {
     "evaluate": WORK,
     "explain": WORK,
     "export": WORK,
-    "report": {"results", "metrics"},
+    "pictures": {"results"},
+    "report": {"results", "metrics", "explorer", "pictures"},
+    "explorer": set(),
     "evaluation_report": {"results", "metrics"},
 }
 TORCH_FREE = (
-    *("errors", "recipe", "images", "metrics", "results", "package", "runtime", "score"),
-    *("report", "evaluation_report"),
+    *("errors", "recipe", "images", "metrics", "results", "package", "signing", "runtime", "score"),
+    *("report", "evaluation_report", "explorer", "pictures"),
 )
 CLI_MODULE_LEVEL = {"cli", "errors", "text", "resources"}
 

@@ -1,7 +1,8 @@
 """Evaluation: clean, attacked, out of distribution, and the doubts about every number.
 
-Reading order: `suites` (what is measured), `work` (one batch of it), `journal` (finished batches on disk),
-`summary` (arrays to measurements), `doubts` (the self-checks), `run` (an evaluation from end to end).
+Reading order: `suites` (what is measured), `work` (one batch of it; finished ones are kept by
+`ratioctl.journal`), `summary` (arrays to measurements), `doubts` (the self-checks), `run` (an evaluation from
+end to end).
 """
 
 from ratioctl.evaluate.run import run

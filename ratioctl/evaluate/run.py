@@ -23,11 +23,11 @@ from ratioctl.data import inside, outside
 from ratioctl.data.inside import Images
 from ratioctl.errors import UsageError
 from ratioctl.evaluate import doubts, suites, summary, work
-from ratioctl.evaluate.journal import Arrays, Journal, key_of
 from ratioctl.evaluate.suites import SUITES, Suite
 from ratioctl.evaluate.summary import Sure
 from ratioctl.evaluate.work import Subject
 from ratioctl.files import lock, make_folder
+from ratioctl.journal import Arrays, Journal, key_of
 from ratioctl.nets import from_package, frozen
 from ratioctl.nets.hardware import Place, choose
 from ratioctl.nets.predict import Predictor

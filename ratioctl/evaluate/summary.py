@@ -10,7 +10,7 @@ import numpy as np
 
 from ratioctl import metrics
 from ratioctl.data.inside import Images
-from ratioctl.evaluate.journal import Arrays
+from ratioctl.journal import Arrays
 from ratioctl.recipe import Ball, Calibration
 from ratioctl.results import Measurement
 

@@ -21,8 +21,8 @@ from ratioctl.attack import ensemble, goals
 from ratioctl.attack.engine import Perturbed, perturb
 from ratioctl.attack.goals import Goal
 from ratioctl.data.loader import to_float
-from ratioctl.evaluate.journal import Arrays
 from ratioctl.evaluate.suites import Suite
+from ratioctl.journal import Arrays
 from ratioctl.nets import Classifier
 from ratioctl.nets.hardware import Place
 from ratioctl.nets.predict import Predictor

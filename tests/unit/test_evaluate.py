@@ -22,8 +22,8 @@ from ratioctl.attack.ensemble import Budget
 from ratioctl.data.inside import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
-from ratioctl.evaluate.journal import Journal, key_of
 from ratioctl.evaluate.run import choice
+from ratioctl.journal import Journal, key_of
 from ratioctl.nets.hardware import Place
 from ratioctl.nets.predict import Predictor
 from ratioctl.recipe import Ball, Calibration
