@@ -42,6 +42,13 @@ def norm_name(p: float) -> str:
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("true and false are no value for this")
+        return value
+
 
 class Ball(_Value):
     """The threat model {z : ||z - x||_p <= eps}, always intersected with the pixel box [0,1] (eq. 3)."""
@@ -170,7 +177,7 @@ class Augment(_Value):
     Attributes:
         crop: zero padding in pixels before a random crop back to size.
         flip: random horizontal flip.
-        autoaugment: the AutoAugment policy of Cubuk et al. 2019.
+        autoaugment: the AutoAugment policy of Cubuk et al. 2019; "none" undoes that of a base.
         cutout: side in pixels of a square set to the mean (DeVries and Taylor 2017).
         resized_crop: random area fraction at least this, then resized (ImageNet style); 0 is off.
         color_jitter: strength of brightness, contrast and saturation jitter.
@@ -185,6 +192,11 @@ class Augment(_Value):
     color_jitter: float = Field(default=0.0, ge=0)
     lighting: float = Field(default=0.0, ge=0)
 
+    @field_validator("autoaugment", mode="before")
+    @classmethod
+    def _none_is_off(cls, value: object) -> object:
+        return None if value == "none" else value
+
 
 class Data(_Value):
     """Where images come from; every entry is a SOURCE as on the command line.
@@ -197,7 +209,8 @@ class Data(_Value):
         calibration: a labelled source to calibrate on instead of the held-out images.
         outside: training out-distribution, one or several sources.
         outside_test: held-out images of the out-distribution, for validation.
-        exclude: class folders of the outside sources that are left out.
+        exclude: class folders of the outside sources that are left out, of `outside_test` where it has
+            them too.
         size, channels: the model's input.
     """
 
@@ -280,6 +293,10 @@ class Optim(_Value):
     def _nesterov_needs_momentum(self) -> Optim:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum > 0")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs:g} is longer than epochs = {self.epochs:g}"
+            )
         if self.drops and self.schedule != "step":
             raise ValueError(f'drops belong to schedule = "step", not "{self.schedule}"')
         if any(a >= b for a, b in zip((0.0, *self.drops), self.drops, strict=False)):

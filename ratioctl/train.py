@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class State:
         model: the network being trained; `average` its exponential moving average, or None.
         momentum: SGD's velocity by parameter name.
         best: score, update and weights of the best validation so far, or None.
-        init: name and digest of the package whose weights were the start, or None.
+        init: name, digest and data split of the package whose weights were the start, or None.
     """
 
     update: int
@@ -100,10 +100,7 @@ def fit(
     """
     place = choose(device, precision)
     folder = out / "checkpoint"
-    if (folder / "state.json").exists() and not resume:
-        raise UsageError(
-            out, "already holds a training run", "Continue it with --resume, or choose another --out."
-        )
+    _refuse_second_run(out, resume)
     target = out / "package"
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
@@ -111,19 +108,37 @@ def fit(
     splits = loader.load(recipe, download=download)
     mean, std = _normalisation(recipe, splits.train)
     state = _fresh(recipe, splits.train, mean, std, init, place)
-    if resume and (folder / "state.json").exists():
-        _restore(folder, state, recipe, place)
-    if state.update >= total_updates(recipe, len(splits.train)) and (target / "config.json").is_file():
-        done = packages.read(target)
-        if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
-            return done  # nothing left to do, and its measurements and export stay
     files.make_folder(folder)
-    found = loader.leaks(splits)
-    watch({"event": "leaks", **found})
     with files.writing(out), files.lock(out), _signals() as stopped:
+        _refuse_second_run(out, resume)  # it may have begun while the data were loaded
+        if resume and (folder / "state.json").exists():
+            _restore(folder, state, recipe, place)
+        if state.update >= total_updates(recipe, len(splits.train)) and (target / "config.json").is_file():
+            done = packages.read(target)
+            if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
+                return done  # nothing left to do, and its measurements and export stay
+        found = loader.leaks(splits) | _leaked_by(state.init, splits)
+        watch({"event": "leaks", **found})
         log = _MetricsLog(out / "metrics.jsonl", state.update)
         _loop(recipe, state, splits, folder, log, place, stopped, watch)
-        return _package(recipe, state, splits, target, mean, std, found)
+        package = _package(recipe, state, splits, target, mean, std, found)
+        signum = stopped()
+        if signum is not None:  # it came after the last look in the loop
+            raise _interrupted(out, signum, "after the last update, packaged")
+        return package
+
+
+def _refuse_second_run(out: Path, resume: bool) -> None:
+    if (out / "checkpoint" / "state.json").exists() and not resume:
+        raise UsageError(
+            out, "already holds a training run", "Continue it with --resume, or choose another --out."
+        )
+
+
+def _interrupted(out: Path, signum: int, when: str) -> Interrupted:
+    reason = f"stopped by {signal.Signals(signum).name} {when}"
+    step = f"Continue with: ratioctl train RECIPE --out {out} --resume"
+    return Interrupted(out, reason, step, signum=signum)
 
 
 def _loop(
@@ -238,12 +253,7 @@ def _loop(
             saved = now
             _save(folder, state, recipe, place)
         if signum is not None:
-            raise Interrupted(
-                folder.parent,
-                f"stopped by {signal.Signals(signum).name} after update {state.update} of {total}, saved",
-                f"Continue with: ratioctl train RECIPE --out {folder.parent} --resume",
-                signum=signum,
-            )
+            raise _interrupted(folder.parent, signum, f"after update {state.update} of {total}, saved")
 
 
 def total_updates(recipe: Recipe, train_images: int) -> int:
@@ -418,8 +428,21 @@ def _fresh(
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}
-    start = None if init is None else {"name": init.name, "digest": init.digest}
+    start = None
+    if init is not None:
+        data = init.config["ratio"].get("provenance", {}).get("data", {})
+        split = {key: str(data.get(key, "")) for key in ("train_source", "held_out")}
+        start = {"name": init.name, "digest": init.digest, **split}
     return State(update=0, model=model, average=average, momentum={}, init=start)
+
+
+def _leaked_by(init: dict[str, str] | None, splits: loader.Splits) -> dict[str, int]:
+    """Held-out images that `init` may have been trained on: all, if it split the same data otherwise."""
+    if init is None:
+        return {}
+    held = splits.held_out
+    same_data = init.get("train_source") == splits.source_fingerprint
+    return {"init": len(held) if same_data and init.get("held_out") != held.fingerprint else 0}
 
 
 def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
@@ -440,6 +463,7 @@ def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
         )
     data = save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     name = f"state-{state.update}.safetensors"
+    files.sweep(folder, "state-*.safetensors")
     files.write_file(folder / name, data)
     root = {
         "format": FORMAT,
@@ -527,10 +551,17 @@ class _MetricsLog:
         files.write_file(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: v for k, v in row.items() if k != "event"}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps({k: v for k, v in row.items() if k != "event"}) + "\n"
+        with self.path.open("ab") as file:
+            whole = file.tell()
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):  # a full disk may have taken half of the line
+                    os.truncate(self.path, whole)
+                raise
 
 
 @contextmanager

@@ -476,3 +476,24 @@ def test_a_bundled_recipe_trains_a_step(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundled_recipe_trains_a_step_at_its_own_depth_and_steps(name: str, tmp_path: Path) -> None:
     train_a_step(name, tmp_path / "run", own_depth=True)
+
+
+@pytest.mark.parametrize(
+    "setting", ["optim.epochs=true", "optim.lr=true", "data.augment.crop=false", "seed=true"]
+)
+def test_true_and_false_are_no_numbers(setting: str) -> None:
+    assert "true and false are no value for this" in refusal("digits-plain", setting)
+    assert recipes.load("digits-plain", ["optim.nesterov=false"]).optim.nesterov is False
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    assert "warmup_epochs = 3 is longer than epochs = 2" in refusal(
+        "digits-plain", "optim.epochs=2", "optim.warmup_epochs=3"
+    )
+
+
+def test_an_inherited_autoaugment_can_be_switched_off() -> None:
+    assert recipes.load("cifar10-plain").data.augment.autoaugment == "cifar10"
+    off = recipes.load("cifar10-plain", ["data.augment.autoaugment=none"])
+    assert off.data.augment.autoaugment is None
+    assert recipes.loads(recipes.dumps(off)) == off

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ratioctl.cli._common import Context, Download, command, emit_json
-from ratioctl.errors import Interrupted
+from ratioctl.errors import DiskError, Interrupted
 
 
 @command
@@ -54,6 +54,9 @@ def train(
     if context.verbose:
         context.note(f"Computing on {choose(context.device, context.precision).why}")
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
+    sets = [part for setting in changes for part in ("--set", setting)]
+    again = ["ratioctl", "train", recipe, *sets, "--out", str(folder), "--resume"]
+    line = "Continue with: " + shlex.join(again + (["--init", init] if init is not None else []))
     try:
         with _Progress(context) as progress:
             package = fit(
@@ -66,13 +69,14 @@ def train(
                 download=download,
                 watch=progress,
             )
+        found = calibrate(package, device=context.device, download=download)
     except Interrupted as stop:
-        sets = [part for setting in changes for part in ("--set", setting)]
-        again = ["ratioctl", "train", recipe, *sets, "--out", str(folder), "--resume"]
-        again += ["--init", init] if init is not None else []
-        line = f"Continue with: {shlex.join(again)}"
         raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
-    found = calibrate(package, device=context.device, download=download)
+    except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
+        reason = "was stopped, and what is in it is whole"
+        raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
+    except DiskError as fault:
+        raise DiskError(fault.thing, fault.reason, f"Free some space. {line}") from None
     for doubt in found.warnings:
         context.warn(doubt)
     if context.json:
@@ -162,5 +166,11 @@ class _Progress:
             self.context.warn(
                 f"leak check: {event['train.exact']} of {held} held-out images are also trained on"
             )
-        if not (exact or near or event["train.exact"]):
+        if event.get("init"):
+            self.context.warn(
+                f"leak check: the model of --init was trained on another split of the same images, so it may "
+                f"know the {held} held-out ones, and selection and calibration will be too hopeful; give the "
+                "seed and data.validation of its recipe"
+            )
+        if not (exact or near or event["train.exact"] or event.get("init")):
             self.context.note(f"Leak check: none of {held} held-out images stands in the training data")

@@ -83,7 +83,9 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         outside.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
     )
     out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
-    out_test = load_out(data.outside_test) if data.outside_test else None
+    out_test = None
+    if data.outside_test:
+        out_test = load_out(data.outside_test, exclude=data.exclude, must_exclude=False)
     return Splits(
         source_fingerprint=everything.fingerprint,
         train=everything.subset(keep),

@@ -24,6 +24,7 @@ def load(
     channels: int = 3,
     *,
     exclude: Sequence[str] = (),
+    must_exclude: bool = True,
     seed: int = 0,
     count: int | None = None,
     download: bool = False,
@@ -33,7 +34,7 @@ def load(
     Args:
         sources: as on the command line; also "noise:uniform", "noise:smooth", "photos:china",
             "photos:flower" (random crops of scikit-learn's two sample photographs).
-        exclude: class folders left out; each must exist in at least one of the sources.
+        exclude: class folders left out; each must exist in at least one of the sources where `must_exclude`.
         seed: of noise and crops.
         count: number of images of each generated set (noise, photos).
 
@@ -47,7 +48,7 @@ def load(
         )
     seen = {name for part in parts for name in part.label_names}
     missing = [name for name in exclude if name not in seen]
-    if missing:
+    if missing and must_exclude:
         raise SourceError(
             f'excluded class "{missing[0]}"',
             "is in none of the out-distribution's sources",

@@ -137,6 +137,19 @@ def test_class_exclusion(tmp_path: Path) -> None:
         outside.load([str(a), str(b)], 8, exclude=["cat", "tree", "rock"])
 
 
+def test_excluded_classes_leave_the_held_out_out_images_too(tmp_path: Path) -> None:
+    train, test = tmp_path / "a", tmp_path / "b"
+    folder(train, {"cat": 2, "rock": 3})
+    folder(test, {"cat": 1, "tree": 2})
+    settings = [f"data.outside={train}", f"data.outside_test={test}", 'data.exclude=["cat", "rock"]']
+    with pytest.raises(SourceError, match="no images left"):
+        loader.load(recipes.load("digits-ratio", settings))
+    splits = loader.load(recipes.load("digits-ratio", [*settings[:2], 'data.exclude=["cat"]']))
+    assert splits.outside is not None
+    assert splits.outside_test is not None
+    assert (len(splits.outside), len(splits.outside_test)) == (3, 2)
+
+
 def test_noise_is_what_it_says() -> None:
     uniform = outside.uniform_noise(50, 32, 3, seed=0).astype(float)
     assert abs(uniform.mean() - 127.5) < 1

@@ -255,6 +255,22 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
     assert again.config["ratio"]["provenance"]["init"]["digest"] == start.digest, "the checkpoint knows it"
 
 
+def test_a_start_that_was_trained_on_the_held_out_images_is_reported(tmp_path: Path) -> None:
+    """Another seed holds out other images: those of the second run were trained on in the first."""
+    start = fit(tiny("optim.epochs=0.05"), tmp_path / "start")
+    found: list[dict[str, Any]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] == "leaks":
+            found.append(event)
+
+    fit(tiny("optim.epochs=0.05"), tmp_path / "same", init=start, watch=watch)
+    other = fit(tiny("optim.epochs=0.05", "seed=1"), tmp_path / "other", init=start, watch=watch)
+    assert found[0]["init"] == 0
+    assert found[1]["init"] == found[1]["held_out"] > 0
+    assert other.config["ratio"]["provenance"]["leaks"]["init"] == found[1]["held_out"]
+
+
 def test_select_best_keeps_the_best_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.9, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3])
     monkeypatch.setattr(train, "_validate", lambda *args: {"validation.clean": 0.5, "score": next(scores)})

@@ -1,0 +1,269 @@
+"""Table 1 of the paper with our own recipes: one network, one budget, eight methods; and two questions more.
+
+    python benchmarks/comparison.py small --train cifar10.tar.xz:train --test cifar10.tar.xz:test \
+        --outside a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test cifar100=... textures=...
+    python benchmarks/comparison.py fine-tune (the same data)
+    python benchmarks/comparison.py digits
+
+"small" trains the eight `cifar10-*-small` recipes, "digits" the five of `digits-*` with several seeds,
+"fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
+(`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
+held-out split, and evaluates all models on the same images. Given again after an interruption, the same
+command goes on where it stopped. `--steps-only` prints the runs and what they cost, and does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from _result import finish
+
+import ratioctl
+from ratioctl import evaluation_report, recipe
+from ratioctl import package as packages
+from ratioctl.attack.ensemble import Budget
+from ratioctl.evaluate import run as evaluation
+from ratioctl.evaluate.suites import Suite
+from ratioctl.recipe import Recipe, Term
+from ratioctl.train import schedule_attacks
+
+METHODS = ("plain", "oe", "acet", "at-0.5", "at-0.25", "trades-0.5", "ratio-0.5", "ratio-0.25")
+SUITE = Suite(
+    name="comparison",
+    inside=500,
+    balls=1,
+    attacks=("apgd-ce", "apgd-t"),
+    budget=Budget(steps=50, targets=3),
+    outside=200,
+    outside_steps=50,
+    curve=64,
+    curve_steps=20,
+    probe=16,
+)
+FORWARD, TRAINING = 0.4, 1.5  # of a forward pass and of a training pass, in forward-and-input-gradient passes
+TRAIN_IMAGES = {"cifar10": 48_000, "digits": 1_223}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model: a recipe with settings, perhaps from another run's weights."""
+
+    name: str
+    recipe: str
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+    init: str | None = None
+
+    def loaded(self, shared: Sequence[str] = ()) -> Recipe:
+        own = (*shared, *self.settings, f"seed={self.seed}")
+        return recipe.load(
+            self.recipe, [s for s in own if not (self.plain_data and s.startswith("data.outside"))]
+        )
+
+    @property
+    def plain_data(self) -> bool:
+        return not recipe.load(self.recipe).data.outside
+
+
+def passes(spec: Recipe, images: int) -> float:
+    """What a training costs, in forward-and-input-gradient passes of one image, ramps included."""
+    per_epoch = images / spec.optim.batch_size
+    updates = round(spec.optim.epochs * per_epoch)
+    sizes = (spec.optim.batch_size, spec.optim.batch_size_out)
+
+    def term(side: Term | None, batch: int) -> float:
+        if side is None:
+            return 0.0
+        views = (side.clean > 0 or side.against == "clean") + (side.robust > 0)
+        search = 0.0
+        if side.attack is not None and side.robust > 0:
+            extra = (side.attack.start == "random") + (side.against == "clean")
+            search = side.attack.restarts * (side.attack.steps + FORWARD) + FORWARD * extra
+        return batch * (views * TRAINING + search)
+
+    total = 0.0
+    for update in range(updates):
+        objective, _ = schedule_attacks(spec, update / per_epoch)
+        total += term(objective.inside, sizes[0]) + term(objective.outside, sizes[1])
+    return total
+
+
+def small(seeds: Sequence[int]) -> list[Run]:
+    return [
+        Run(name=_seeded(method, seed), recipe=f"cifar10-{method}-small", seed=seed)
+        for seed in seeds
+        for method in METHODS
+    ]
+
+
+def digits(seeds: Sequence[int]) -> list[Run]:
+    methods = ("plain", "oe", "acet", "at", "ratio")
+    return [Run(name=_seeded(m, seed), recipe=f"digits-{m}", seed=seed) for m in methods for seed in seeds]
+
+
+def fine_tune(seeds: Sequence[int]) -> list[Run]:
+    """RATIO-0.25 from scratch, and from plain and AT-0.25 models for as long as the same cost allows."""
+    target = recipe.load("cifar10-ratio-0.25-small")
+    images = TRAIN_IMAGES["cifar10"]
+    whole = passes(target, images)
+    runs = [Run(name=_seeded("ratio-0.25", seed), recipe=target.name, seed=seed) for seed in seeds]
+    for start in ("plain", "at-0.25"):
+        rest = whole - passes(recipe.load(f"cifar10-{start}-small"), images)
+        epochs = _epochs_for(target, rest, images)
+        settings = (
+            f"optim.epochs={epochs}",
+            *(f"objective.{s}.ramp_epochs={epochs / 4:.2f}" for s in ("inside", "outside")),
+        )
+        for seed in seeds:
+            runs.append(Run(name=_seeded(start, seed), recipe=f"cifar10-{start}-small", seed=seed))
+            name = _seeded(f"{start}-then-ratio-0.25", seed)
+            runs.append(
+                Run(name=name, recipe=target.name, seed=seed, settings=settings, init=_seeded(start, seed))
+            )
+    return runs
+
+
+def _epochs_for(spec: Recipe, cost: float, images: int) -> float:
+    """Epochs of `spec`, its ramps over their first quarter, that cost about `cost` passes."""
+    low, high = 0.1, spec.optim.epochs
+    for _ in range(20):
+        middle = (low + high) / 2
+        sides = {}
+        for side in ("inside", "outside"):
+            term = getattr(spec.objective, side)
+            sides[side] = term.model_copy(update={"ramp_epochs": middle / 4})
+        changed = spec.model_copy(
+            update={
+                "optim": spec.optim.model_copy(update={"epochs": middle}),
+                "objective": spec.objective.model_copy(update=sides),
+            }
+        )
+        low, high = (middle, high) if passes(changed, images) < cost else (low, middle)
+    return round(low, 2)
+
+
+def _seeded(name: str, seed: int) -> str:
+    return name if seed == 0 else f"{name}-seed{seed}"
+
+
+def trained(
+    runs: Sequence[Run], shared: Sequence[str], out: Path, device: str
+) -> Iterator[packages.ModelPackage]:
+    """The packages of the runs, trained and calibrated where that is not done yet."""
+    done: dict[str, packages.ModelPackage] = {}
+    for run in runs:
+        spec, folder = run.loaded(shared), out / run.name
+        found = folder / "package"
+        package = packages.read(found) if (found / "config.json").is_file() else None
+        filed = None if package is None else package.config["ratio"]["provenance"]["recipe_digest"]
+        if package is None or filed != spec.digest or not package.thresholds:
+            cost = passes(spec, TRAIN_IMAGES[run.recipe.partition("-")[0]])
+            print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
+            path = out / f"{run.name}.toml"
+            path.write_text(recipe.dumps(spec), encoding="utf-8")
+            start = None if run.init is None else out / run.init / "package"
+            package = ratioctl.train(path, out=folder, resume=True, init=start, device=device)
+        done[run.name] = package
+        yield package
+
+
+def row(
+    run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int
+) -> dict[str, Any]:
+    inside, outside = spec.objective.inside.attack, spec.objective.outside and spec.objective.outside.attack
+    return {
+        "name": run.name,
+        "recipe": run.recipe,
+        "settings": list(run.settings),
+        "init": run.init,
+        "seed": run.seed,
+        "recipe_digest": spec.digest,
+        "package_digest": package.digest,
+        "attack_steps": [inside.steps if inside else 0, outside.steps if outside else 0],
+        "updates": package.config["ratio"]["provenance"]["updates"],
+        "passes": passes(spec, images),
+        "temperature": package.temperature,
+        "measurements": [m.to_json() for m in evaluated.report.measurements],
+        "warnings": list(evaluated.report.warnings),
+        "radius": evaluated.figures["radius"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("small", "fine-tune", "digits"))
+    parser.add_argument("--train", default="cifar10:train")
+    parser.add_argument("--test", default="cifar10:test")
+    parser.add_argument("--outside", nargs="*", default=["data/tinyimagenet-out:train"])
+    parser.add_argument("--ood", nargs="*", default=[], metavar="NAME=SOURCE")
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--only", nargs="*", help="names of runs")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--steps-only", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    default_seeds = {"small": [0], "fine-tune": [0, 1], "digits": [0, 1, 2]}[options.what]
+    seeds = options.seeds or default_seeds
+    runs = {"small": small, "fine-tune": fine_tune, "digits": digits}[options.what](seeds)
+    if options.only:
+        runs = [run for run in runs if run.name in options.only]
+    shared: list[str] = []
+    ood = ["uniform=noise:uniform", "smooth=noise:smooth"]
+    data = "digits:test"
+    if options.what != "digits":
+        data = options.test
+        shared = [f"data.train={options.train}", f"data.test={options.test}"]
+        shared.append(f"data.outside={json.dumps(options.outside)}")
+        ood = [*options.ood, *ood]
+    else:
+        ood = ["photo=photos:flower", *ood]
+    images = TRAIN_IMAGES["digits" if options.what == "digits" else "cifar10"]
+    if options.steps_only:
+        for run in runs:
+            print(
+                f"{run.name:32} {passes(run.loaded(shared), images):14,.0f} passes {' '.join(run.settings)}"
+            )
+        return
+    out = options.out or Path("runs/comparison" if options.what != "digits" else "runs/comparison-digits")
+    out.mkdir(parents=True, exist_ok=True)
+    found = list(trained(runs, shared, out, options.device))
+    if options.train_only:
+        return
+    folder = out / f"report-{options.what}"
+    result = evaluation.run(
+        [out / run.name / "package" for run in runs],
+        data=data,
+        ood=ood,
+        suite=SUITE,
+        out=folder,
+        device=options.device,
+        resume=True,
+        finish=lambda done: evaluation_report.write(done, folder),
+    )
+    print(evaluation_report.markdown(result).split("\n## ")[0], file=sys.stderr)
+    finish(
+        {
+            "benchmark": f"comparison: {options.what}",
+            "protocol": result.protocol,
+            "data": [{k: v for k, v in entry.items() if k != "source"} for entry in result.data],
+            "environment": result.environment,
+            "rows": [
+                row(run, run.loaded(shared), package, evaluated, images)
+                for run, package, evaluated in zip(runs, found, result.models, strict=True)
+            ],
+        },
+        options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
