@@ -2,7 +2,7 @@
 
 Momentum PGD, Auto-PGD and Auto-Frank-Wolfe share candidates, restarts and bookkeeping and differ only in
 their step. Inside, images are rows (B, n) in their own memory order, and nothing waits for the device: no
-branch looks at a tensor's values.
+branch looks at a tensor's values. On a CPU the network's passes are shared out among threads (`threads`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ratioctl.attack import ball as geometry
+from ratioctl.attack import threads
 from ratioctl.attack.ball import Generators
 from ratioctl.attack.goals import Goal
 from ratioctl.recipe import Attack
@@ -66,6 +67,7 @@ def perturb(
     *,
     generator: Generators | None = None,
     eps: Tensor | float | None = None,
+    begin: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Perturbed:
     """Maximise goal(logits_of(x)) over the ball around x0 and the box [0,1]; return the best point seen.
@@ -76,7 +78,8 @@ def perturb(
 
     Args:
         logits_of: images (B, C, H, W) to logits (B, K); each example's logits must depend on that example
-            alone (a network in eval mode). It may compute in bf16 under autocast; the search is in fp32.
+            alone (a network in eval mode). It may compute in bf16 under autocast; the search is in fp32. On
+            a CPU with several threads it is called with parts of the batch, from several threads at once.
         x0: images (B, C, H, W), pixels in [0,1]; their memory format is kept.
         goal: logits (B, K) to values (B,), maximised; see `goals`.
         attack: method, steps, restarts and the ball.
@@ -84,6 +87,8 @@ def perturb(
             result does not depend on its companions). Not needed where nothing is random.
         eps: overrides the ball's radius, a float or one per example (B,); 0 returns the input. An explicit
             PGD step size shrinks and grows in proportion.
+        begin: points (B, C, H, W) of the balls where the first restart begins instead of the input or a
+            random point; they are candidates too. Costs one more forward pass.
         watch: called as watch(step, x, value) for the T+1 points of every restart; x may be overwritten by
             the next step.
 
@@ -92,12 +97,26 @@ def perturb(
     """
     if generator is None and (attack.start == "random" or attack.restarts > 1):
         raise ValueError("random starts need a generator")
-    p = attack.ball.p
     x0 = x0.detach().float()
     radius = _radii(attack.ball.eps if eps is None else eps, x0)
     if x0.shape[0] == 0:
         empty = torch.zeros(0, device=x0.device)
         return Perturbed(x=x0, value=empty, distance=empty, stuck=empty.bool())
+    with torch.no_grad(), threads.one_each(x0.device) as count:
+        return _perturb(threads.in_parts(logits_of, count), x0, goal, attack, generator, radius, begin, watch)
+
+
+def _perturb(
+    logits_of: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    goal: Goal,
+    attack: Attack,
+    generator: Generators | None,
+    radius: Tensor,
+    begin: Tensor | None,
+    watch: Watch | None,
+) -> Perturbed:
+    p = attack.ball.p
     rows, images = _layout(x0)
     moved = torch.zeros(x0.shape[0], dtype=torch.bool, device=x0.device)
 
@@ -119,26 +138,27 @@ def perturb(
             watch(step, image.detach(), value)
         return value, gradient
 
-    with torch.no_grad():
-        problem = _Problem(x0=rows(x0), radius=radius, p=p, value_of=value_of, gradient_of=gradient_of)
-        search = _METHODS[attack.method]
-        best = value = None
-        if attack.start == "random":
-            best, value = problem.x0, value_of(problem.x0, 0, report=False)
-        for restart in range(attack.restarts):
-            if generator is not None and (attack.start == "random" or restart > 0):
-                start = rows(geometry.random_start(x0, p, radius, generator))
-            else:
-                start = problem.x0
-            found, reached = search(problem, start, attack)
-            if best is None or value is None:
-                best, value = found, reached
-            else:
-                best, value = _better(best, value, found, reached)
-        assert best is not None
-        assert value is not None
-        x = images(best.clone())
-        return Perturbed(x=x, value=value, distance=geometry.distance(x, x0, p), stuck=moved.logical_not())
+    problem = _Problem(x0=rows(x0), radius=radius, p=p, value_of=value_of, gradient_of=gradient_of)
+    search = _METHODS[attack.method]
+    best = value = None
+    if attack.start == "random" or begin is not None:
+        best, value = problem.x0, value_of(problem.x0, 0, report=False)
+    for restart in range(attack.restarts):
+        if begin is not None and restart == 0:
+            start = rows(begin.detach().float())
+        elif generator is not None and (attack.start == "random" or restart > 0):
+            start = rows(geometry.random_start(x0, p, radius, generator))
+        else:
+            start = problem.x0
+        found, reached = search(problem, start, attack)
+        if best is None or value is None:
+            best, value = found, reached
+        else:
+            best, value = _better(best, value, found, reached)
+    assert best is not None
+    assert value is not None
+    x = images(best.clone())
+    return Perturbed(x=x, value=value, distance=geometry.distance(x, x0, p), stuck=moved.logical_not())
 
 
 def _radii(eps: Tensor | float, x0: Tensor) -> Tensor:
