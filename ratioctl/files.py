@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import socket
 import sys
@@ -25,6 +26,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     with writing(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp~")
+        sweep(path.parent, glob.escape(path.name))
         try:
             write_synced(temporary, data)
             os.replace(temporary, path)
@@ -33,6 +35,26 @@ def write_file(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove what writers of `name` (a pattern) in `folder` left when they were killed."""
+    for left in folder.glob(f".{name}.*.tmp~"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not alive(int(number)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's process; a number that is none
+        return True
+    return True
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -66,7 +88,7 @@ def writing(thing: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename or thing
+        named = error.filename if error.filename and not _is_temporary(error.filename) else thing
         reason = (error.strerror or "failed").lower()
         if error.errno in DISK_ERRORS:
             raise DiskError(
@@ -75,6 +97,10 @@ def writing(thing: Path) -> Iterator[None]:
         raise OutputError(
             named, f"cannot be written: {reason}", "Check the path and its permissions."
         ) from None
+
+
+def _is_temporary(name: str | bytes) -> bool:
+    return os.fsdecode(name).endswith(("~", ".partial")) or ".partial/" in os.fsdecode(name)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import glob
 import hashlib
 import html
 import json
@@ -46,7 +47,7 @@ import numpy as np
 
 from ratioctl import resources
 from ratioctl.errors import OutputError, PackageError, RatioctlError, UncalibratedError, UsageError
-from ratioctl.files import lock, sync_folder, write_synced, writing
+from ratioctl.files import alive, lock, sync_folder, write_synced, writing
 from ratioctl.text import safe_text
 
 __all__ = [
@@ -880,15 +881,13 @@ def _link(source: Path, target: Path) -> None:
 
 def _sweep_siblings(target: Path) -> None:
     """Remove what writers of this package left when they were killed."""
-    for partial in target.parent.glob(f".{_glob_escape(target.name)}.*.partial"):
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*-*.partial"):
+        writer = partial.name.rsplit(".", 2)[1].partition("-")[0]
         with contextlib.suppress(OSError, RatioctlError):
-            if time.time() - partial.stat().st_mtime > 60:
+            dead = writer.isdigit() and not alive(int(writer))
+            if dead or time.time() - partial.stat().st_mtime > 60:
                 with lock(partial):
                     shutil.rmtree(partial)
-
-
-def _glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 # The model card -----------------------------------------------------------------------------------------
