@@ -174,8 +174,9 @@ def trained(
 
 
 def row(
-    run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int
+    run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int, before: float
 ) -> dict[str, Any]:
+    """One model's figures; `before` is what the training of its start cost."""
     inside, outside = spec.objective.inside.attack, spec.objective.outside and spec.objective.outside.attack
     return {
         "name": run.name,
@@ -188,6 +189,7 @@ def row(
         "attack_steps": [inside.steps if inside else 0, outside.steps if outside else 0],
         "updates": package.config["ratio"]["provenance"]["updates"],
         "passes": passes(spec, images),
+        "total_passes": before + passes(spec, images),
         "temperature": package.temperature,
         "measurements": [m.to_json() for m in evaluated.report.measurements],
         "warnings": list(evaluated.report.warnings),
@@ -236,6 +238,7 @@ def main() -> None:
     out = options.out or Path("runs/comparison" if options.what != "digits" else "runs/comparison-digits")
     out.mkdir(parents=True, exist_ok=True)
     found = list(trained(runs, shared, out, options.device))
+    cost = {run.name: passes(run.loaded(shared), images) for run in runs}
     if options.train_only:
         return
     folder = out / f"report-{options.what}"
@@ -257,7 +260,7 @@ def main() -> None:
             "data": [{k: v for k, v in entry.items() if k != "source"} for entry in result.data],
             "environment": result.environment,
             "rows": [
-                row(run, run.loaded(shared), package, evaluated, images)
+                row(run, run.loaded(shared), package, evaluated, images, cost.get(run.init or "", 0.0))
                 for run, package, evaluated in zip(runs, found, result.models, strict=True)
             ],
         },

@@ -1,0 +1,124 @@
+"""The README's table and Figure 5 of the paper from what `comparison.py` measured.
+
+    python benchmarks/comparison_report.py RESULT.json --figure figure5.png
+
+Prints a Markdown table: a row a method, means over seeds where there are several, with the 95 % interval of
+the measurement (one seed) or the range over the seeds (several).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "plain": "Plain",
+    "oe": "OE",
+    "acet": "ACET",
+    "at": "AT",
+    "at-0.5": "AT-0.5",
+    "at-0.25": "AT-0.25",
+    "trades-0.5": "TRADES-0.5",
+    "ratio": "RATIO",
+    "ratio-0.5": "RATIO-0.5",
+    "ratio-0.25": "RATIO-0.25",
+    "plain-then-ratio-0.25": "Plain, then RATIO-0.25",
+    "at-0.25-then-ratio-0.25": "AT-0.25, then RATIO-0.25",
+}
+COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], bool]]] = (
+    ("clean", lambda m: m["name"] == "accuracy"),
+    ("robust", lambda m: m["name"] == "robust_accuracy"),
+    ("AUROC", lambda m: (m["name"], m["dataset"], m["ball"]) == ("auroc", "mean", None)),
+    ("worst case", lambda m: m["name"] == "auroc" and m["dataset"] == "mean" and m["ball"] is not None),
+    ("MMC", lambda m: (m["name"], m["dataset"], m["ball"]) == ("mmc", "mean", None)),
+    ("ECE before", lambda m: m["name"] == "ece_uncalibrated"),
+    ("ECE", lambda m: m["name"] == "ece"),
+)
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by method, its seeds together."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(re.sub(r"-seed\d+$", "", row["name"]), []).append(row)
+    return groups
+
+
+def cell(rows: Sequence[Mapping[str, Any]], select: Callable[[Mapping[str, Any]], bool]) -> str:
+    found = [next((m for m in row["measurements"] if select(m)), None) for row in rows]
+    known = [m for m in found if m is not None]
+    if not known:
+        return "-"
+    values = [100 * m["value"] for m in known]
+    if len(values) > 1:
+        return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    interval = known[0]["interval"]
+    span = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    return f"{values[0]:.1f}{span}"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    lines = [
+        "| method | steps in / out | 1,000 passes | T | " + " | ".join(name for name, _ in COLUMNS) + " |",
+        "|---" * (4 + len(COLUMNS)) + "|",
+    ]
+    for method, rows in grouped(result["rows"]).items():
+        steps = " / ".join(map(str, rows[0]["attack_steps"]))
+        temperature = sum(row["temperature"] for row in rows) / len(rows)
+        cost = sum(row.get("total_passes", row["passes"]) for row in rows) / len(rows) / 1000
+        cells = [cell(rows, select) for _, select in COLUMNS]
+        first = [NAMES.get(method, method), steps, f"{cost:,.0f}", f"{temperature:.2f}"]
+        lines.append("| " + " | ".join([*first, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def figure(result: Mapping[str, Any], path: Path) -> None:
+    """Figure 5: confidence over the radius, of the true class inside, the highest outside."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawing, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    titles = (
+        "in-distribution: the true class, attacked down",
+        "out-distribution: the highest class, attacked up",
+    )
+    colours = plt.get_cmap("tab10").colors
+    for axis, side, title in zip(axes, ("inside", "outside"), titles, strict=True):
+        for k, (method, rows) in enumerate(grouped(result["rows"]).items()):
+            curve = rows[0]["radius"].get(side)
+            if curve is None:
+                continue
+            style = {"color": colours[k % 10], "label": NAMES.get(method, method)}
+            axis.plot(curve["radii"], curve["mean"], marker="o", markersize=3, **style)
+            axis.fill_between(
+                curve["radii"], curve["low"], curve["high"], color=style["color"], alpha=0.12, lw=0
+            )
+        axis.set(title=title, xlabel="l2 radius", ylim=(0, 1))
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean confidence")
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    result = json.loads(options.result.read_text(encoding="utf-8"))
+    print(table(result))
+    if options.figure:
+        figure(result, options.figure)
+
+
+if __name__ == "__main__":
+    main()
