@@ -28,6 +28,7 @@ COMMANDS = (
     "package",
     "inspect",
     "verify",
+    "sign",
     "models",
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}

@@ -35,7 +35,8 @@ OPTIONS: dict[str, set[str]] = {
     "export": {"--output", "--input", "--threshold", "--int8", "--layout", "--opset"},
     "package": {"--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"},
     "inspect": set(),
-    "verify": set(),
+    "verify": {"--public-key"},
+    "sign": {"--key", "--new-key"},
     "models": set(),
 }
 

@@ -1,0 +1,66 @@
+"""`ratioctl sign`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.errors import UsageError
+from ratioctl.text import safe_text
+
+PASSWORD = "RATIOCTL_KEY_PASSWORD"
+
+
+@command
+def sign(
+    context: Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A package folder.", show_default=False)
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="The secret key, in minisign's format.")
+    ] = None,
+    new_key: Annotated[
+        Path | None,
+        typer.Option("--new-key", metavar="NAME", help="Make the key pair NAME.key and NAME.pub instead."),
+    ] = None,
+) -> int | None:
+    """Sign a package, or make the key pair for it.
+
+    The password of the key is asked for, or taken from RATIOCTL_KEY_PASSWORD (empty: none).
+    """
+    from ratioctl import package, signing
+
+    if new_key is not None:
+        if model is not None or key is not None:
+            raise UsageError("--new-key", "makes a key and signs nothing", "Sign in a second command.")
+        secret, public = signing.new_key(new_key, _password(f"Password for {new_key}.key (empty: none)"))
+        if context.json:
+            emit_json({"key": secret, "public_key": public})
+        context.out.print(f"secret key: {safe_text(secret)} (keep it to yourself)", soft_wrap=True)
+        context.out.print(f"public key: {safe_text(public)} (give it to everybody)", soft_wrap=True)
+        return None
+    if model is None or key is None:
+        raise UsageError("sign", "needs a package and a key", "For example: ratioctl sign MODEL --key me.key")
+    path = package.find(model)
+    password = _password(f"Password for {key}") if signing.is_encrypted(key) else None
+    signed = signing.sign(path, key, password)
+    if context.json:
+        emit_json(
+            {"path": path, "signature": signed.path, "key_id": signed.key_id, "comment": signed.comment}
+        )
+    context.out.print(f"{safe_text(signed.path)}: signed by {signed.key_id}", soft_wrap=True)
+    return None
+
+
+def _password(question: str) -> str:
+    if PASSWORD in os.environ:
+        return os.environ[PASSWORD]
+    if not sys.stdin.isatty():
+        raise UsageError("password", "there is no terminal to ask for it", f"Set {PASSWORD} (empty: none).")
+    return str(typer.prompt(question, hide_input=True, default="", show_default=False, err=True))
