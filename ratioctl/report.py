@@ -6,26 +6,20 @@ last, so that a folder with that file is complete.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import importlib.util
-import io
 import json
 import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from ratioctl import files
+from ratioctl import explorer, files
 from ratioctl.errors import OutputError
-from ratioctl.results import Explanation, Target
+from ratioctl.pictures import Animation, animated, grid, norm_symbol, png, png_of, two_digits
+from ratioctl.results import Explanation
 from ratioctl.text import safe_text
 
 if TYPE_CHECKING:
@@ -33,10 +27,6 @@ if TYPE_CHECKING:
 
 DOCUMENT, PAGE = "counterfactuals.json", "index.html"
 OURS = re.compile(r"(input|grid|flip|eps-[0-9.e+-]+)\.png|animation\.(gif|webp)")
-Animation = Literal["gif", "webp"]
-
-_INK, _QUIET, _ACCENT, _RULE = (20, 24, 31), (92, 101, 115), (10, 110, 80), (208, 213, 221)
-_CELL, _COLUMNS = 160, 8  # pixels of a picture in a grid at least, columns at most
 
 
 # --- counterfactuals on disk --------------------------------------------------------------------------------
@@ -50,6 +40,7 @@ def write_counterfactuals(
     errors: Sequence[Mapping[str, str]] = (),
     inputs: Iterable[Path] = (),
     animation: Animation | None = None,
+    cards: Sequence[str | None] = (),
 ) -> list[Explanation]:
     """Write the folder of `ratioctl counterfactual`; explanations are taken as they come.
 
@@ -61,6 +52,7 @@ def write_counterfactuals(
         errors: {"path", "error"} of images that could not be read; may grow until the explanations end.
         inputs: files that must not be overwritten.
         animation: also write one through the budgets.
+        cards: the models' cards in Markdown, for the page.
     Returns:
         The explanations with the paths of their pictures, relative to `out`.
     Raises:
@@ -76,6 +68,7 @@ def write_counterfactuals(
         _refuse_foreign(folder)
         before = _earlier_files(folder)
         written: set[str] = set()
+        pictures: dict[str, bytes] = {}  # those that the document names, for the page
 
         def put(name: str, data: bytes) -> None:
             target = folder / name
@@ -86,6 +79,8 @@ def write_counterfactuals(
             files.make_folder(target.parent)
             files.write_file(target, data)
             written.add(name)
+            if name.endswith(".png") and not name.endswith("/grid.png"):
+                pictures[name] = data
 
         stopped: BaseException | None = None
         place = _places()
@@ -103,8 +98,9 @@ def write_counterfactuals(
         except KeyboardInterrupt as interrupt:
             stopped = interrupt
         if stopped is None or done:
-            put(PAGE, page(header, done, errors).encode())
             document = {**header, **document_body(done, errors)}
+            notes = [explanation.notes for explanation in done]
+            put(PAGE, explorer.page(document, pictures, notes=notes, cards=cards).encode())
             put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
             for name in sorted(before - written):
                 with contextlib.suppress(OSError):
@@ -149,7 +145,7 @@ def _put_pictures(
             flip_png = f"{home}/flip.png"
             put(flip_png, png(target.flip_image))
         target = replace(target, budgets=tuple(budgets), flip_png=flip_png)
-        put(f"{home}/grid.png", _png(grid(explanation, target, labels=labels, norm=norm)))
+        put(f"{home}/grid.png", png_of(grid(explanation, target, labels=labels, norm=norm)))
         if animation is not None:
             put(f"{home}/animation.{animation}", animated(explanation, target, animation))
         targets.append(target)
@@ -222,165 +218,6 @@ def _unused(name: str, used: set[str]) -> str:
         found = f"{name}-{number}"
     used.add(found.casefold())
     return found
-
-
-# --- pictures -----------------------------------------------------------------------------------------------
-
-
-def picture(image: np.ndarray) -> Image.Image:
-    """A Pillow image of uint8 (H, W, C), C 1 or 3."""
-    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))
-
-
-def png(image: np.ndarray) -> bytes:
-    """uint8 (H, W, C) as a PNG without loss."""
-    return _png(picture(image))
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
-
-
-def enlarged(image: np.ndarray, least: int) -> Image.Image:
-    """At least `least` pixels wide, every pixel a square."""
-    factor = max(1, -(-least // image.shape[1]))
-    shown = picture(image).convert("RGB")
-    return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
-
-
-def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], norm: str) -> Image.Image:
-    """The original, then one column per budget, the confidence in the target over each.
-
-    As Figure 2 of the RATIO paper; under each picture its budget and how the model sees it, in colour where
-    that is the target.
-    """
-    original, name = explanation.original, target.target
-    confidence = original.probabilities[list(labels).index(name)]
-    cells = [(confidence, explanation.input, "original", original.label)]
-    cells += [
-        (budget.confidence, budget.image, f"{norm_symbol(norm)} ≤ {budget.eps:g}", budget.predicted)
-        for budget in target.budgets
-    ]
-    pictures = [enlarged(cell[1], _CELL) for cell in cells]
-    side, gap, head, foot, margin = pictures[0].width, 12, 30, 44, 16
-    columns = min(len(cells), _COLUMNS)
-    rows = -(-len(cells) // columns)
-    step_x, step_y = side + gap, head + side + foot
-    sheet = Image.new(
-        "RGB", (2 * margin + columns * step_x - gap, 2 * margin + rows * step_y - 8), (255, 255, 255)
-    )
-    draw = ImageDraw.Draw(sheet)
-    for n, (cell, shown) in enumerate(zip(cells, pictures, strict=True)):
-        x, y = margin + n % columns * step_x, margin + n // columns * step_y
-        shown_confidence, _, caption, predicted = cell
-        hit = predicted == name
-        title = f"{_short(name)} {two_digits(shown_confidence)}"
-        _centred(draw, title, x, y, side, 17, _ACCENT if hit else _INK, bold=True)
-        sheet.paste(shown, (x, y + head))
-        frame = (x - 1, y + head - 1, x + side, y + head + side)
-        draw.rectangle(frame, outline=_ACCENT if hit else _RULE, width=1)
-        _centred(draw, caption, x, y + head + side + 6, side, 13, _INK)
-        seen = f"seen as {_short(predicted)}"
-        _centred(draw, seen, x, y + head + side + 24, side, 13, _ACCENT if hit else _QUIET)
-    return sheet
-
-
-def _centred(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    x: int,
-    y: int,
-    width: int,
-    size: int,
-    colour: tuple[int, int, int],
-    bold: bool = False,
-) -> None:
-    font = _font(size, bold)
-    while size > 8 and draw.textlength(text, font=font) > width:
-        size -= 1
-        font = _font(size, bold)
-    draw.text((x + width / 2, y), text, fill=colour, font=font, anchor="ma")
-
-
-@lru_cache(maxsize=64)
-def _font(size: int, bold: bool) -> Any:
-    """DejaVu Sans as matplotlib brings it along, found without importing that; else Pillow's own."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is not None and spec.origin:
-        name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        with contextlib.suppress(OSError):
-            return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
-    return ImageFont.load_default(size)
-
-
-def animated(explanation: Explanation, target: Target, kind: Animation) -> bytes:
-    """From the original through the budgets and back, enlarged, forever."""
-    images = [explanation.input, *(budget.image for budget in target.budgets)]
-    frames = [enlarged(image, 256) for image in images]
-    times = [900, *(350 for _ in frames[1:-1]), 1400] if len(frames) > 1 else [900]
-    frames, times = frames + frames[-2:0:-1], times + times[-2:0:-1]
-    stream = io.BytesIO()
-    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {"optimize": False}
-    frames[0].save(
-        stream, kind.upper(), save_all=True, append_images=frames[1:], duration=times, loop=0, **options
-    )
-    return stream.getvalue()
-
-
-def norm_symbol(norm: str) -> str:
-    """ "l₂" of "2", "l∞" of "inf"."""
-    return "l" + {"1": "₁", "1.5": "₁.₅", "2": "₂", "inf": "∞"}.get(norm, norm)
-
-
-def two_digits(confidence: float) -> str:
-    """A confidence for people, never rounded to a certainty that is none: "<0.01", "0.42", ">0.99"."""
-    if 0 < confidence < 0.005:
-        return "<0.01"
-    if 0.995 <= confidence < 1:
-        return ">0.99"
-    return f"{confidence:.2f}"
-
-
-def _short(label: str, most: int = 18) -> str:
-    text = safe_text(label)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-# --- page ---------------------------------------------------------------------------------------------------
-
-
-def page(
-    header: Mapping[str, Any], explanations: Sequence[Explanation], errors: Iterable[Mapping[str, str]]
-) -> str:
-    """`index.html`: one file that needs no other and no network, pictures inside."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("ratioctl", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(two=two_digits, png=_data_uri, safe_text=safe_text)
-    models = header["models"]
-    return environment.get_template("counterfactuals.html").render(
-        header=header,
-        norm=norm_symbol(header["norm"]),
-        models=models,
-        entries=[
-            (e, models[e.model], {t: i for i, t in enumerate(models[e.model]["labels"])})
-            for e in explanations
-        ],
-        errors=list(errors),
-        document=DOCUMENT,
-    )
-
-
-def _data_uri(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
 # --- terminal -----------------------------------------------------------------------------------------------

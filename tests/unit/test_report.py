@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ratioctl import files, report
+from ratioctl import explorer, files, report
 from ratioctl.errors import DiskError, OutputError
 from ratioctl.results import Budget, Explanation, Original, Target
 
@@ -182,10 +181,10 @@ def test_a_document_from_elsewhere_deletes_nothing(tmp_path: Path, name: Any) ->
 def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.write_counterfactuals(tmp_path, HEADER, [explained()])
 
-    def full(*arguments: Any) -> str:
+    def full(*arguments: Any, **options: Any) -> str:
         raise DiskError("disk", "is full")
 
-    monkeypatch.setattr(report, "page", full)
+    monkeypatch.setattr(explorer, "page", full)
     with pytest.raises(DiskError):
         report.write_counterfactuals(tmp_path, HEADER, [explained("dog.png")])
     assert not (tmp_path / "counterfactuals.json").exists()
@@ -299,25 +298,7 @@ def test_confidences_never_round_to_certainty() -> None:
     assert shown == ["0.00", "<0.01", "<0.01", "0.01", "0.50", "0.99", ">0.99", ">0.99", "1.00"]
 
 
-# --- page and table ---------------------------------------------------------------------------------------
-
-
-def test_page_needs_nothing_and_believes_nobody() -> None:
-    explanation = explained("<script>alert(1)</script>.png", target="<b>fox</b>")
-    text = report.page(HEADER, [explanation], [{"path": "\x1b[31m.png", "error": "is <empty>"}])
-    assert "<script" not in text
-    assert "<b>" not in text
-    assert "\x1b" not in text
-    assert "is &lt;empty&gt;" in text
-    assert not re.search(r'(src|href)="(https?:)?//', text)
-    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+"', text)) == 3
-    assert len(re.findall(r'<img [^>]*alt="[^"]+', text)) == text.count("<img ")
-    assert '<html lang="en">' in text
-    assert "prefers-color-scheme: dark" in text
-
-
-def test_page_without_answers() -> None:
-    assert "No image could be read." in report.page(HEADER, [], [])
+# --- table ---------------------------------------------------------------------------------------
 
 
 def test_table_says_what_the_document_says() -> None:

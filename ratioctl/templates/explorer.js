@@ -1,0 +1,645 @@
+"use strict";
+// Draws the page from two JSON blocks: the document (counterfactuals.json, unchanged) and the pictures.
+// Text from outside reaches the page through textContent only; numbers are rounded here and nowhere else.
+
+const read = id => JSON.parse(document.getElementById(id).textContent);
+const doc = read("document"), extra = read("extra");
+const byId = id => document.getElementById(id);
+
+// --- small things -------------------------------------------------------------------------------------------
+
+const el = (tag, properties = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(properties))
+    if (key.includes("-") || key === "role" || key === "for") node.setAttribute(key, value);
+    else node[key] = value;
+  node.append(...children.flat().filter(child => child != null));
+  return node;
+};
+const svg = (tag, attributes = {}, ...children) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+};
+
+// Text as it is, with everything that could steer a terminal or turn the writing direction written out.
+const safe = text => String(text).replace(/[\p{C}\p{Z}]/gu, c => {
+  if (c === " ") return c;
+  const code = c.codePointAt(0), hex = code.toString(16);
+  return code < 256 ? "\\x" + hex.padStart(2, "0") : code < 65536 ? "\\u" + hex.padStart(4, "0") : "\\U" + hex.padStart(8, "0");
+});
+const stem = path => safe(path).split("/").at(-1);
+
+// A confidence is never rounded to a certainty that is none; other numbers get three digits.
+const two = p => 0 < p && p < 0.005 ? "<0.01" : 0.995 <= p && p < 1 ? ">0.99" : p.toFixed(2);
+const three = x => String(Number(x.toPrecision(3)));
+const six = x => String(Number(x.toPrecision(6)));
+const number = (value, shown = two) => el("data", { value: String(value), textContent: shown(value) });
+const size = norm => "l" + ({ 1: "₁", 1.5: "₁.₅", 2: "₂", inf: "∞" }[norm] ?? safe(norm));
+
+const source = name => "data:image/png;base64," + extra.data[extra.files[name]];
+// Tells the style sheet how many pixels the picture has, so that it can enlarge it by a whole number.
+const sized = (node, side) => (node.closest("figure") ?? node).style.setProperty("--side", side);
+const picture = (name, alt) => {
+  const image = el("img", { src: source(name), alt, draggable: false, decoding: "sync" });
+  image.onload = () => sized(image, image.naturalWidth);
+  return image;
+};
+
+// --- what was asked -----------------------------------------------------------------------------------------
+
+// A column is one photograph under one model and norm; a group is one photograph with all its columns.
+const groups = [];
+{
+  const found = new Map(), seen = new Map();
+  doc.images.forEach((entry, index) => {
+    const norm = String(entry.norm ?? doc.norm), key = JSON.stringify([entry.path, entry.sha256]);
+    const mine = JSON.stringify([key, entry.model, norm]), time = seen.get(mine) ?? 0;
+    seen.set(mine, time + 1);
+    if (!found.has(key + time)) groups.push(found.set(key + time, { path: entry.path, columns: [] }).get(key + time));
+    found.get(key + time).columns.push({ entry, norm, model: doc.models[entry.model], notes: extra.notes[index] ?? [] });
+  });
+}
+const norms = new Set(groups.flatMap(group => group.columns.map(column => column.norm)));
+const names = doc.models.map(model => {
+  const twins = doc.models.filter(other => other.name === model.name);
+  return safe(model.name) + (twins.length > 1 ? ` ${model.digest.slice(0, 6)}` : "");
+});
+const title = column => [
+  doc.models.length > 1 ? names[column.entry.model] : "", norms.size > 1 ? size(column.norm) : "",
+].filter(Boolean).join(", ");
+
+const targetsOf = group => [...new Set(group.columns.flatMap(column => column.entry.targets.map(t => t.target)))];
+const answerOf = (column, target) => column.entry.targets.find(answer => answer.target === target);
+const stepsOf = (group, target) => Math.max(0, ...group.columns.map(c => answerOf(c, target)?.budgets.length ?? 0));
+
+// What a column shows at a step of the slider: step 0 is the photograph, the last one its largest budget.
+const pointAt = (column, target, step, steps) => {
+  const answer = answerOf(column, target), { original, input_png } = column.entry;
+  const place = answer ? Math.round(step / Math.max(steps, 1) * answer.budgets.length) : 0;
+  if (place) return answer.budgets[place - 1];
+  const confidence = original.probabilities[column.model.labels.indexOf(target)];
+  return { eps: 0, png: input_png, confidence, predicted: original.label, probabilities: original.probabilities };
+};
+const unknown = (column, point) =>
+  column.model.threshold != null && Math.max(...point.probabilities) < column.model.threshold;
+
+// --- state --------------------------------------------------------------------------------------------------
+
+const most = Math.max(0, ...groups.flatMap(group => targetsOf(group).map(target => stepsOf(group, target))));
+const state = { group: null, target: null, step: most, steps: most, gain: 1, flipped: false };
+let watchers = [];  // functions that redraw what depends on the step, the gain or the comparison
+const redraw = () => watchers.forEach(watch => watch());
+const watching = watch => { watchers.push(watch); watch(); };
+
+const setStep = step => {
+  state.step = Math.max(0, Math.min(state.steps, step));
+  redraw();
+};
+const setFlipped = flipped => {
+  if (flipped !== state.flipped) { state.flipped = flipped; redraw(); }
+};
+
+// --- the detail view ----------------------------------------------------------------------------------------
+
+const ball = (column, point) =>
+  point.eps ? [size(column.norm), " ≤ ", number(point.eps, six)] : ["unchanged"];
+
+const seenAs = (label, p, hit) => el("span", { className: hit ? "hit" : "" }, el("b", { textContent: safe(label) }), " ", number(p));
+
+const verdict = (column, what) => el("p", { className: "notice" }, el("b", { textContent: what }), " Its highest confidence, ",
+  number(column.entry.original.confidence), ` (${safe(column.entry.original.label)}), is below its threshold of `,
+  number(column.model.threshold), ".");
+
+const lead = (column, target) => {
+  const { original } = column.entry, answer = answerOf(column, target), name = title(column);
+  const line = el("p", { className: "lead" });
+  if (name) line.append(el("b", { className: "model", textContent: name }), ": ");
+  const saw = original.is_ood ? "best guess " : "seen as ";
+  line.append(name ? saw : saw[0].toUpperCase() + saw.slice(1), seenAs(original.label, original.confidence), ". ");
+  const goal = el("b", { className: "hit", textContent: safe(target) });
+  if (!answer) line.append("Not asked about ", goal, ".");
+  else if (answer.flip_eps === null) line.append("No budget was enough for ", goal, ...until(), ".");
+  else if (answer.flip_eps === 0) line.append("It is ", goal, ...until(), " already; this is what would make it more so.");
+  else line.append("A change of ", size(column.norm), " ", number(answer.flip_eps, three), " is enough for ", goal, ...until(), ".");
+  return [original.is_ood ? verdict(column, `${name || "The model"} does not know this.`) : null, line];
+};
+const until = () => doc.until == null ? [] : [" at a confidence of ", number(doc.until)];
+
+const enlarge = (what, draw, alt) => el("button", {
+  type: "button", className: "icon", textContent: "⤢", "aria-label": `Enlarge ${what}`, title: `Enlarge ${what}`,
+  onclick: () => openEnlarged(what, draw, alt),
+});
+
+const originalFigure = columns => {
+  const { entry } = columns[0], alt = `The original, ${stem(entry.path)}`;
+  return el("figure", { className: "picture original" }, picture(entry.input_png, alt),
+    el("figcaption", {}, el("span", { className: "what" }, "Original", enlarge("the original", () => source(entry.input_png), () => alt)),
+      columns.map(column => el("span", { className: "line" }, title(column) ? `${title(column)}: ` : "",
+        seenAs(column.entry.original.label, column.entry.original.confidence),
+        column.entry.original.is_ood ? el("span", { className: "tag", textContent: "not known" }) : null))));
+};
+
+const counterfactualFigure = (column, target) => {
+  const name = title(column), alt = () => {
+    const point = pointAt(column, target, state.step, state.steps);
+    return `${point.eps ? `Changed by at most ${size(column.norm)} ${six(point.eps)}` : "Unchanged"}, ${safe(target)} ${two(point.confidence)}, seen as ${safe(point.predicted)}`;
+  };
+  const shown = () => state.flipped ? column.entry.input_png : pointAt(column, target, state.step, state.steps).png;
+  const image = picture(column.entry.input_png, "");
+  const hold = el("button", { type: "button", className: "hold", "aria-label": `Hold to see the original${name ? ` under ${name}` : ""}`,
+    title: "Hold (or hold space) to see the original" }, image, el("span", { className: "over", textContent: "original" }));
+  holding(hold);
+  const confidence = el("span", { className: "line" }), seen = el("span", { className: "line" }), doubt = el("div");
+  watching(() => {
+    const point = pointAt(column, target, state.step, state.steps), hit = point.predicted === target;
+    if (image.dataset.name !== shown()) image.src = source(image.dataset.name = shown());
+    image.alt = alt();
+    hold.classList.toggle("flipped", state.flipped);
+    hold.classList.toggle("reached", hit);
+    hold.setAttribute("aria-pressed", state.flipped);
+    confidence.replaceChildren(seenAs(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
+    seen.replaceChildren(...(hit ? [] : ["seen as ", el("b", { textContent: safe(point.predicted) })]));
+    doubt.replaceChildren(...(point.eps && unknown(column, point) ? [el("span", { className: "tag", textContent: "still not known" })] : []));
+  });
+  return el("figure", { className: "picture counterfactual" }, hold,
+    el("figcaption", {}, el("span", { className: "what" }, name || "Counterfactual",
+      enlarge(`the counterfactual${name ? ` of ${name}` : ""}`, () => source(shown()), alt)), confidence, seen, doubt));
+};
+
+// Press and hold, by pointer or with space or enter; a click without either (assistive software) switches.
+const holding = button => {
+  let keyed = false;
+  button.addEventListener("pointerdown", event => { if (event.button === 0) setFlipped(true); });
+  button.addEventListener("contextmenu", event => event.preventDefault());
+  button.addEventListener("keydown", event => { keyed = event.key === "Enter" || event.key === " "; if (keyed) { event.preventDefault(); setFlipped(true); } });
+  button.addEventListener("click", event => { if (event.detail === 0 && !keyed) setFlipped(!state.flipped); keyed = false; });
+};
+for (const kind of ["pointerup", "pointercancel", "blur"]) addEventListener(kind, () => setFlipped(false));
+
+const film = (group, target) => {
+  const steps = state.steps, places = [...Array(steps + 1).keys()], shared = new Set(group.columns.map(column =>
+    JSON.stringify([column.norm, places.map(step => pointAt(column, target, step, steps).eps)]))).size === 1;
+  const head = (column, step) => step ? number(pointAt(column, target, step, steps).eps, six) : "original";
+  const table = el("table", { className: "film" });
+  table.append(el("caption", { className: "hidden" }, `Confidence in ${safe(target)} by budget`));
+  const first = group.columns[0];
+  if (shared) table.append(el("thead", {}, el("tr", {}, places.map(step => el("th", { scope: "col" }, step ? "" : "", head(first, step))))));
+  const cells = places.map(() => []);
+  for (const column of group.columns) {
+    const body = el("tbody");
+    if (title(column)) body.append(el("tr", {}, el("th", { scope: "rowgroup", colSpan: steps + 1, className: "model" }, title(column))));
+    if (!shared) body.append(el("tr", {}, places.map(step => el("th", { scope: "col" }, head(column, step)))));
+    body.append(el("tr", {}, places.map(step => {
+      const point = pointAt(column, target, step, steps);
+      const cell = el("td", { className: point.predicted === target ? "reached" : "", onclick: () => setStep(step) },
+        picture(point.png, ""), number(point.confidence), point.predicted === target ? el("span", { className: "hidden" }, ` (${safe(target)})`) : null);
+      cells[step].push(cell);
+      return cell;
+    })));
+    table.append(body);
+  }
+  const scroll = el("div", { className: "film-scroll" }, table);
+  watching(() => {
+    cells.forEach((column, step) => column.forEach(cell => cell.classList.toggle("now", step === state.step)));
+    const cell = cells[state.step][0];
+    scroll.scrollLeft = cell.offsetLeft + cell.offsetWidth / 2 - scroll.clientWidth / 2;
+  });
+  scroll.style.setProperty("--cells", steps + 1);
+  return scroll;
+};
+
+const slider = (steps, text, label) => {
+  const input = el("input", { type: "range", min: 0, max: steps, step: 1, "aria-label": label });
+  input.style.setProperty("--cells", steps + 1);
+  input.addEventListener("input", () => setStep(Number(input.value)));
+  watching(() => {
+    input.value = state.step;
+    input.style.setProperty("--share", steps ? state.step / steps : 0);
+    input.setAttribute("aria-valuetext", text());
+  });
+  return input;
+};
+const budgetSlider = (group, target) => slider(state.steps, () => group.columns.map(column => {
+  const point = pointAt(column, target, state.step, state.steps);
+  return [title(column), point.eps ? `${size(column.norm)} at most ${six(point.eps)}` : "original",
+    `${safe(target)} ${two(point.confidence)}`, `seen as ${safe(point.predicted)}`].filter(Boolean).join(", ");
+}).join("; "), "Budget of change");
+
+// Confidence in the target over the budget, with the highest confidence of any class behind it.
+const curve = (column, target) => {
+  const steps = answerOf(column, target)?.budgets.length ?? 0;
+  const points = [...Array(steps + 1).keys()].map(step => pointAt(column, target, step, steps));
+  const last = points.at(-1).eps || 1, threshold = column.model.threshold, answer = answerOf(column, target);
+  const frame = svg("svg", { role: "img", "aria-label": `Confidence in ${safe(target)} over the budget: ` +
+    points.map(point => `${six(point.eps)}: ${two(point.confidence)}`).join(", ") });
+  const now = svg("g", { class: "now" });
+  let x = () => 0, y = () => 0;
+  const mark = () => {
+    const point = pointAt(column, target, state.step, state.steps);
+    now.replaceChildren(svg("line", { x1: x(point.eps), x2: x(point.eps), y1: y(0), y2: y(1) }),
+      svg("circle", { cx: x(point.eps), cy: y(point.confidence), r: 6 }));
+  };
+  const draw = width => {
+    const height = Math.round(Math.max(130, Math.min(240, width * 0.5))), left = 30, right = 8, top = 10, bottom = 22;
+    x = eps => left + eps / last * (width - left - right);
+    y = p => top + (1 - p) * (height - top - bottom);
+    const path = value => "M" + points.map(point => `${x(point.eps).toFixed(1)} ${y(value(point)).toFixed(1)}`).join("L");
+    const text = (content, attributes) => { const node = svg("text", attributes); node.textContent = content; return node; };
+    frame.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    frame.setAttribute("width", width);
+    frame.setAttribute("height", height);
+    frame.replaceChildren(
+      ...[0, 1].map(p => svg("line", { class: "rule", x1: left, x2: width - right, y1: y(p), y2: y(p) })),
+      svg("line", { class: "half", x1: left, x2: width - right, y1: y(0.5), y2: y(0.5) }),
+      ...["0", "0.5", "1"].map(p => text(p, { x: left - 6, y: y(Number(p)) + 4, "text-anchor": "end" })));
+    const room = Math.max(1, Math.ceil(points.length / Math.max(2, (width - left) / 44)));
+    points.forEach((point, index) => {
+      if ((points.length - 1 - index) % room === 0)
+        frame.append(text(six(point.eps), { x: x(point.eps), y: height - 5, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+    });
+    if (threshold != null) frame.append(svg("line", { class: "threshold", x1: left, x2: width - right, y1: y(threshold), y2: y(threshold) }));
+    if (answer?.flip_eps) frame.append(svg("path", { class: "flip", d: `M${x(answer.flip_eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
+    frame.append(svg("path", { class: "highest", d: path(point => Math.max(...point.probabilities)) }),
+      svg("path", { class: "target", d: path(point => point.confidence) }), now,
+      ...points.map(point => svg("circle", { class: point.predicted === target ? "dot reached" : "dot", cx: x(point.eps), cy: y(point.confidence), r: 3 })));
+    mark();
+  };
+  const box = el("div", { className: "plot" }, frame);
+  box.addEventListener("click", event => {
+    const wanted = event.clientX - frame.getBoundingClientRect().left;
+    const nearest = points.reduce((best, point, index) => Math.abs(x(point.eps) - wanted) < Math.abs(x(points[best].eps) - wanted) ? index : best, 0);
+    setStep(Math.round(nearest / Math.max(steps, 1) * state.steps));
+  });
+  new ResizeObserver(() => { if (box.clientWidth) draw(box.clientWidth); }).observe(box);
+  draw(320);
+  watchers.push(mark);
+  const key = (kind, ...label) => el("span", { className: "key" }, el("i", { className: kind }), ...label);
+  return el("figure", { className: "curve" }, box, el("figcaption", {}, key("target", safe(target)), key("highest", "highest of any class"),
+    threshold != null ? key("threshold", "unknown below ", number(threshold)) : null,
+    answer?.flip_eps ? key("flip", doc.until == null ? "turns at " : "reached at ", number(answer.flip_eps, three)) : null));
+};
+
+// All classes, or with many of them those that matter here, always in the same places.
+const bars = (column, target) => {
+  const { labels } = column.model, { original } = column.entry;
+  const peaks = labels.map((_, k) => Math.max(original.probabilities[k], ...(answerOf(column, target)?.budgets ?? []).map(b => b.probabilities[k])));
+  let chosen = labels.map((_, k) => k);
+  if (labels.length > 12) {
+    const best = [...chosen].sort((a, b) => peaks[b] - peaks[a]).slice(0, 10);
+    chosen = chosen.filter(k => best.includes(k) || labels[k] === target || labels[k] === original.label);
+  }
+  const rows = chosen.map(k => {
+    const fill = el("i", { className: "fill" }), before = el("i", { className: "before" }), value = el("span", { className: "value" });
+    before.style.left = `${original.probabilities[k] * 100}%`;
+    const row = el("li", {}, el("span", { className: "label", textContent: safe(labels[k]), title: safe(labels[k]) }),
+      el("span", { className: "track", "aria-hidden": "true" }, fill, before), value);
+    watching(() => {
+      const point = pointAt(column, target, state.step, state.steps), p = point.probabilities[k];
+      fill.style.width = `${p * 100}%`;
+      value.replaceChildren(number(p));
+      row.className = (labels[k] === target ? "target " : "") + (labels[k] === point.predicted ? "predicted" : "");
+    });
+    return row;
+  });
+  const rest = labels.length - chosen.length;
+  return [el("ul", { className: "bars", "aria-label": "Confidence by class" }, rows), rest ? el("p", { className: "quiet", textContent: `and ${rest} more classes` }) : null];
+};
+
+const facts = (column, target) => {
+  const answer = answerOf(column, target), list = el("dl", { className: "facts" });
+  watching(() => {
+    const point = pointAt(column, target, state.step, state.steps);
+    list.replaceChildren(...["1", "1.5", "2", "inf"].map(norm => el("div", { className: norm === column.norm ? "own" : "" },
+      el("dt", { textContent: size(norm) }), el("dd", {}, point.distance ? number(point.distance["l" + norm], three) : "–",
+        norm === column.norm && point.eps ? el("span", { className: "quiet" }, " of ", number(point.eps, six)) : null))));
+  });
+  const flip = answer?.flip_png && answer.flip_eps ? el("figure", { className: "flip" },
+    picture(answer.flip_png, `The nearest picture found that ${doc.until == null ? "is seen as" : "reaches"} ${safe(target)}`),
+    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Where it turns" : "Where it gets there" }), el("br"),
+      size(column.norm), " ", number(answer.flip_eps, three), el("br"), el("span", { className: "quiet", textContent: `the least change found that ${doc.until == null ? "makes" : "reaches"} ${safe(target)}` }))) : null;
+  return el("div", { className: "measures" }, el("h3", { textContent: "Size of the change" }), list, flip);
+};
+
+// --- the change itself --------------------------------------------------------------------------------------
+
+const pixelsOf = new Map();  // name -> promise of RGBA bytes
+const pixels = name => {
+  if (!pixelsOf.has(name)) pixelsOf.set(name, (async () => {
+    const image = el("img", { src: source(name) });
+    await image.decode();
+    const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    return context.getImageData(0, 0, canvas.width, canvas.height);
+  })());
+  return pixelsOf.get(name);
+};
+
+// Black through violet and orange to pale yellow, evenly getting lighter.
+const HEAT = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
+const heat = share => {
+  const place = Math.min(share, 1) * (HEAT.length - 1), low = Math.min(Math.floor(place), HEAT.length - 2);
+  return HEAT[low].map((value, channel) => value + (HEAT[low + 1][channel] - value) * (place - low));
+};
+const drawings = {
+  signed: (after, before, gain) => [0, 1, 2].map(c => 128 + gain * (after[c] - before[c]) / 2),
+  size: (after, before, gain) => heat(gain * Math.max(...[0, 1, 2].map(c => Math.abs(after[c] - before[c]))) / 255),
+};
+
+const change = (column, target, kind) => {
+  const canvas = el("canvas", { role: "img" });
+  const name = { signed: "What changed", size: "Where it changed" }[kind];
+  const alt = () => {
+    const point = pointAt(column, target, state.step, state.steps);
+    return `${name}${point.distance ? `, largest ${three(point.distance.linf)} of 1 in a channel` : ": none"}, shown ${six(state.gain)} times`;
+  };
+  watching(async () => {
+    const wanted = [pointAt(column, target, state.step, state.steps).png, state.gain].join();
+    if (canvas.dataset.wanted === wanted) return;
+    canvas.dataset.wanted = wanted;
+    canvas.setAttribute("aria-label", alt());
+    const { gain } = state, [before, after] = await Promise.all([column.entry.input_png, wanted.slice(0, wanted.lastIndexOf(","))].map(pixels));
+    if (canvas.dataset.wanted !== wanted) return;  // the slider has moved on
+    canvas.width = before.width;
+    canvas.height = before.height;
+    sized(canvas, before.width);
+    const image = new ImageData(before.width, before.height);
+    for (let at = 0; at < image.data.length; at += 4) {
+      image.data.set(drawings[kind](after.data.subarray(at, at + 3), before.data.subarray(at, at + 3), gain), at);
+      image.data[at + 3] = 255;
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    canvas.dataset.drawn = wanted;
+    refreshEnlarged();
+  });
+  const legend = kind === "signed" ? "grey: as it was; colours: what was added or taken away"
+    : "black: as it was; bright: the most changed channel";
+  const named = title(column) ? `, ${title(column)}` : "";
+  return el("figure", { className: `picture difference ${kind}` }, canvas,
+    el("figcaption", {}, el("span", { className: "what" }, name, enlarge(`${name.toLowerCase()}${named}`, () => canvas.toDataURL(), alt)),
+      el("span", { className: "quiet", textContent: legend })));
+};
+
+const gainControl = () => {
+  const value = el("output"), input = el("input", { type: "range", id: "gain", min: 1, max: 32, step: 1 });
+  input.addEventListener("input", () => { state.gain = Number(input.value); redraw(); });
+  watching(() => {
+    input.value = state.gain;
+    input.style.setProperty("--share", (state.gain - 1) / 31);
+    input.setAttribute("aria-valuetext", `${state.gain} times`);
+    value.textContent = `× ${state.gain}`;
+  });
+  return el("div", { className: "gain" }, el("label", { for: "gain" }, "Gain of the change ", value), input);
+};
+// So that the largest change of the largest budgets just fills the scale.
+const fittingGain = (group, target) => {
+  const largest = Math.max(0, ...group.columns.map(column => answerOf(column, target)?.budgets.at(-1)?.distance.linf ?? 0));
+  return largest ? Math.max(1, Math.min(32, Math.floor(1 / largest))) : 1;
+};
+
+// --- tools --------------------------------------------------------------------------------------------------
+
+let playing = null;
+const stop = () => { clearInterval(playing); playing = null; };
+const tools = (group, target) => {
+  const hold = el("button", { type: "button", textContent: "Hold to compare", title: "Or hold space" });
+  holding(hold);
+  const play = el("button", { type: "button", onclick: () => {
+    if (playing) stop();
+    else playing = setInterval(() => setStep(state.step === state.steps ? 0 : state.step + 1), 700);
+    redraw();
+  } });
+  const smooth = el("button", { type: "button", textContent: "Smooth", title: "Interpolate between pixels", onclick: () => {
+    document.documentElement.classList.toggle("smooth");
+    redraw();
+  } });
+  const save = group.columns.map(column => el("a", { className: "button" }, title(column) ? `PNG, ${title(column)}` : "PNG"));
+  const numbers = el("a", { className: "button", textContent: "JSON", download: "counterfactuals.json", href: "#" });
+  numbers.onclick = () => { numbers.href = "data:application/json;charset=utf-8," + encodeURIComponent(byId("document").textContent); };
+  watching(() => {
+    hold.setAttribute("aria-pressed", state.flipped);
+    play.textContent = playing ? "Pause" : "Play";
+    smooth.setAttribute("aria-pressed", document.documentElement.classList.contains("smooth"));
+    group.columns.forEach((column, index) => {
+      const name = pointAt(column, target, state.step, state.steps).png;
+      save[index].href = source(name);
+      save[index].download = [...safe(name).split("/").slice(0, -1), safe(name).split("/").at(-1)].join("-");
+      save[index].setAttribute("aria-label", `Download ${save[index].download}`);
+    });
+    numbers.setAttribute("aria-label", "Download all numbers as JSON");
+  });
+  return el("div", { className: "tools", role: "toolbar", "aria-label": "View and download" }, hold, play, smooth,
+    el("span", { className: "spring" }), el("span", { className: "quiet", textContent: "Download" }), save, numbers);
+};
+
+const tabs = (group, chosen) => {
+  const targets = targetsOf(group);
+  if (targets.length === 1) return null;
+  const list = el("div", { className: "tabs", role: "tablist", "aria-label": "Target class" }, targets.map((target, index) => el("button", {
+    type: "button", role: "tab", id: `tab-${index}`, "aria-selected": target === chosen, "aria-controls": "panel",
+    tabIndex: target === chosen ? 0 : -1, textContent: safe(target), onclick: () => { go(state.group, target); byId(`tab-${index}`).focus(); },
+  })));
+  list.addEventListener("keydown", event => {
+    const at = targets.indexOf(state.target), last = targets.length - 1;
+    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at ? at - 1 : last, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    go(state.group, targets[to]);
+    byId(`tab-${to}`).focus();
+  });
+  return list;
+};
+
+const showDetail = () => {
+  const group = groups[state.group], target = state.target, view = byId("detail"), { columns } = group;
+  state.steps = stepsOf(group, target);
+  state.step = Math.min(state.step, state.steps);
+  state.gain = fittingGain(group, target);
+  const inputs = Object.values(Object.groupBy(columns, column => extra.files[column.entry.input_png]));
+  const to = (index, text) => index in groups ? el("a", { className: "button", href: `#${index + 1}`, textContent: text }) : null;
+  const panel = el("div", { id: "panel", className: columns.length === 1 ? "stage one" : "stage many" });
+  panel.style.setProperty("--columns", columns.length);
+  if (targetsOf(group).length > 1) {
+    panel.setAttribute("role", "tabpanel");
+    panel.setAttribute("aria-labelledby", `tab-${targetsOf(group).indexOf(target)}`);
+  }
+  const each = (area, make) => columns.map((column, index) => {
+    const node = el("div", { className: `cell ${area}` }, make(column));
+    node.style.setProperty("--column", index + 1);
+    return node;
+  });
+  const heading = (level, column) => title(column) ? el(level, { className: "model", textContent: title(column) }) : null;
+  panel.append(
+    el("div", { className: "cell originals" }, inputs.map(originalFigure)),
+    ...each("pictures", column => counterfactualFigure(column, target)),
+    el("div", { className: "cell control" }, film(group, target), budgetSlider(group, target), tools(group, target)),
+    ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "What the model sees" }), curve(column, target), bars(column, target)].flat()),
+    el("div", { className: "cell gaining" }, gainControl()),
+    ...each("change", column => [heading("h3", column), el("div", { className: "pair" }, change(column, target, "signed"), change(column, target, "size"))]),
+    ...each("fact", column => [facts(column, target)]));
+  view.replaceChildren(...[
+    groups.length > 1 ? el("nav", { className: "tools", "aria-label": "Images" }, el("a", { className: "button", href: "#", textContent: "All images" }),
+      el("span", { className: "spring" }), el("span", { className: "quiet" }, `${state.group + 1} of ${groups.length}`),
+      to(state.group - 1, "Previous"), to(state.group + 1, "Next")) : null,
+    el("div", { className: "headline" }, el("h2", { id: "detail-title", tabIndex: -1, textContent: stem(group.path) }),
+      el("p", { className: "quiet path" }, safe(group.path), ...new Set(columns.flatMap(column => column.notes)).values().map(note => ` · ${safe(note)}`)),
+      columns.flatMap(column => lead(column, target))),
+    tabs(group, target), panel].filter(Boolean));
+  document.title = `${stem(group.path)}: ${safe(target)}`;
+};
+
+// --- enlarged -----------------------------------------------------------------------------------------------
+
+let refreshEnlarged = () => {};
+const openEnlarged = (what, draw, alt) => {
+  const dialog = byId("enlarged"), image = el("img", { draggable: false });
+  const caption = el("p", { "aria-live": "polite" });
+  const smooth = el("button", { type: "button", textContent: "Smooth", onclick: () => { document.documentElement.classList.toggle("smooth"); redraw(); } });
+  const refresh = refreshEnlarged = () => {
+    image.src = draw();
+    image.alt = caption.textContent = alt();
+    smooth.setAttribute("aria-pressed", document.documentElement.classList.contains("smooth"));
+  };
+  image.onload = () => sized(image, image.naturalWidth);
+  holding(image);
+  watchers.push(refresh);
+  dialog.onclose = () => {
+    watchers = watchers.filter(watch => watch !== refresh);
+    refreshEnlarged = () => {};
+    dialog.replaceChildren();
+  };
+  dialog.setAttribute("aria-label", `Enlarged: ${what}`);
+  dialog.replaceChildren(image, el("div", { className: "tools" }, caption, el("span", { className: "spring" }), smooth,
+    el("button", { type: "button", textContent: "Close", autofocus: true, onclick: () => dialog.close() })));
+  refresh();
+  dialog.showModal();
+};
+
+// --- the overview -------------------------------------------------------------------------------------------
+
+const filters = { label: "", target: "", known: "" };
+const showOverview = () => {
+  const view = byId("overview");
+  state.steps = most;
+  const options = (values, all) => [el("option", { value: "", textContent: all }), ...values.map(value => el("option", { value, textContent: safe(value) }))];
+  const select = (key, label, values, all) => {
+    const node = el("select", { id: `filter-${key}`, onchange: () => { filters[key] = node.value; fill(); } }, options(values, all));
+    node.value = filters[key];
+    return el("label", { for: `filter-${key}` }, label, " ", node);
+  };
+  const labels = [...new Set(groups.flatMap(group => group.columns.map(column => column.entry.original.label)))].sort();
+  const targets = [...new Set(groups.flatMap(targetsOf))];
+  const count = el("p", { className: "quiet", role: "status" }), list = el("ul", { className: "cards" });
+  const control = el("div", { className: "overview-slider" }), reach = el("output");
+  const ladders = new Set(groups.flatMap(({ columns }) => columns.flatMap(({ entry, norm }) =>
+    entry.targets.map(answer => JSON.stringify([norm, answer.budgets.map(budget => budget.eps)])))));
+  const reached = () => {  // the budget in words, where all images have the same ones
+    if (!state.step) return ["original"];
+    const [norm, ladder] = ladders.size === 1 ? JSON.parse([...ladders][0]) : [];
+    return ladder ? [size(norm), " ≤ ", number(ladder[state.step - 1], six)] : [`budget ${state.step} of ${most}`];
+  };
+  const card = (group, index) => {
+    const target = filters.target || targetsOf(group)[0], steps = stepsOf(group, target);
+    const images = group.columns.map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
+    watching(() => {
+      for (const { column, image, value } of images) {
+        const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
+        if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
+        value.replaceChildren(title(column) ? `${title(column)}: ` : "", seenAs(target, point.confidence, point.predicted === target));
+      }
+    });
+    const { entry } = group.columns[0];
+    return el("li", {}, el("a", { href: `#${index + 1}/${encodeURIComponent(target)}` },
+      el("span", { className: "thumbs" }, picture(entry.input_png, ""), images.map(one => one.image)),
+      el("b", { className: "name", textContent: stem(group.path) }),
+      el("span", { className: "line quiet" }, "seen as ", seenAs(entry.original.label, entry.original.confidence)),
+      images.map(one => one.value),
+      group.columns.some(column => column.entry.original.is_ood) ? el("span", { className: "tag", textContent: "not known" }) : null));
+  };
+  const fill = () => {
+    watchers = [];
+    control.replaceChildren(slider(most, () => reached().map(part => part.textContent ?? part).join(""), "Budget of change, all images"), reach);
+    watching(() => reach.replaceChildren(...reached()));
+    const fitting = groups.map((group, index) => [group, index]).filter(([group]) =>
+      (!filters.label || group.columns.some(column => column.entry.original.label === filters.label)) &&
+      (!filters.target || targetsOf(group).includes(filters.target)) &&
+      (!filters.known || group.columns.some(column => column.entry.original.is_ood === (filters.known === "no"))));
+    list.replaceChildren(...fitting.map(([group, index]) => card(group, index)));
+    count.textContent = `${fitting.length} of ${groups.length} images`;
+  };
+  view.replaceChildren(el("h2", { id: "overview-title", tabIndex: -1, textContent: `${groups.length} images` }),
+    el("div", { className: "tools" }, select("label", "Seen as", labels, "anything"), select("target", "Target", targets, "the first asked"),
+      groups.some(group => group.columns.some(column => column.entry.original.is_ood != null))
+        ? el("label", { for: "filter-known" }, "Known ", el("select", { id: "filter-known", value: filters.known, onchange: event => { filters.known = event.target.value; fill(); } },
+          ...[["", "or not"], ["yes", "to the model"], ["no", "not"]].map(([value, textContent]) => el("option", { value, textContent })))) : null,
+      el("span", { className: "spring" }), count), control, list);
+  byId("filter-known") && (byId("filter-known").value = filters.known);
+  fill();
+  document.title = `Counterfactuals of ${groups.length} images`;
+};
+
+// --- where we are: #3/dog is the third image with the target dog, nothing the overview ------------------------------
+
+const go = (group, target) => {
+  state.target = target;
+  history.replaceState(null, "", `#${group + 1}/${encodeURIComponent(target)}`);
+  show();
+};
+const show = () => {
+  stop();
+  watchers = [];
+  byId("enlarged").close();
+  const [place, name] = location.hash.slice(1).split("/");
+  const index = groups.length === 1 ? 0 : Number(place) - 1;
+  state.group = groups[index] ? index : null;
+  byId("overview").hidden = state.group !== null || groups.length < 2;
+  byId("detail").hidden = state.group === null;
+  if (state.group === null) {
+    byId("detail").replaceChildren();
+    if (groups.length > 1) showOverview();
+    return;
+  }
+  byId("overview").replaceChildren();
+  const targets = targetsOf(groups[state.group]);
+  let wanted = name ?? "";
+  try { wanted = decodeURIComponent(wanted); } catch { /* a link that somebody broke */ }
+  state.target = targets.includes(wanted) ? wanted : targets.includes(state.target) ? state.target : targets[0];
+  showDetail();
+};
+addEventListener("hashchange", () => {
+  show();
+  scrollTo(0, 0);
+  byId(state.group === null ? "overview-title" : "detail-title")?.focus({ preventScroll: true });
+});
+
+// Arrows move the budget and space holds the comparison wherever no control wants them for itself.
+addEventListener("keydown", event => {
+  if (state.group === null || event.altKey || event.ctrlKey || event.metaKey) return;
+  const control = event.target.closest?.("a, button, select, input, summary, [tabindex='0']");
+  if (event.key === " " && (!control || control.type === "range")) { event.preventDefault(); setFlipped(true); }
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (by && !(control && (control.type === "range" || control.matches("select, .scroll")))) { event.preventDefault(); setStep(state.step + by); }
+});
+addEventListener("keyup", event => { if (event.key === " " || event.key === "Enter") setFlipped(false); });
+
+// --- start --------------------------------------------------------------------------------------------------
+
+const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+const remembered = value => {
+  try { return value ? localStorage.setItem("theme", value) : localStorage.getItem("theme"); } catch { return null; }
+};
+const theme = byId("theme"), label = () => { theme.textContent = dark() ? "Light" : "Dark"; theme.setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`); };
+if (["light", "dark"].includes(remembered())) document.documentElement.dataset.theme = remembered();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
+theme.onclick = () => { remembered(document.documentElement.dataset.theme = dark() ? "light" : "dark"); label(); };
+theme.hidden = false;
+label();
+
+for (const node of document.querySelectorAll("[data-key]")) {
+  const value = doc.models[node.dataset.model][node.dataset.key];
+  node.append(value == null ? "no threshold" : number(value, node.dataset.key === "threshold" ? two : three));
+}
+show();
