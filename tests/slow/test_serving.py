@@ -1,0 +1,140 @@
+"""The README's services, run as they are printed there, give the numbers of `ood-score`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import ratioctl
+from ratioctl import resources
+from ratioctl.cli import main
+from ratioctl.results import ScoreRow
+
+pytestmark = pytest.mark.slow
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SERVING = README.partition("### Serving\n")[2].partition("\n### ")[0]
+
+
+def block(language: str, having: str) -> str:
+    """The one block of the README's part on serving that holds `having`."""
+    found = [text for text in re.findall(rf"```{language}\n(.*?)```", SERVING, re.DOTALL) if having in text]
+    assert len(found) == 1, f"{having} stands in {len(found)} {language} blocks of the README"
+    return found[0]
+
+
+def lines_of(code: str) -> int:
+    return sum(1 for line in code.splitlines() if line.strip())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the README's first command has been run."""
+    command = re.search(r"`ratioctl (export cifar10-ratio [^`]*)`", SERVING)
+    assert command is not None
+    place = tmp_path_factory.mktemp("serving")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(command[1].split()) == 0
+    assert (place / "model.onnx").is_file()
+    return place
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[ScoreRow]:
+    samples = resources.folder("assets") / "samples"
+    return list(ratioctl.ood_score([samples], model="cifar10-ratio"))
+
+
+def test_the_python_service(folder: Path, expected: list[ScoreRow]) -> None:
+    code = block("python", "serve_forever")
+    assert lines_of(code) <= 10
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert "8000" in code
+    program = f"import sys\nsys.modules['torch'] = None\n{code.replace('8000', str(port))}"
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.DEVNULL)
+    try:
+        for row in expected:
+            answer = None
+            for _ in range(300):
+                try:
+                    request = urllib.request.Request(
+                        f"http://127.0.0.1:{port}", data=Path(row.path).read_bytes()
+                    )
+                    with urllib.request.urlopen(request, timeout=60) as response:
+                        answer = json.load(response)
+                    break
+                except urllib.error.URLError:
+                    assert child.poll() is None, "the service ended"
+                    time.sleep(0.2)  # it starts
+            assert answer is not None
+            assert answer[0] == row.label
+            assert answer[1] == pytest.approx(row.confidence, abs=1e-4)
+            assert answer[2] is row.is_ood
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_node_service(folder: Path, expected: list[ScoreRow]) -> None:
+    code = block("js", "onnxruntime-node")
+    assert lines_of(code) <= 10
+    wanted = re.search(r"`npm install (onnxruntime-node [^`]*)`", SERVING)
+    assert wanted is not None
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm on this machine")
+    (folder / "package.json").write_text('{"private": true}')
+    line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", *wanted[1].split()]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(done.stderr)
+        pytest.skip("onnxruntime-node cannot be installed: " + done.stderr.strip()[-200:])
+    (folder / "service.js").write_text(code)
+    # Other decoders and resizers than ours: near on photographs, the same on an image of the model's size.
+    for row in expected[:4]:
+        label, confidence, _ = node(folder, row.path)
+        assert label == ratioctl.load_model().config["label_names"].index(row.label)  # type: ignore[index]
+        assert confidence == pytest.approx(row.confidence, abs=0.1)
+    from PIL import Image
+
+    from ratioctl import images
+
+    small = folder / "small.png"
+    Image.fromarray(images.decode(expected[0].path, 32).pixels).save(small)
+    (exact,) = ratioctl.ood_score([small], model=folder / "model.onnx")
+    label, confidence, is_ood = node(folder, str(small))
+    assert label == ratioctl.load_model().config["label_names"].index(exact.label)  # type: ignore[index]
+    assert confidence == pytest.approx(exact.confidence, abs=1e-4)
+    assert is_ood is exact.is_ood
+
+
+def node(folder: Path, image: str) -> tuple[int, float, bool]:
+    line = ["node", "service.js", str(Path(image).resolve())]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    label, confidence, is_ood = done.stdout.split()
+    return int(label), float(confidence), {"true": True, "false": False}[is_ood]
+
+
+def test_tritons_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export, serve = block("sh", "tritonserver").splitlines()
+    monkeypatch.chdir(folder)
+    assert main(export.split()[1:]) == 0
+    repository = folder / serve.partition("--model-repository=")[2]
+    found = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
+    assert found == [f"cifar10-ratio/{name}" for name in ("1/model.onnx", "config.pbtxt", "labels.txt")]
