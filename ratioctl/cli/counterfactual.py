@@ -130,6 +130,7 @@ def counterfactual(
                 errors=errors,
                 inputs=explain.files_of(asked.sources),
                 animation=None if picture_format == "png" else picture_format,
+                cards=asked.cards,
             )
         except KeyboardInterrupt as stop:
             reason = f"stopped with {finished} of {total} images done"

@@ -50,6 +50,7 @@ def test_the_contract(
                 "name": "small",
                 "digest": spec.digest,
                 "temperature": spec.temperature,
+                "threshold": 0.5,
                 "labels": list(spec.label_names),
             }
         ],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import ratioctl
 from ratioctl import explain, package
 from ratioctl.errors import ImageError, SourceError, UsageError
+from ratioctl.explain.answer import Find
 from ratioctl.results import Target
 
 NORMS = [1.0, 1.5, 2.0, math.inf]
@@ -128,17 +129,25 @@ def ask(
     until: float | None = None,
     search: Callable[..., np.ndarray] | None = None,
     pixels: np.ndarray = PIXELS,
+    beyond: tuple[float, ...] = (),
 ) -> Target:
-    question = explain.Question(targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until)
-    return explain.answer_target(
+    question = explain.Question(
+        targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until, beyond=beyond
+    )
+    answer = explain.answer_target(
         pixels,
         LABELS.index(target),
         original=linear_scores(pixels[None])[0],
         labels=LABELS,
         question=question,
-        search=search or (lambda pixels, target, radii, *rest: best_points(pixels, radii)),
-        scores=linear_scores,
     )
+    look = search or (lambda pixels, target, radii, *rest: best_points(pixels, radii))
+
+    def find(wishes: Sequence[tuple[int, Find]]) -> list[np.ndarray]:
+        return [look(pixels, target, wish.radii, wish) for _, wish in wishes]
+
+    (found,) = explain.drive([answer], find, linear_scores)
+    return found
 
 
 def test_every_number_is_that_of_the_picture() -> None:
@@ -205,6 +214,46 @@ def test_a_weak_search_never_loses_confidence() -> None:
     assert answer.budgets[3].confidence_float == answer.budgets[1].confidence_float
 
 
+def test_a_search_that_falls_behind_a_smaller_ball_s_is_repeated_from_there() -> None:
+    """Good up to 1, lost beyond: the larger radii begin again at the point of radius 1, and then succeed."""
+    wishes: list[Find] = []
+
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: Find) -> np.ndarray:
+        wishes.append(wish)
+        found = [best_points(pixels, [eps], 1.0 if eps <= 1 or wish.stage else -1.0) for eps in radii]
+        return np.concatenate(found)
+
+    answer = ask(search=search, eps=(0.5, 1.0, 1.5, 2.0))
+    again = wishes[1]
+    assert again.radii == (1.5, 2.0)
+    assert again.begin is not None
+    for begin in again.begin:
+        assert np.array_equal(begin, best_points(PIXELS, [1.0])[0])
+    assert [budget.distance["l2"] for budget in answer.budgets] == pytest.approx([0.5, 1, 1.5, 2], rel=0.03)
+    confidences = [budget.confidence for budget in answer.budgets]
+    assert confidences == sorted(set(confidences))
+
+
+def test_a_smaller_ball_is_searched_where_all_budgets_are_large() -> None:
+    """The model's ladder ends at 1 and 3 is asked: what is only found at 1 answers, and flips."""
+
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: Find) -> np.ndarray:
+        return np.concatenate([best_points(pixels, [eps], 1.0 if eps <= 1 else -1.0) for eps in radii])
+
+    lost = ask(search=search, eps=(3.0,))
+    assert lost.flip_eps is None
+    answer = ask(search=search, eps=(3.0,), beyond=(1.0,))
+    assert [budget.eps for budget in answer.budgets] == [3.0]
+    assert answer.budgets[0].distance["l2"] == pytest.approx(1.0, rel=0.02)
+    assert answer.flip_eps == pytest.approx(AT, rel=0.02)
+
+
+def test_until_grows_with_the_confidence_asked_for() -> None:
+    radii = [ask(until=p).flip_eps for p in (0.2, 0.5, 0.7, 0.9)]
+    assert radii == sorted(radii)  # type: ignore[type-var]
+    assert radii[-1] > 1.3 * radii[0]  # type: ignore[operator]
+
+
 def test_where_the_short_searches_fail_the_first_flipping_budget_answers() -> None:
     calls = []
 
@@ -229,6 +278,37 @@ def test_targets_are_found_whatever_the_case(small_package: Path) -> None:
     assert explain.resolve_targets("Red Panda, DOG,dog", spec) == ("red panda", "dog")
     assert explain.resolve_targets(["second", "air/plane"], spec) == ("second", "air/plane")
     assert explain.resolve_targets("predicted", spec) == ("predicted",)
+
+
+def test_targets_by_number(small_package: Path) -> None:
+    spec = package.read(small_package)
+    assert explain.resolve_targets("1,3, cat", spec) == ("dog", "air/plane", "cat")
+    with pytest.raises(UsageError, match="numbers go from 0 to 3"):
+        explain.resolve_targets("4", spec)
+    digits = dataclasses.replace(spec, label_names=("7", "1", "0", "3"))
+    assert explain.resolve_targets("1,2,0", digits) == ("1", "0")  # names come first
+
+
+def test_several_norms(small_package: Path, photographs: Path) -> None:
+    asked = ask_small(small_package, photographs / "one.png", norm=["2", "1.5", "2"], steps=2)
+    assert [question.p for _, question in asked.models] == [2.0, 1.5]
+    assert [model["norm"] for model in asked.header["models"]] == ["2", "1.5"]
+    assert asked.header["norm"] == "2"
+    assert [len(question.eps) for _, question in asked.models] == [3, 6]
+    answers = list(explain.explain(asked))
+    assert [one.model for one in answers] == [0, 1]
+    for one, (_, question) in zip(answers, asked.models, strict=True):
+        for budget in one.targets[0].budgets:
+            assert norm(budget.image, one.input, question.p) <= budget.eps
+    assert "norm" not in ask_small(small_package, photographs).header["models"][0]
+    with pytest.raises(UsageError, match="each norm has its own ladder"):
+        ask_small(small_package, photographs, norm=["2", "1"], eps=1)
+
+
+def test_large_budgets_have_a_smaller_one_beside_them(small_package: Path, photographs: Path) -> None:
+    for eps, beyond in (("2,4", (1.0,)), ("1,4", ()), (None, ())):
+        (_, question) = ask_small(small_package, photographs, eps=eps).models[0]
+        assert question.beyond == beyond
 
 
 def test_labels_with_commas_are_targets(small_package: Path) -> None:
@@ -375,19 +455,142 @@ def test_confidences_are_those_of_a_fresh_scoring(small_package: Path, photograp
 
 
 def test_companions_change_nothing(small_package: Path, photographs: Path) -> None:
-    asked = ask_small(small_package, photographs, target="dog,air/plane", restarts=2, eps=(0.5, 1.0))
+    """A whole ladder has a batch of its own on a CPU: the same to the bit, whoever else is asked about."""
+    eps = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    asked = ask_small(small_package, photographs, target="dog,air/plane", restarts=2, eps=eps, steps=4)
     together = list(explain.explain(asked))
     assert [Path(one.path).name for one in together] == ["one.png", "two.png", "wide.png"]
     (alone,) = explain.explain(
-        ask_small(small_package, photographs / "two.png", target="air/plane", restarts=2, eps=(0.5, 1.0))
+        ask_small(small_package, photographs / "two.png", target="air/plane", restarts=2, eps=eps, steps=4)
     )
     assert same(dataclasses.replace(together[1], targets=together[1].targets[1:]), alone)
     (other,) = explain.explain(
         ask_small(
-            small_package, photographs / "two.png", target="air/plane", restarts=2, eps=(0.5, 1.0), seed=1
+            small_package,
+            photographs / "two.png",
+            target="air/plane",
+            restarts=2,
+            eps=eps,
+            steps=4,
+            seed=1,
         )
     )
     assert not same(other, alone)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, fits: int = 10**6) -> list[int]:
+    """The rows of every batch that the engine is given from now on; more than `fits` of them fit nowhere."""
+    import torch
+
+    from ratioctl.attack import engine
+
+    rows: list[int] = []
+    whole = engine.perturb
+
+    def perturb(logits_of: Any, x0: Any, *rest: Any, **options: Any) -> Any:
+        rows.append(len(x0))
+        if len(x0) > fits:
+            raise torch.OutOfMemoryError("too much")
+        return whole(logits_of, x0, *rest, **options)
+
+    monkeypatch.setattr(engine, "perturb", perturb)
+    return rows
+
+
+def test_images_and_targets_share_batches(
+    small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever shares a batch: the same answers up to rounding, random starts included."""
+    from ratioctl.explain import batches
+
+    rows = counted(monkeypatch)
+    found = []
+    for most in (1, 4, 100):
+        rows.clear()
+        monkeypatch.setattr(batches, "_CPU_ROWS", most)
+        asked = ask_small(
+            small_package, photographs, target="dog,cat,second", restarts=2, eps=(0.5, 1.0), steps=4
+        )
+        found.append(list(explain.explain(asked)))
+        targets = sum(len(one.targets) for one in found[-1])
+        assert max(rows) >= {1: 2, 4: 4, 100: 2 * targets}[most]
+        assert rows[0] == min(most if most > 2 else 2, 2 * targets)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert one.path == other.path
+            for a, b in zip(one.targets, other.targets, strict=True):
+                assert a.target == b.target
+                assert [x.confidence for x in a.budgets] == pytest.approx(
+                    [x.confidence for x in b.budgets], abs=2e-3
+                )
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ask_small(small_package, photographs / "one.png", eps=(0.5, 0.8, 1.0, 1.1, 1.2), steps=3)
+    (whole,) = explain.explain(asked)
+    rows = counted(monkeypatch, fits=2)
+    (halved,) = explain.explain(asked)
+    assert rows[:4] == [5, 2, 2, 1]
+    confidences = [[budget.confidence for budget in one.targets[0].budgets] for one in (whole, halved)]
+    assert confidences[0] == pytest.approx(confidences[1], abs=2e-3)
+    counted(monkeypatch, fits=0)
+    with pytest.raises(RuntimeError, match="too much"):
+        list(explain.explain(asked))
+
+
+def test_what_is_done_is_handed_out_before_an_interrupt(
+    small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images are asked about two targets, two at a time; the interrupt comes in the second batch."""
+    from ratioctl.attack import engine
+    from ratioctl.explain import batches
+
+    whole, calls = engine.perturb, []
+
+    def perturb(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        if len(calls) > 2:  # ladder and flips of the first batch
+            raise KeyboardInterrupt
+        return whole(*given, **options)
+
+    monkeypatch.setattr(engine, "perturb", perturb)
+    monkeypatch.setattr(batches, "_CPU_ROWS", 4)
+    images = [photographs / "one.png", photographs / "two.png"]
+    asked = ask_small(small_package, images, target="cat,dog", eps=(2.0, 3.0), steps=3)
+    answers = explain.explain(asked)
+    assert Path(next(answers).path).name == "one.png"
+    with pytest.raises(KeyboardInterrupt):
+        next(answers)
+
+
+@pytest.mark.parametrize("norm_name", ["1", "1.5", "2", "inf"])
+def test_a_region_binds_every_norm_and_random_starts(
+    small_package: Path, photographs: Path, norm_name: str
+) -> None:
+    """Several images and targets, whose batches must not mix: outside the region each is its own original."""
+    eps = {"1": 6, "1.5": 2, "2": 1, "inf": 0.1}[norm_name]
+    asked = ask_small(
+        small_package,
+        photographs,
+        target="dog,cat",
+        region="1,2,3,4",
+        eps=eps,
+        steps=4,
+        restarts=2,
+        norm=norm_name,
+    )
+    for answer in explain.explain(asked):
+        for target in answer.targets:
+            changed = (target.budgets[0].image != answer.input).any(2)
+            assert changed[2:6, 1:4].any()
+            changed[2:6, 1:4] = False
+            assert not changed.any()
+            if target.flip_image is not None:
+                changed = (target.flip_image != answer.input).any(2)
+                changed[2:6, 1:4] = False
+                assert not changed.any()
 
 
 def test_nothing_changes_outside_the_region(small_package: Path, photographs: Path) -> None:
