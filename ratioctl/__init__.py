@@ -122,6 +122,8 @@ def evaluate(
     resume: bool = False,
     write: bool = False,
     out: Path | None = None,
+    backend: Literal["own", "reference"] | None = None,
+    save_adversarial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -134,6 +136,8 @@ def evaluate(
         models: package folders or names of bundled models; none means the default one.
         ood: "NAME=SOURCE" each, or a mapping; none means the built-in noise.
         out: also write the reports there, and continue what was interrupted there.
+        backend: of the robust accuracy: pyautoattack ("reference") or our own engine; None takes the suite's.
+        save_adversarial: also keep the attacked images, in `out`/adversarial.
         watch: called with progress events.
 
     Returns:
@@ -154,6 +158,8 @@ def evaluate(
         resume=resume,
         write=write,
         out=folder,
+        backend=backend,
+        save_adversarial=save_adversarial,
         device=device,
         precision=precision,
         seed=seed,
@@ -280,7 +286,13 @@ def _scoring_model(
                 raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
             # One thread each: `score` predicts several batches at once.
             alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-            return Model(spec=alone.spec, predict=alone.predict, road="onnx", parallel=True)
+            return Model(
+                spec=alone.spec,
+                predict=alone.predict,
+                road="onnx",
+                parallel=True,
+                own_threshold=alone.threshold,
+            )
         found = packages.read(packages.find(model))
     packages.threshold(found, threshold)
     if found.onnx_path is not None and worst_case is None and not gpu:
@@ -334,6 +346,7 @@ def export(
     int8: bool = False,
     layout: Literal["file", "triton", "kserve"] = "file",
     opset: int | None = None,
+    data: str | None = None,
     download: bool = False,
 ) -> Exported:
     """Write an ONNX file that flags by itself what it does not know; see `ratioctl.export.export`."""
@@ -347,6 +360,7 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        data=data,
         download=download,
     )
 

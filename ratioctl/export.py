@@ -4,6 +4,11 @@
                                                                    ood_score, is_ood
 
 Nothing appears under its name before the file was loaded by onnxruntime and compared with torch.
+
+The metadata hold the package's config under "ratioctl" and, under "ratioctl.export", the threshold that
+`is_ood` compares with. A `model.onnx` inside a package follows it: what changes its digest (temperature,
+thresholds) removes the file, anything else (measurements of `evaluate --write`) is brought into its metadata;
+see `ratioctl.package.update`. Files elsewhere stay as they were exported.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +36,8 @@ from torch import Tensor, nn
 from ratioctl import metrics, resources, runtime
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.data import loader, outside
+from ratioctl.data import inside, loader, outside
+from ratioctl.data.inside import Images
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UsageError
 from ratioctl.files import make_folder, write_file
 from ratioctl.nets import from_package, frozen
@@ -40,8 +46,8 @@ from ratioctl.package import ModelPackage, Spec
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
 TOLERANCE = 1e-4  # of logits up to 32 in size; beyond, float32 itself has less
-METADATA = "ratioctl"
 MAX_BATCH = 64  # of Triton's dynamic batcher
+MIN_IMAGES = 32  # to quantise on and measure
 
 Input = Literal["float", "uint8"]
 Layout = Literal["file", "triton", "kserve"]
@@ -89,7 +95,8 @@ class Exported:
         package: the package that carries the file now; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
         parity: onnxruntime against torch, of the file as it is; None for a quantised file (see `cost`).
-        latency_ms: "torch" and "onnxruntime" to {batch size: median milliseconds}.
+        latency_ms: "torch", "onnxruntime" and, for a quantised file, "onnxruntime int8" to
+            {batch size: median milliseconds}.
         warnings: findings that stand beside the numbers.
     """
 
@@ -116,6 +123,7 @@ def export(
     int8: bool = False,
     layout: Layout = "file",
     opset: int | None = None,
+    data: str | None = None,
     download: bool = False,
 ) -> Exported:
     """Write a package as ONNX.
@@ -128,44 +136,50 @@ def export(
             `<name>.onnx` here.
         input_type: "float" for float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: what `is_ood` compares with: a stored name, or a confidence.
-        int8: quantise, calibrated on the held-out images of the package's recipe.
+        int8: quantise, calibrated on `data`, or on the held-out images of the package's recipe.
         opset: the ONNX operator set; default OPSET.
+        data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
 
     Raises:
         PackageError: the package, or UncalibratedError: its threshold is missing.
+        SourceError: `int8`, and neither `data` nor the recipe's held-out images can be read.
         UsageError: an opset that cannot be had, or a threshold that cannot be.
         OutputError, DiskError: it cannot be written there.
         RatioctlError: the file does not agree with torch; nothing is written then.
     """
     package = model if isinstance(model, ModelPackage) else packages.read(packages.find(os.fspath(model)))
     limit = packages.threshold(package, threshold)
+    if data is not None and not int8:
+        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     name = safe_name(package.name)
     inside = output is None and layout == "file" and not int8 and threshold == "tpr95" and _ours(package)
     target = Path(output) if output is not None else Path(f"{name}.onnx" if layout == "file" else ".")
     if not inside:
         _check_target(target, layout)
-    data = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
-    found: list[str] = []
+    held = _held_out(package, data, download) if int8 else None
+    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
     cost = None
-    with _scratch(data) as (path, loaded):
+    with _scratch(content) as (path, loaded):
         reference = predictor(package, "cpu").predict
         sample = _sample(package)
         parity = agreement(sample, reference, loaded, package, limit)
         _insist(parity, reference(sample), path)
-        if int8:
-            data, cost, found = _quantised(path, loaded, package, limit, download)
-    with _scratch(data) as (_, loaded):
+        if held is not None:
+            content, cost = _quantised(path, loaded, package, limit, held)
         latency = {"torch": _latency(reference, sample), "onnxruntime": _latency(loaded.predict, sample)}
+    if held is not None:
+        with _scratch(content) as (_, small):
+            latency["onnxruntime int8"] = _latency(small.predict, sample)
     written: ModelPackage | None = None
     if inside:
-        written = packages.update(package, onnx=data)
+        written = packages.update(package, onnx=content)
         assert written.onnx_path is not None
         files = [written.onnx_path]
     elif layout == "file":
-        write_file(target, data)
+        write_file(target, content)
         files = [target]
     else:
-        files = _lay_out(target, name, data, package, input_type, layout)
+        files = _lay_out(target, name, content, package, input_type, layout)
     return Exported(
         path=next(file for file in files if file.suffix == ".onnx"),
         files=tuple(files),
@@ -174,11 +188,11 @@ def export(
         layout=layout,
         opset=opset or OPSET,
         threshold=limit,
-        bytes=len(data),
+        bytes=len(content),
         parity=None if int8 else parity,
         cost=cost,
         latency_ms=latency,
-        warnings=tuple(found),
+        warnings=_doubts(held, latency),
     )
 
 
@@ -268,11 +282,13 @@ def graph(
     model: onnx.ModelProto = program.model_proto
     if {entry.domain: entry.version for entry in model.opset_import}.get("") != opset:
         raise refused
-    return _finished(model, package)
+    return _finished(model, package, threshold)
 
 
-def _finished(model: onnx.ModelProto, package: Spec) -> bytes:
-    """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata."""
+def _finished(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
+    """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata:
+    the package's config, and beside it the threshold that the graph compares with.
+    """
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         for field in ("metadata_props", "doc_string"):
             with contextlib.suppress(ValueError):  # an older onnx lacks some of them
@@ -284,8 +300,10 @@ def _finished(model: onnx.ModelProto, package: Spec) -> bytes:
                 axis.dim_param = "N"
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(packages.portable_config(package))
+    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: {"threshold": threshold}}
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     return data
@@ -389,9 +407,9 @@ def _latency(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) ->
 
 
 def _quantised(
-    path: Path, plain: runtime.Runtime, package: ModelPackage, threshold: float, download: bool
-) -> tuple[bytes, Cost, list[str]]:
-    """8-bit convolutions, calibrated on held-out images, and what that costs on other held-out images."""
+    path: Path, plain: runtime.Runtime, package: ModelPackage, threshold: float, images: Images
+) -> tuple[bytes, Cost]:
+    """8-bit convolutions, calibrated on one half of `images`, and what that costs on the other half."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -400,7 +418,7 @@ def _quantised(
         quantize_static,
     )
 
-    held, labels, source, found = _held_out(package, download)
+    held, labels = images.pixels, images.labels
     # Half to choose the ranges on, half to measure on: a range fits the images it was chosen on best.
     order = np.random.default_rng(0).permutation(len(held))
     ranges, rest = np.sort(order[: min(512, len(held) // 2)]), np.sort(order[min(512, len(held) // 2) :])
@@ -431,25 +449,57 @@ def _quantised(
             calibrate_method=CalibrationMethod.MinMax,
         )
     model = onnx.load(result)
-    data = _finished(model, package)
+    data = _finished(model, package, threshold)
     with _scratch(data) as (_, small):
         cost = _cost(held[rest], None if labels is None else labels[rest], plain, small, package, threshold)
-    return data, dataclasses.replace(cost, source=source), found
+    return data, dataclasses.replace(cost, source=images.source)
 
 
-def _held_out(package: ModelPackage, download: bool) -> tuple[np.ndarray, np.ndarray | None, str, list[str]]:
-    """(uint8 images, labels, what they are, warnings): the recipe's held-out split, else photographs."""
-    try:
+def _held_out(package: ModelPackage, source: str | None, download: bool) -> Images:
+    """In-distribution images to quantise on: `source`, else what the package's recipe calibrates on.
+
+    Raises:
+        SourceError: there are none, or fewer than MIN_IMAGES; the step names the option that supplies them.
+    """
+    channels, size, _ = package.input_size
+    if source is not None:
+        found = inside.load(source, size, channels, download=download)
+        if found.labels is not None:
+            found = inside.load_labelled(source, size, channels, package.label_names, download=download)
+    else:
+        step = f"Name in-distribution images for the quantisation with --data SOURCE, {MIN_IMAGES} at least."
         if package.recipe_text is None:
-            raise SourceError(package.name, "has no recipe")
+            raise SourceError(package.name, "has no recipe, so no calibration data are known", step)
         recipe = recipes.loads(package.recipe_text, str(package.path))
-        held = loader.held_out(recipe, package.label_names, download=download)
-        return held.pixels, held.labels, f"held-out images of {held.source}", []
-    except (SourceError, UsageError) as error:
-        channels, size, _ = package.input_size
-        photos = outside.load([f"photos:{name}" for name in outside.PHOTOS], size, channels, count=256)
-        doubt = f"its held-out images are not to be had ({error.reason}); quantised on sample photographs"
-        return photos.pixels, None, "crops of sample photographs", [doubt]
+        try:
+            found = loader.held_out(recipe, package.label_names, download=download)
+        except (SourceError, UsageError) as error:
+            reason = f"the calibration data of its recipe cannot be read: {error.thing} {error.reason}"
+            raise SourceError(package.name, reason, step) from None
+    if len(found) < MIN_IMAGES:
+        reason = (
+            f"holds {len(found)} image(s) that can be read; {MIN_IMAGES} are needed to quantise and measure"
+        )
+        raise SourceError(found.source, reason, "Name more of them with --data.")
+    return found
+
+
+def _doubts(held: Images | None, latency: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
+    """What stands beside the numbers of a quantised file."""
+    if held is None:
+        return ()
+    found = []
+    if held.errors:
+        found.append(f"{len(held.errors)} of the images of {held.source} could not be read")
+    if held.labels is None:
+        found.append(f"{held.source} has no class folders: accuracy and AUROC are not measured")
+    before, after = (latency[name][32] for name in ("onnxruntime", "onnxruntime int8"))
+    if after > before:
+        found.append(
+            f"int8 is not faster here: batch 32 takes {after:.3g} ms instead of {before:.3g} ms. It pays on "
+            "wide networks where the processor has instructions for it (VNNI, or ARM's dot products)"
+        )
+    return tuple(found)
 
 
 def _cost(

@@ -4,20 +4,24 @@
 over white, RGB, centre square, Pillow bicubic, 8 bits. `walk` lists images to score, `load_source` decodes a
 labelled data source into one uint8 array, `near_duplicates` compares two such arrays.
 
-Nothing is ever unpacked to disk, no global state of Pillow is changed, and every function may be called from
-several threads at once. Colour profiles are ignored: the pixels are taken as sRGB, as data sets are made.
+Nothing is ever unpacked to disk, no global state of Pillow is changed (but that libtiff no longer writes to
+stderr), and every function may be called from several threads at once. Colour profiles are ignored: the
+pixels are taken as sRGB, as data sets are made.
 """
 
 from __future__ import annotations
 
 import bz2
 import contextlib
+import ctypes
 import difflib
 import errno
+import functools
 import gzip
 import hashlib
 import io
 import json
+import logging
 import lzma
 import os
 import stat
@@ -242,6 +246,8 @@ def decode(
     kind, _, opener = plugin
     # Pillow warns about damaged tags of these; the filter that silences it is global, so they take turns.
     noisy = kind in ("TIFF", "GIF") or (kind == "PNG" and b"acTL" in data)
+    if kind == "TIFF":
+        _hush_libtiff()
     try:
         with _no_pillow_warnings() if noisy else contextlib.nullcontext():
             return _decode(opener, data, size, channels, kind, name)
@@ -260,6 +266,17 @@ def _drain(stream: BinaryIO, name: str) -> bytes:
         return stream.read(MAX_BYTES + 1)
     except OSError as e:
         raise _unreadable(name, e) from e
+
+
+@functools.cache
+def _hush_libtiff() -> None:
+    """Damage is reported in our words; libtiff and Pillow's reader of TIFFs also write theirs to stderr."""
+    logging.getLogger(TiffImagePlugin.__name__).addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with it sealed inside
+        # Symbols of a library are looked up in those it depends on, too, wherever Pillow keeps its libtiff.
+        handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        handler(None)
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ SCORE = "max-softmax"
 DEFAULT_MODEL = "cifar10-ratio"
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
+LARGEST = 1e6  # of temperatures and normalisations, and its inverse the smallest: float32 computes with them
 MAX_HEADER_BYTES = 64 * 2**20
 AGAIN = "Get the package again, or package it again from its checkpoint."
 
@@ -263,8 +264,7 @@ def threshold(spec: Spec, which: str | float = "tpr95") -> float:
 
     Raises:
         UncalibratedError: a name, and the model has no thresholds.
-        PackageError: a name of the form tprX that the model does not have.
-        UsageError: any other name, or a number outside [0,1].
+        UsageError: a name that the model does not have (its own are listed), or a number outside [0,1].
     """
     if isinstance(which, str) and which in spec.thresholds:
         return spec.thresholds[which]
@@ -276,16 +276,15 @@ def threshold(spec: Spec, which: str | float = "tpr95") -> float:
         if 0 <= number <= 1:  # false for nan
             return number
         raise UsageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
-    if not re.fullmatch(r"tpr[0-9.]+", str(which)):
-        raise UsageError(
-            f"threshold {which!r:.40}", "is neither a name nor a number", "For example: tpr95, or 0.35."
-        )
-    if not spec.thresholds:
+    named = re.fullmatch(r"tpr[0-9.]+", str(which))
+    if not spec.thresholds and named:
         raise UncalibratedError(
             spec.name, f"has no threshold {which}: it is not calibrated", "Run `ratioctl calibrate` on it."
         )
-    stored = ", ".join(sorted(spec.thresholds))
-    raise PackageError(spec.name, f"has no threshold {which}", f"It has {stored}; a number works too.")
+    stored = ", ".join(sorted(spec.thresholds)) or "none"
+    reason = f"{spec.name} has no such threshold" if named else "is neither a name nor a number"
+    step = f"{spec.name} has {stored}; a confidence in [0,1] works too, for example 0.35."
+    raise UsageError(f"threshold {str(which)!r:.40}", reason, step)
 
 
 def portable_config(spec: Spec) -> dict[str, Any]:
@@ -349,10 +348,10 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
     if size[0] not in (1, 3) or max(size[1:]) > 16384:
         raise bad("pretrained_cfg.input_size", f"is {size}; channels are 1 or 3, sides at most 16384")
     mean = _numbers(pixels.get("mean"), size[0])
-    if mean is None:
+    if mean is None or max(map(abs, mean)) > LARGEST:
         raise bad("pretrained_cfg.mean", f"must be {size[0]} finite number(s)")
     std = _numbers(pixels.get("std"), size[0])
-    if std is None or min(std) <= 0:
+    if std is None or not 1 / LARGEST <= min(std) <= max(std) <= LARGEST:
         raise bad("pretrained_cfg.std", f"must be {size[0]} finite number(s) above 0")
     interpolation = pixels.get("interpolation", "bicubic")
     if not isinstance(interpolation, str):
@@ -362,7 +361,7 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
     if score != SCORE:
         raise bad("ratio.score", f'is {score!r:.40}; this ratioctl knows "{SCORE}"')
     temperature = _number(ratio.get("temperature", 1.0))
-    if temperature is None or temperature <= 0:
+    if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
         raise bad("ratio.temperature", "must be a finite number above 0")
     thresholds = ratio.get("thresholds", {})
     checked = {key: _number(value) for key, value in _table(thresholds, bad, "ratio.thresholds").items()}
@@ -502,7 +501,16 @@ def _regular(path: Path) -> os.stat_result:
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
     if not stat.S_ISREG(status.st_mode):
         raise PackageError(path, "is not a plain file", AGAIN)
+    if path.is_symlink() and _leads_out(path):
+        step = "Copy the package with the files in it: cp -rL."
+        raise PackageError(path, "is a link that leads out of the package", step)
     return status
+
+
+def _leads_out(path: Path) -> bool:
+    """Whether a link's target lies outside its folder; installers may link what is bundled."""
+    inside = path.parent.resolve() in path.resolve().parents
+    return not inside and _models().absolute() not in path.absolute().parents
 
 
 def _bytes(path: Path) -> bytes:
@@ -711,8 +719,8 @@ def update(
             are replaced whole.
         card: the new README.md. None renders it anew where the present one was rendered, and leaves one
             that somebody wrote.
-        onnx: the export. None keeps the present one unless the digest changes: an export with the old
-            temperature or thresholds inside is removed.
+        onnx: the export. None keeps the present one, with the new config in its metadata, unless the digest
+            changes: an export with the old temperature or thresholds inside is removed.
 
     Raises:
         as `write`.
@@ -736,8 +744,27 @@ def update(
             contents[ONNX] = _given(onnx)
         elif _digest(spec, kept) != old.digest:
             kept = {name: recorded for name, recorded in kept.items() if _plain(name) != ONNX}
+        elif old.onnx_path is not None and config_changes:
+            stated = {**document["ratio"], "digest": old.digest}
+            contents[ONNX] = _restamped(_bytes(old.onnx_path), {**document, "ratio": stated})
         _replace(folder, document, kept, contents)
     return read(folder)
+
+
+def _restamped(data: bytes, config: Mapping[str, Any]) -> bytes:
+    """An exported file whose metadata hold `config`; its graph stays as it is."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError:
+        return data  # no ONNX file: for whoever loads it to say
+    for entry in model.metadata_props:
+        if entry.key == "ratioctl":
+            entry.value = json.dumps(config)
+    stamped: bytes = model.SerializeToString()
+    return stamped
 
 
 def _complete(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ratioctl.errors import PackageError
 from ratioctl.package import ModelPackage, Spec, find, parse_config, read
 
 EXPORT = "Export it again with `ratioctl export`."
+CONFIG, ABOUT = "ratioctl", "ratioctl.export"  # metadata: the package's config; what holds of the graph alone
 OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
 
 
@@ -28,12 +29,14 @@ class Runtime:
         path: the file.
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
+        threshold: what the graph's `is_ood` compares with; None in files that do not say.
         session: the onnxruntime session.
     """
 
     path: Path
     spec: Spec
     input_type: Literal["float", "uint8"]
+    threshold: float | None
     session: Any = dataclasses.field(repr=False)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -50,9 +53,23 @@ class Runtime:
         return self.run(images, ("probabilities",))["probabilities"]
 
     def run(self, images: np.ndarray, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
-        """The named outputs of the graph, first axis N; images as for `predict`."""
-        values = self.session.run(list(outputs), {"image": self._fitting(images)})
-        return dict(zip(outputs, values, strict=True))
+        """The named outputs of the graph, first axis N; images as for `predict`.
+
+        Raises:
+            PackageError: the graph fails, or gives something else than it says it does.
+        """
+        fitting = self._fitting(images)
+        try:
+            values = self.session.run(list(outputs), {"image": fitting})
+        except Exception as error:  # onnxruntime's own classes share no base
+            raise PackageError(self.path, f"cannot compute ({_detail(error)})", EXPORT) from None
+        found = dict(zip(outputs, values, strict=True))
+        for name, value in found.items():
+            each = (len(self.spec.label_names),) if name in ("logits", "probabilities") else ()
+            if value.shape != (len(images), *each):
+                reason = f"computes {name} of shape {value.shape} for {len(images)} images"
+                raise PackageError(self.path, reason, EXPORT)
+        return found
 
     def _fitting(self, images: np.ndarray) -> np.ndarray:
         channels, height, width = self.spec.input_size
@@ -89,15 +106,22 @@ def load(
             raise PackageError(path, "is not a plain file", EXPORT)
         if path.stat().st_size == 0:
             raise PackageError(path, "is empty", EXPORT)
-        with path.open("rb"):
-            pass
+        data = path.read_bytes()
     except FileNotFoundError:
         raise PackageError(path, "there is no such file", EXPORT) from None
     except OSError as error:
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
-    session = _session(path, threads, device)
-    spec = _spec(session.get_modelmeta().custom_metadata_map, path)
-    return Runtime(path=path, spec=spec, input_type=_input_type(session, spec, path), session=session)
+    _insist_on_one_file(data, path)
+    session = _session(data, path, threads, device)
+    metadata = session.get_modelmeta().custom_metadata_map
+    spec = _spec(metadata, path)
+    return Runtime(
+        path=path,
+        spec=spec,
+        input_type=_input_type(session, spec, path),
+        threshold=_threshold(metadata),
+        session=session,
+    )
 
 
 def _file(model: str | os.PathLike[str] | ModelPackage) -> Path:
@@ -110,7 +134,37 @@ def _file(model: str | os.PathLike[str] | ModelPackage) -> Path:
     return model.onnx_path
 
 
-def _session(path: Path, threads: int | None, device: str) -> Any:
+def _insist_on_one_file(data: bytes, path: Path) -> None:
+    """Refuse a graph that takes tensors from other files, wherever they lie: ours never do."""
+    if b"location" not in data:  # the key under which the format keeps a file's name
+        return
+    import onnx
+    from google.protobuf.message import DecodeError, Message
+
+    def outside(message: Message) -> str | None:
+        if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
+            return next((entry.value for entry in message.external_data if entry.key == "location"), "?")
+        for _, value in message.ListFields():
+            parts = [value] if isinstance(value, Message) else value if hasattr(value, "__len__") else []
+            for part in parts:
+                if isinstance(part, Message) and (found := outside(part)) is not None:
+                    return found
+        return None
+
+    try:
+        found = outside(onnx.load_model_from_string(data))
+    except DecodeError:
+        return  # onnxruntime says what is wrong with it
+    if found is not None:
+        reason = f'keeps its weights in another file, "{found:.80}", and is not read'
+        raise PackageError(path, reason, EXPORT)
+
+
+def _detail(error: Exception) -> str:
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))[:160]
+
+
+def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -126,15 +180,10 @@ def _session(path: Path, threads: int | None, device: str) -> Any:
         index = int(device.partition(":")[2] or 0)
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
+        # Bytes, not the path: what was looked at is what is loaded, and it has no folder to look into.
+        return onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes share no base
-        text = " ".join(str(error).split())
-        if re.search(r"external|\.onnx\.data|file_size|data file", text, re.IGNORECASE):
-            raise PackageError(
-                path, "keeps its weights in another file, which is missing or damaged", EXPORT
-            ) from None
-        detail = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
-        raise PackageError(path, f"is damaged or no ONNX file ({detail:.160})", EXPORT) from None
+        raise PackageError(path, f"is damaged or no ONNX file ({_detail(error)})", EXPORT) from None
 
 
 def usable_processors() -> int:
@@ -145,7 +194,7 @@ def usable_processors() -> int:
 
 
 def _spec(metadata: dict[str, str], path: Path) -> Spec:
-    text = metadata.get("ratioctl")
+    text = metadata.get(CONFIG)
     if text is None:
         raise PackageError(
             path,
@@ -157,6 +206,13 @@ def _spec(metadata: dict[str, str], path: Path) -> Spec:
     except (ValueError, RecursionError):
         raise PackageError(path, 'has a "ratioctl" metadata entry that is not valid JSON', EXPORT) from None
     return parse_config(config, path, name=path.stem)
+
+
+def _threshold(metadata: dict[str, str]) -> float | None:
+    try:
+        return float(json.loads(metadata[ABOUT])["threshold"])
+    except (KeyError, ValueError, TypeError, RecursionError):  # a note: its absence is no fault
+        return None
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

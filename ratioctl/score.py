@@ -42,6 +42,7 @@ class Model:
         road: what computes, for the summary.
         parallel: `predict` may run in several threads at once, each on one processor.
         worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
+        own_threshold: what the flag inside an exported file compares with; None elsewhere.
     """
 
     spec: Spec
@@ -49,6 +50,7 @@ class Model:
     road: Literal["onnx", "torch"]
     parallel: bool
     worst_case: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    own_threshold: float | None = None
 
 
 def ood_score(
@@ -70,8 +72,8 @@ def ood_score(
 
     Raises (at once, not at the first row):
         SourceError: nothing of `paths` exists or holds images.
-        UsageError: a threshold that is neither a name nor a confidence.
-        PackageError: a threshold the model does not have; UncalibratedError where it has none.
+        UsageError: a threshold that is neither a name of the model's nor a confidence.
+        UncalibratedError: a name, and the model has no thresholds.
     """
     found = batches(
         paths, model, threshold=threshold, probabilities=probabilities, stdin=stdin, workers=workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, Context, command, emit_json
+from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.text import safe_text
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ def export(
         typer.Option("--layout", metavar="file|triton|kserve", help="One file, or a server's folder."),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SOURCE",
+            help=f"Images to quantise on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
+        ),
+    ] = None,
+    download: Download = False,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
     from ratioctl.export import export as run
@@ -48,6 +57,8 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        data=data,
+        download=download,
     )
     for doubt in done.warnings:
         context.warn(doubt)
@@ -59,7 +70,7 @@ def export(
     for file in done.files:
         show(safe_text(file))
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
-    show(f"{size}, out of distribution below confidence {done.threshold:.6g}")
+    show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
     if done.parity is not None:
         show(
             f"Agrees with torch on {done.parity.n} images: logits differ by at most "
@@ -67,9 +78,10 @@ def export(
         )
     if done.cost is not None:
         _show_cost(context, done.cost)
-    for batch, torch_ms in done.latency_ms["torch"].items():
-        ours = done.latency_ms["onnxruntime"][batch]
-        show(f"Batch {batch}: torch {torch_ms:.2f} ms, onnxruntime {ours:.2f} ms ({torch_ms / ours:.2f}x)")
+    roads = list(done.latency_ms)
+    for batch, before in done.latency_ms[roads[-2]].items():
+        times = ", ".join(f"{road} {done.latency_ms[road][batch]:.3g} ms" for road in roads)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[roads[-1]][batch]:.2f}x)")
     return None
 
 

@@ -27,6 +27,8 @@ def inspect(
         loaded = runtime.load(model)
         spec: package.Spec = loaded.spec
         about = {"path": str(loaded.path), "kind": "onnx", "input": loaded.input_type}
+        if loaded.threshold is not None:
+            about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
     else:
         found = spec = package.read(package.find(model))
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}
@@ -56,11 +58,11 @@ def _print(context: Context, spec: object, about: dict[str, str]) -> None:
         ("mean", ", ".join(f"{value:.4g}" for value in spec.mean)),
         ("std", ", ".join(f"{value:.4g}" for value in spec.std)),
         ("classes", _some(spec.label_names)),
-        ("temperature", f"{spec.temperature:.6g}" + ("" if spec.calibrated else " (not calibrated)")),
+        ("temperature", f"{spec.temperature:.4g}" + ("" if spec.calibrated else " (not calibrated)")),
     ]
-    rows += [(f"threshold {key}", f"{value:.6g}") for key, value in sorted(spec.thresholds.items())]
+    rows += [(f"threshold {key}", f"{value:.4g}") for key, value in sorted(spec.thresholds.items())]
     rows += [
-        (f"ladder l{norm}", ", ".join(f"{value:g}" for value in ladder))
+        (f"ladder l{norm}", ", ".join(f"{value:.4g}" for value in ladder))
         for norm, ladder in spec.ladders.items()
     ]
     if ratio.get("objective"):

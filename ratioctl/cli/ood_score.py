@@ -69,6 +69,12 @@ def ood_score(
     batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
     if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
         context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")
+    own = opened.own_threshold
+    if own is not None and abs(own - limit) > 1e-6:
+        context.note(
+            f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {limit:.4g}. "
+            f"Give --threshold {own:.9g} for the file's own flags."
+        )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
     names = _rows.columns(spec.label_names if probabilities else None, worst_case=worst_case is not None)
@@ -112,12 +118,16 @@ def ood_score(
         )
     named = f", {threshold}" if threshold in spec.thresholds else ""
     context.note(
-        f"{count:,} images in {seconds:.1f} s ({count / seconds:,.0f} a second): {out:,} out of distribution "
-        f"(confidence below {limit:.6g}{named}), {failed:,} could not be read."
+        f"{_images(count)} in {seconds:.1f} s ({count / seconds:,.0f} a second): "
+        f"{out:,} out of distribution (confidence below {limit:.4g}{named}), {failed:,} could not be read."
     )
     if fail_on_ood and out:
         return 4
     return 3 if failed and not skip_errors else 0
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 @contextlib.contextmanager
@@ -142,7 +152,7 @@ def _progress(context: Context, *, shown: bool) -> Iterator[Callable[[int, int, 
             pace = count / max(time.monotonic() - began, 1e-9)
             bar.update(
                 task,
-                description=f"{count:,} images, {out:,} out, {failed:,} unreadable, {pace:,.0f} a second",
+                description=f"{_images(count)}, {out:,} out, {failed:,} unreadable, {pace:,.0f} a second",
             )
 
         yield move

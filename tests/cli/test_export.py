@@ -41,7 +41,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             bytes=2**20,
             parity=None if options["int8"] else same,
             cost=cost if options["int8"] else None,
-            latency_ms={"torch": {1: 4.0, 32: 60.0}, "onnxruntime": {1: 2.0, 32: 50.0}},
+            latency_ms={
+                "torch": {1: 4.0, 32: 60.0},
+                "onnxruntime": {1: 2.0, 32: 50.0},
+                **({"onnxruntime int8": {1: 1.0, 32: 25.0}} if options["int8"] else {}),
+            },
             warnings=("a doubt",) if options["int8"] else (),
         )
 
@@ -56,8 +60,8 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
         "m.onnx",
         "1.0 MiB, opset 18, float input, out of distribution below confidence 0.5",
         "Agrees with torch on 256 images: logits differ by at most 3.0e-07, no label and no flag differs",
-        "Batch 1: torch 4.00 ms, onnxruntime 2.00 ms (2.00x)",
-        "Batch 32: torch 60.00 ms, onnxruntime 50.00 ms (1.20x)",
+        "Batch 1: torch 4 ms, onnxruntime 2 ms (2.00x)",
+        "Batch 32: torch 60 ms, onnxruntime 50 ms (1.20x)",
     ]
     assert asked == [
         {
@@ -68,18 +72,22 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
             "int8": False,
             "layout": "file",
             "opset": None,
+            "data": None,
+            "download": False,
         }
     ]
 
 
 def test_what_int8_costs(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--int8", "--input", "uint8"]) == 0
+    assert main(["export", "--int8", "--input", "uint8", "--data", "pets.tar:val"]) == 0
+    assert asked[0]["data"] == "pets.tar:val"
     captured = capsys.readouterr()
     assert "a doubt" in captured.err
     lines = [line.split() for line in captured.out.splitlines()]
     assert ["labels", "3", "of", "200", "(1.50%),", "4", "of", "50", "(8.00%)"] in lines
     assert ["flags", "5", "of", "200", "(2.50%),", "1", "of", "50", "(2.00%)"] in lines
     assert ["accuracy", "90.00%", "->", "88.00%"] in lines
+    assert "Batch 32: torch 60 ms, onnxruntime 50 ms, onnxruntime int8 25 ms (2.00x)" in captured.out
     assert ["AUROC", "95.00%", "->", "94.00%"] in lines
 
 

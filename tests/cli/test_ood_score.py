@@ -110,6 +110,30 @@ def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.
     assert "\\n" in lines[5]
     assert "\\x1b[2J" in lines[5]
     assert len(lines) == 7
+    assert lines[1].split()[2:4] == [f"{SURE:.4g}", f"{1 - SURE:.4g}"]
+
+
+def test_one_image_is_one(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(colours / "red.png", "--model", tiny_onnx) == 0
+    assert capsys.readouterr().err.startswith("1 image in ")
+
+
+def test_a_file_with_another_threshold_says_so(
+    tmp_path: Path, tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    model = onnx.load(tiny_onnx)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "ratioctl.export", '{"threshold": 0.25}'
+    onnx.save(model, tmp_path / "own.onnx")
+    line = [colours / "red.png", "--model", tmp_path / "own.onnx"]
+    assert run(*line) == 0
+    assert "tiny's own is_ood compares with 0.25; these rows compare with 0.9" in capsys.readouterr().err
+    assert run(*line, "--threshold", "0.25") == 0
+    assert "own is_ood" not in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "own.onnx")]) == 0
+    assert "confidence below 0.25" in capsys.readouterr().out
 
 
 def test_names_survive_csv(tiny_onnx: Path, tmp_path: Path, colours: Path) -> None:
@@ -162,7 +186,7 @@ def test_exit_codes(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixtur
     assert run(red, "missing.png", *common) == 3
     assert run("missing.png", *common) == 2
     assert run(red, "--model", tiny_onnx, "--threshold", "1.5") == 2
-    assert run(red, "--model", tiny_onnx, "--threshold", "tpr97") == 5
+    assert run(red, "--model", tiny_onnx, "--threshold", "tpr97") == 2
     assert run(red, "--model", tiny_onnx, "--worst-case", "0.5") == 2
     assert run(red, "--model", "no-such-model") == 5
     assert run(red, "--model", "no-such.onnx") == 5
@@ -178,6 +202,83 @@ def test_a_full_disk(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixtu
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "/dev/full: cannot be written: no space left on device" in captured.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output(tiny_onnx: Path, colours: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        line = program(str(colours), "--model", str(tiny_onnx), "--format", "csv")
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 6
+    assert b"no space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_onnx_files_that_cannot_be_used(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    foreign = onnx.load(tiny_onnx)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    (tmp_path / "cut.onnx").write_bytes(tiny_onnx.read_bytes()[:200])
+    (tmp_path / "empty.onnx").touch()
+    parts = tmp_path / "parts.onnx"
+    onnx.save(
+        onnx.load(tiny_onnx), parts, save_as_external_data=True, location="parts.data", size_threshold=0
+    )
+    (tmp_path / "parts.data").unlink()
+    for name, said in (
+        ("foreign", 'was not exported by ratioctl: its metadata has no "ratioctl" entry'),
+        ("cut", "is damaged or no ONNX file"),
+        ("empty", "is empty"),
+        ("parts", "keeps its weights in another file, which is missing or damaged"),
+    ):
+        assert run(colours, "--model", tmp_path / f"{name}.onnx") == 5
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert f"{name}.onnx" in captured.err
+        assert said in captured.err
+
+
+def test_files_that_are_no_files_or_may_not_be_read(
+    tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(colours / "a-fifo.png")
+    (colours / "b-device.png").symlink_to("/dev/zero")
+    locked = colours / "c-locked.png"
+    locked.write_bytes((colours / "red.png").read_bytes())
+    locked.chmod(0)
+    assert run(colours, "--model", tiny_onnx, "--format", "jsonl") == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["error"] for row in rows[:2]] == ["is a FIFO, not a file", "is a device, not a file"]
+    refused = os.geteuid() != 0  # root may read everything
+    assert rows[3]["error"] == ("may not be read: no permission" if refused else None)
+    assert [row["error"] for row in rows[4:]] == [None] * 3
+    assert rows[-1]["label"] == "red"
+
+
+def test_a_file_that_vanishes_and_one_that_grows_meanwhile(
+    tiny_onnx: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the listing of the folder and the reading of the file."""
+    from ratioctl import images
+
+    walk = images.walk
+
+    def meddling(*arguments: object, **options: object) -> object:
+        items = list(walk(*arguments, **options))  # type: ignore[arg-type]
+        (colours / "blue.png").unlink()
+        (colours / "grey.png").write_bytes((colours / "grey.png").read_bytes()[:30])
+        return iter(items)
+
+    monkeypatch.setattr(images, "walk", meddling)
+    assert run(colours, "--model", tiny_onnx, "--format", "jsonl") == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["label"] for row in rows] == [None, "green", None, "red"]
+    assert rows[0]["error"] == "does not exist"
+    assert "PNG" in rows[2]["error"]
 
 
 def test_a_present_output_survives_a_wrong_command(

@@ -108,6 +108,55 @@ def test_the_data_tell_a_wrong_normalisation(
     assert not (tmp_path / "q").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_network_of_timm_does_what_ours_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=3).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    pixels = timm.data.resolve_model_data_config(theirs)
+    size = pixels["input_size"][1]
+    mean, std = (",".join(map(str, pixels[key])) for key in ("mean", "std"))
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    for k in range(60):
+        folder = data / ("cat", "dog", "frog")[k % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        light = rng.integers(0, 200, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(light).resize((size, size)).save(folder / f"{k:02d}.png")
+    out = tmp_path / "pets"
+    line = [tmp_path / "weights.pth", "--arch", f"timm:{name}", "--labels", "cat,dog,frog", "--out", out]
+    assert run(*line, "--input-size", str(size), "--mean", mean, "--std", std, "--data", data) == 0
+    assert main(["calibrate", str(out), "--data", str(data)]) == 0
+    assert package.read(out).calibrated
+    eager = list(ratioctl.ood_score([data], model=out, probabilities=True))
+    assert main(["export", str(out)]) == 0
+    read = package.read(out)
+    assert read.onnx_path is not None
+    exported = list(ratioctl.ood_score([data], model=read.onnx_path, probabilities=True))
+    assert [(row.path, row.label) for row in exported] == [(row.path, row.label) for row in eager]
+    ours, ort = (np.array([row.probabilities for row in rows]) for rows in (eager, exported))
+    assert np.abs(ours - ort).max() < 1e-4
+    first = np.asarray(Image.open(eager[0].path)).astype(np.float32).transpose(2, 0, 1)[None] / 255
+    normal = (torch.from_numpy(first) - torch.tensor(pixels["mean"]).view(3, 1, 1)) / torch.tensor(
+        pixels["std"]
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        expected = torch.softmax(theirs(normal) / read.temperature, 1)[0]
+    assert eager[0].probabilities == pytest.approx(expected.tolist(), abs=1e-4)
+    capsys.readouterr()
+
+
+def test_an_unknown_name_of_timm(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    line = [weights, "--arch", "timm:test_resnett", "--labels", "cat,dog,frog", "--out", tmp_path / "p"]
+    assert run(*line, "--mean", "0", "--std", "1") == 2
+    assert 'Did you mean "timm:test_resnet"' in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", tmp_path / "p"]
     good = ["--arch", "resnet18", "--labels", "cat,dog,frog", "--mean", "0", "--std", "1", *out]
@@ -132,3 +181,28 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "p" / "mine.txt").touch()
     assert run(weights, *good) == 2
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_real_checkpoint_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pyautoattack's example: a plain ResNet-18 of CIFAR-10, on pixels as they are."""
+    import pyautoattack
+
+    from ratioctl import resources
+
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    weights = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+    labels = package.read(package.find("cifar10-ratio")).label_names
+    out = tmp_path / "theirs"
+    line = [weights, "--arch", "resnet18", "--labels", ",".join(labels), "--out", out]
+    assert run(*line) == 2
+    assert "--mean 0 --std 1" in " ".join(capsys.readouterr().err.split())
+    assert run(*line, "--mean", "0", "--std", "1") == 0
+    samples = resources.folder("assets") / "samples"
+    shown = {"cat": "cat", "kitten": "cat", "dog": "dog", "horse": "horse", "moose": "deer", "duck": "bird"}
+    paths = [samples / f"{name}.jpg" for name in (*shown, "kingfisher")]
+    rows = list(ratioctl.ood_score(paths, model=out, threshold=0.5))
+    right = [row.label == label for row, label in zip(rows, [*shown.values(), "bird"], strict=True)]
+    assert sum(right) >= 5, [(row.path, row.label) for row in rows]

@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import ratioctl
 import ratioctl.resources
-from ratioctl import metrics, package, runtime
-from ratioctl.errors import OutputError, RatioctlError, UncalibratedError, UsageError
+from ratioctl import images, metrics, package, runtime
+from ratioctl.errors import OutputError, RatioctlError, SourceError, UncalibratedError, UsageError
 from ratioctl.nets import build
 from ratioctl.nets.predict import predictor
 
@@ -127,7 +128,10 @@ def test_the_graph_is_the_contracts(pets: package.ModelPackage, tmp_path: Path) 
     metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     expected = json.loads((pets.path / "config.json").read_text())
     del expected["ratio"]["files"]
-    assert metadata == {"ratioctl": expected}
+    assert metadata == {
+        "ratioctl": expected,
+        "ratioctl.export": {"threshold": pets.thresholds["tpr95"]},
+    }
     assert all(not tensor.external_data for tensor in model.graph.initializer)
     assert os.path.dirname(export.__file__).encode() not in done.path.read_bytes(), "tells where it was made"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float.onnx", "pets"]
@@ -170,17 +174,37 @@ def test_without_a_name_it_goes_into_the_package(pets: package.ModelPackage, tmp
     assert np.abs(runtime.load(read).predict(images) - predictor(read).predict(images)).max() < 1e-5
 
 
-def test_every_road_gives_the_same_rows(pets: package.ModelPackage, colours: Path, tmp_path: Path) -> None:
+def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path: Path) -> None:
+    """Package with torch, package with ONNX, both kinds of ONNX file, Python, counterfactuals.json."""
     samples = ratioctl.resources.folder("assets") / "samples"
-    eager = list(ratioctl.ood_score([colours, samples], model=pets, probabilities=True))
-    alone = export.export(pets, output=tmp_path / "m.onnx", input_type="uint8").path
+    eager = list(ratioctl.ood_score([samples], model=pets, probabilities=True))
+    answers = tmp_path / "answers"
+    ratioctl.counterfactual([samples], target="cat", eps=0.5, steps=1, model=pets.path, out=answers)
+    document = json.loads((answers / "counterfactuals.json").read_text())
+    floats = export.export(pets, output=tmp_path / "float.onnx").path
+    bytes_ = export.export(pets, output=tmp_path / "uint8.onnx", input_type="uint8").path
     inside = export.export(pets).package
     assert inside is not None
-    for road in (alone, inside, inside.path):
-        rows = list(ratioctl.ood_score([colours, samples], model=road, probabilities=True))
+    found = {}
+    for road in (floats, bytes_, inside, inside.path):
+        rows = list(ratioctl.ood_score([samples], model=road, probabilities=True))
         assert [(r.path, r.label, r.is_ood) for r in rows] == [(r.path, r.label, r.is_ood) for r in eager]
-        ours, theirs = (np.array([row.probabilities for row in found]) for found in (rows, eager))
-        assert np.abs(ours - theirs).max() < 1e-5
+        found[str(road)] = [row.probabilities for row in rows]
+    with torch.no_grad():
+        pixels = [images.decode(row.path, 8).pixels for row in eager]
+        logits = ratioctl.load_model(pets.path)(torch.from_numpy(images.to_pixels(np.stack(pixels))))
+        found["Python"] = torch.softmax(logits / pets.temperature, 1).tolist()
+    originals = [(image["path"], image["original"]) for image in document["images"]]
+    assert [path for path, _ in originals] == [row.path for row in eager]
+    assert [found["is_ood"] for _, found in originals] == [row.is_ood for row in eager]
+    found["counterfactuals.json"] = [original["probabilities"] for _, original in originals]
+    for name, probabilities in found.items():
+        assert np.abs(np.array(probabilities) - [row.probabilities for row in eager]).max() < 1e-4, name
+    saved_pngs = [answers / image["targets"][0]["budgets"][0]["png"] for image in document["images"]]
+    shown = [image["targets"][0]["budgets"][0]["probabilities"] for image in document["images"]]
+    rows = list(ratioctl.ood_score(saved_pngs, model=bytes_, probabilities=True))
+    assert np.abs(np.array([row.probabilities for row in rows]) - shown).max() < 1e-4
+    assert {row.is_ood for row in eager} == {True, False}, "both answers occur, or the test proves nothing"
     assert len(eager) > 10
 
 
@@ -198,8 +222,12 @@ def test_what_departs_from_the_package_goes_beside_it(
 
 def test_the_threshold_is_the_graphs(pets: package.ModelPackage, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (37, 8, 8, 3), dtype=np.uint8)
-    found = runtime.load(export.export(pets, threshold="tpr99").path).run(images)
-    assert (found["is_ood"] == (found["confidence"] < pets.thresholds["tpr99"])).all()
+    for asked, limit in (("tpr99", pets.thresholds["tpr99"]), (0.6, 0.6)):
+        loaded = runtime.load(export.export(pets, threshold=asked).path)
+        assert (loaded.threshold, loaded.spec.thresholds) == (limit, pets.thresholds)
+        found = loaded.run(images)
+        assert (found["is_ood"] == (found["confidence"] < np.float32(limit))).all()
+        assert 0 < found["is_ood"].sum() < 37
     with pytest.raises(UsageError):
         export.export(pets, threshold="1.1")
     bare = package.update(pets, config_changes={"ratio": {"thresholds": {}}})
@@ -278,19 +306,30 @@ def test_triton_and_kserve(pets: package.ModelPackage, tmp_path: Path, input_typ
     assert "protocolVersion: v2" in manifest
 
 
-def test_tritons_own_definition_parses_the_configuration(once: package.ModelPackage) -> None:
-    pytest.importorskip("tritonclient.grpc")
+@pytest.mark.parametrize("input_type", ["float", "uint8"])
+def test_tritons_own_definition_agrees_with_the_model(
+    pets: package.ModelPackage, tmp_path: Path, input_type: Any
+) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    parsed = text_format.Parse(export.triton_config("pets", once, "float"), model_config_pb2.ModelConfig())
+    done = export.export(pets, output=tmp_path, layout="triton", input_type=input_type)
+    text = (tmp_path / "tiny-pets" / "config.pbtxt").read_text()
+    parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert parsed.name == "tiny-pets"
     assert parsed.max_batch_size == export.MAX_BATCH
-    assert list(parsed.input[0].dims) == [3, 8, 8]
+    session = runtime.load(done.path).session
+    kinds = {"FP32": "float", "UINT8": "uint8", "INT64": "int64", "BOOL": "bool"}
+
+    def declared(part: Any) -> tuple[str, str, list[int]]:
+        kind = model_config_pb2.DataType.Name(part.data_type).removeprefix("TYPE_")
+        dims = list(part.reshape.shape) if part.HasField("reshape") else list(part.dims)
+        return part.name, f"tensor({kinds[kind]})", dims
+
+    for ours, theirs in ((parsed.input, session.get_inputs()), (parsed.output, session.get_outputs())):
+        assert [declared(part) for part in ours] == [(v.name, v.type, v.shape[1:]) for v in theirs]
     assert [output.name for output in parsed.output] == OUTPUTS
-    assert list(parsed.output[0].dims) == [3]
-    for output in parsed.output[2:]:
-        assert (list(output.dims), list(output.reshape.shape)) == ([1], [])
-        assert output.HasField("reshape")
+    assert {output.label_filename for output in parsed.output[:2]} == {"labels.txt"}
 
 
 @pytest.mark.parametrize(
@@ -300,35 +339,70 @@ def test_names_are_made_safe(name: str, safe: str) -> None:
     assert export.safe_name(name) == safe
 
 
-def test_int8_is_measured_on_images_it_was_not_fitted_to(
-    pets: package.ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def saved(folder: Path, pixels: np.ndarray, labels: np.ndarray | None) -> Path:
+    """The images as PNGs, in class folders where there are labels."""
+    for k, image in enumerate(pixels):
+        place = folder if labels is None else folder / LABELS[labels[k]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{k:03d}.png")
+    return folder
+
+
+def test_int8_is_measured_on_images_it_was_not_fitted_to(pets: package.ModelPackage, tmp_path: Path) -> None:
     images = export._sample(pets)
-    truth = predictor(pets).predict(images).argmax(1)
-    monkeypatch.setattr(export, "_held_out", lambda package, download: (images, truth, "held-out images", []))
-    done = export.export(pets, output=tmp_path / "int8.onnx", int8=True)
+    data = saved(tmp_path / "data", images, predictor(pets).predict(images).argmax(1))
+    done = export.export(pets, output=tmp_path / "int8.onnx", int8=True, data=str(data))
     loaded = runtime.load(done.path)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {
         node.op_type for node in onnx.load(done.path).graph.node
     }
     assert loaded.spec.thresholds == pets.thresholds
+    assert loaded.threshold == pets.thresholds["tpr95"]
     assert done.parity is None
     assert done.cost is not None
-    assert done.cost.source == "held-out images"
+    assert done.cost.source == str(data)
     assert done.cost.accuracy is not None
     assert done.cost.accuracy[0] == 1.0
     assert 0.7 < done.cost.accuracy[1] <= 1.0
+    assert done.cost.auroc is not None
     assert (done.cost.agreement.n, done.cost.outside_agreement.n) == (128, 512)
     assert 0 < done.cost.agreement.difference < 1
+    assert list(done.latency_ms) == ["torch", "onnxruntime", "onnxruntime int8"]
     assert package.read(pets.path).onnx_path is None
 
 
-def test_int8_without_held_out_images_says_so(pets: package.ModelPackage) -> None:
-    images, labels, source, doubts = export._held_out(pets, False)
-    assert images.shape[1:] == (8, 8, 3)
-    assert labels is None
-    assert source == "crops of sample photographs"
-    assert "has no recipe" in doubts[0]
+def test_int8_without_labels_and_what_is_said_beside_it(pets: package.ModelPackage, tmp_path: Path) -> None:
+    data = saved(tmp_path / "data", export._sample(pets)[:40], None)
+    (data / "broken.png").touch()
+    held = export._held_out(pets, str(data), False)
+    assert (len(held), held.labels) == (40, None)
+    faster = {"onnxruntime": {1: 1.0, 32: 2.0}, "onnxruntime int8": {1: 1.0, 32: 1.0}}
+    slower = {**faster, "onnxruntime int8": {1: 1.0, 32: 3.0}}
+    said = export._doubts(held, faster)
+    assert [text.split(str(data))[0] for text in said] == ["1 of the images of ", ""]
+    assert said[1].endswith("accuracy and AUROC are not measured")
+    assert "batch 32 takes 3 ms instead of 2 ms" in export._doubts(held, slower)[-1]
+    assert export._doubts(None, faster) == ()
+
+
+def test_int8_needs_images_and_names_the_option(
+    pets: package.ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SourceError, match=r"has no recipe.*--data SOURCE") as caught:
+        export.export(pets, int8=True)
+    assert caught.value.exit_code == 2
+    recipe = (ratioctl.resources.folder("recipes") / "cifar10-ratio-small.toml").read_text()
+    with pytest.raises(SourceError, match=r"calibration data of its recipe cannot be read.*--data SOURCE"):
+        export.export(dataclasses.replace(pets, recipe_text=recipe), int8=True)
+    few = saved(tmp_path / "few", export._sample(pets)[:3], None)
+    with pytest.raises(SourceError, match=r"3 image.*32 are needed"):
+        export.export(pets, int8=True, data=str(few))
+    with pytest.raises(UsageError, match="is for --int8"):
+        export.export(pets, data=str(few))
+    other = tmp_path / "other" / "horse"
+    shutil.copytree(few, other)
+    with pytest.raises(SourceError, match="horse"):
+        export._held_out(pets, str(other.parent), False)
 
 
 def test_an_opset_that_cannot_be_had(once: package.ModelPackage) -> None:

@@ -377,6 +377,22 @@ def test_update_changes_what_it_is_given_and_keeps_the_rest(pkg: package.ModelPa
     assert names(pkg.path) == {"model.safetensors", "config.json", "recipe.toml", "README.md", "model.onnx"}
 
 
+def test_measurements_reach_the_exports_metadata(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    old = package.read(tiny_package)
+    assert old.onnx_path is not None
+    graph = onnx.load(old.onnx_path).graph
+    new = package.update(old, config_changes={"ratio": {"metrics": [{"name": "accuracy", "value": 0.9}]}})
+    assert new.digest == old.digest
+    assert new.onnx_path is not None
+    model = onnx.load(new.onnx_path)
+    assert model.graph == graph
+    metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert metadata == {"ratioctl": package.portable_config(new)}
+    assert metadata["ratioctl"]["ratio"]["metrics"][0]["value"] == 0.9
+
+
 def test_update_removes_an_export_that_no_longer_fits(pkg: package.ModelPackage) -> None:
     new = package.update(pkg, config_changes={"ratio": {"temperature": 0.6}})
     assert new.onnx_path is None

@@ -66,7 +66,7 @@ def test_thresholds_that_cannot_be(
     for wrong in ("nan", -0.1, 1.5, "tpr", "high", ""):
         with pytest.raises(UsageError, match="threshold"):
             ratioctl.ood_score([colours], model=tiny_onnx, threshold=wrong)
-    with pytest.raises(PackageError, match="It has tpr95, tpr99"):
+    with pytest.raises(UsageError, match=r"tiny has no such threshold. tiny has tpr95, tpr99"):
         ratioctl.ood_score([colours], model=tiny_onnx, threshold="tpr97")
     read = package.read(tiny_package)
     bare = package.update(read, config_changes={"ratio": {"thresholds": {}}}, onnx=tiny_graph())
