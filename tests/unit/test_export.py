@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import re
@@ -185,10 +186,17 @@ def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path:
     bytes_ = export.export(pets, output=tmp_path / "uint8.onnx", input_type="uint8").path
     inside = export.export(pets).package
     assert inside is not None
+    clear = [abs((row.confidence or 0) - pets.thresholds["tpr95"]) > 1e-6 for row in eager]
+
+    def decided(flags: list[bool | None]) -> list[bool | None]:
+        """Those of images whose confidence is not the threshold itself, to within float32's rounding."""
+        return list(itertools.compress(flags, clear))
+
     found = {}
     for road in (floats, bytes_, inside, inside.path):
         rows = list(ratioctl.ood_score([samples], model=road, probabilities=True))
-        assert [(r.path, r.label, r.is_ood) for r in rows] == [(r.path, r.label, r.is_ood) for r in eager]
+        assert [(r.path, r.label) for r in rows] == [(r.path, r.label) for r in eager]
+        assert decided([row.is_ood for row in rows]) == decided([row.is_ood for row in eager])
         found[str(road)] = [row.probabilities for row in rows]
     with torch.no_grad():
         pixels = [images.decode(row.path, 8).pixels for row in eager]
@@ -196,7 +204,8 @@ def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path:
         found["Python"] = torch.softmax(logits / pets.temperature, 1).tolist()
     originals = [(image["path"], image["original"]) for image in document["images"]]
     assert [path for path, _ in originals] == [row.path for row in eager]
-    assert [found["is_ood"] for _, found in originals] == [row.is_ood for row in eager]
+    flags = [original["is_ood"] for _, original in originals]
+    assert decided(flags) == decided([row.is_ood for row in eager])
     found["counterfactuals.json"] = [original["probabilities"] for _, original in originals]
     for name, probabilities in found.items():
         assert np.abs(np.array(probabilities) - [row.probabilities for row in eager]).max() < 1e-4, name
@@ -205,7 +214,7 @@ def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path:
     rows = list(ratioctl.ood_score(saved_pngs, model=bytes_, probabilities=True))
     assert np.abs(np.array([row.probabilities for row in rows]) - shown).max() < 1e-4
     assert {row.is_ood for row in eager} == {True, False}, "both answers occur, or the test proves nothing"
-    assert len(eager) > 10
+    assert sum(clear) > 10
 
 
 def test_what_departs_from_the_package_goes_beside_it(
@@ -222,12 +231,13 @@ def test_what_departs_from_the_package_goes_beside_it(
 
 def test_the_threshold_is_the_graphs(pets: package.ModelPackage, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (37, 8, 8, 3), dtype=np.uint8)
-    for asked, limit in (("tpr99", pets.thresholds["tpr99"]), (0.6, 0.6)):
+    middle = float(np.median(metrics.confidence(predictor(pets).predict(images), pets.temperature)))
+    for asked, limit in (("tpr99", pets.thresholds["tpr99"]), (middle, middle)):
         loaded = runtime.load(export.export(pets, threshold=asked).path)
         assert (loaded.threshold, loaded.spec.thresholds) == (limit, pets.thresholds)
         found = loaded.run(images)
         assert (found["is_ood"] == (found["confidence"] < np.float32(limit))).all()
-        assert 0 < found["is_ood"].sum() < 37
+    assert 0 < found["is_ood"].sum() < 37, "both answers occur, or the test proves nothing"
     with pytest.raises(UsageError):
         export.export(pets, threshold="1.1")
     bare = package.update(pets, config_changes={"ratio": {"thresholds": {}}})
@@ -391,7 +401,7 @@ def test_int8_needs_images_and_names_the_option(
     with pytest.raises(SourceError, match=r"has no recipe.*--data SOURCE") as caught:
         export.export(pets, int8=True)
     assert caught.value.exit_code == 2
-    recipe = (ratioctl.resources.folder("recipes") / "cifar10-ratio-small.toml").read_text()
+    recipe = package.read(package.find()).recipe_text
     with pytest.raises(SourceError, match=r"calibration data of its recipe cannot be read.*--data SOURCE"):
         export.export(dataclasses.replace(pets, recipe_text=recipe), int8=True)
     few = saved(tmp_path / "few", export._sample(pets)[:3], None)

@@ -648,7 +648,7 @@ def test_threshold(pkg: package.ModelPackage) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             package.threshold(pkg, bad)
-    with pytest.raises(PackageError, match="It has tpr95, tpr99"):
+    with pytest.raises(UsageError, match=r"has no such threshold\. cat-dog has tpr95, tpr99"):
         package.threshold(pkg, "tpr90")
     plain = package.update(pkg, config_changes={"ratio": {"thresholds": {}}})
     assert not plain.calibrated
