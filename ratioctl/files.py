@@ -58,8 +58,12 @@ def alive(process: int) -> bool:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write and wait until the disk has it; a fault leaves a partial file under `path`."""
-    with path.open("wb") as stream:
+    """Write a new file and wait until the disk has it; a fault leaves a partial one under `path`.
+
+    What lies under the name goes first: through a link planted there nothing is written.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("xb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -117,7 +121,7 @@ def lock(folder: Path) -> Iterator[None]:
         yield
         return
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):

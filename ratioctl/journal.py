@@ -65,7 +65,7 @@ class Journal:
             data = (self.folder / f"{key}.npz").read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as filed:
                 return {name: filed[name] for name in filed.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile):
             return None  # not there, or damaged: it is computed (again)
 
     def finish(self) -> None:

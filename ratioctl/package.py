@@ -427,7 +427,10 @@ def parse_weights(data: bytes, where: object) -> dict[str, np.ndarray]:
         if begin > end or end > len(body) or end - begin != size or len(shape) > 32:
             raise bad(f'claims {size} bytes for the tensor "{name}" where the file has others')
         spans.append((begin, end))
-        array = np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
+        try:
+            array = np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
+        except ValueError:  # no values, and a side that no array can have
+            raise bad(f'claims an impossible shape for the tensor "{name}"') from None
         if entry["dtype"] == "BF16":
             array = (array.astype("<u4") << np.uint32(16)).view("<f4")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -591,7 +594,7 @@ def _files(config: dict[str, Any], where: Path) -> dict[str, str]:
         raise PackageError(where, '"ratio.files" is missing', AGAIN)
     for name, recorded in files.items():
         inside = name and not name.startswith(".") and not any(ch in "/\\:\0" for ch in name)
-        if not inside or name == "config.json" or len(os.fsencode(name)) > 255 or name != safe_text(name):
+        if not inside or name == "config.json" or name != safe_text(name) or len(os.fsencode(name)) > 255:
             raise PackageError(
                 where, f'"ratio.files" holds {name!r:.80}, which is no name of a file here', AGAIN
             )

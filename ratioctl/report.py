@@ -173,7 +173,7 @@ def _earlier_files(folder: Path) -> set[str]:
         named += [
             f"{home}/{name}" for home in homes for name in ("grid.png", "animation.gif", "animation.webp")
         ]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return set()
     return {name for name in named if isinstance(name, str) and _is_ours(folder, name)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import stat
@@ -179,6 +180,9 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
             )
         index = int(device.partition(":")[2] or 0)
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+    logging.getLogger(__name__).info(
+        "Computing on %s (onnxruntime, %d threads), fp32", device, options.intra_op_num_threads
+    )
     try:
         # Bytes, not the path: what was looked at is what is loaded, and it has no folder to look into.
         return onnxruntime.InferenceSession(data, options, providers=providers)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -35,7 +36,7 @@ from ratioctl.attack import goals
 from ratioctl.attack.engine import perturb
 from ratioctl.data import loader
 from ratioctl.data.inside import Images
-from ratioctl.errors import Interrupted, RecipeError, TrainingError, UsageError
+from ratioctl.errors import Interrupted, PackageError, RecipeError, TrainingError, UsageError
 from ratioctl.nets import classifier as nets
 from ratioctl.nets.classifier import Classifier
 from ratioctl.nets.hardware import Place, choose
@@ -497,20 +498,27 @@ def _restore(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
         raise UsageError(folder, f"checkpoint format {root.get('format')} is not known", "Update ratioctl.")
     if hashlib.sha256(data).hexdigest() != expected:
         raise UsageError(folder / name, "does not match its recorded SHA-256", damaged)
-    if root["recipe_digest"] != recipe.digest:
-        changed = _changes(recipes.loads(root["recipe"], str(folder)), recipe)
+    if root.get("recipe_digest") != recipe.digest:
+        changed = _changes(recipes.loads(str(root.get("recipe")), str(folder)), recipe)
         raise RecipeError(
             folder.parent,
             f"was started with another recipe; changed: {', '.join(changed)}",
             "Resume with the same recipe and --set options, or choose another --out.",
         )
-    tensors = load_tensors(data)
+    try:
+        _fill(state, root, load_tensors(data), place, where=str(folder / name))
+    except (SafetensorError, PackageError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(folder, f"its checkpoint cannot be read: {error}", damaged) from None
 
+
+def _fill(
+    state: State, root: dict[str, Any], tensors: dict[str, Tensor], place: Place, *, where: str
+) -> None:
     def group(prefix: str) -> dict[str, Tensor]:
         start = prefix + "."
         return {k[len(start) :]: v.to(place.device) for k, v in tensors.items() if k.startswith(start)}
 
-    nets.load_weights(state.model, group("model"), where=str(folder / name))
+    nets.load_weights(state.model, group("model"), where=where)
     if state.average is not None:
         for key, value in group("average").items():
             state.average[key].copy_(value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import types
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -92,9 +92,10 @@ def _texts(cells: Sequence[Value], *, digits: int = 9) -> list[str]:
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    # Before Python 3.13 a carriage return in a name is quoted only where it is part of the line terminator.
+    lines: list[str] = []
+    csv.writer(types.SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _parquet(stream: IO[bytes], names: Sequence[str]) -> tuple[Write, Any]:

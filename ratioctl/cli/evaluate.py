@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,8 +106,9 @@ def evaluate(
 
 
 def default_folder(names: list[str], suite: str) -> Path:
-    """Where reports go without --out."""
-    return Path("reports") / f"{names[0] if len(names) == 1 else 'comparison'}-{suite}"
+    """Where reports go without --out; a model's name may be anything, and stays below `reports`."""
+    name = re.sub(r"[^\w.-]+", "-", names[0]).strip("-.") or "model"
+    return Path("reports") / f"{name if len(names) == 1 else 'comparison'}-{suite}"
 
 
 class _Progress:

@@ -76,7 +76,7 @@ def _network(architecture: str, num_classes: int, channels: int, width: int | No
     wide = re.fullmatch(r"wideresnet-(\d+)-(\d+)", architecture)
     if wide:
         depth, widen = int(wide[1]), int(wide[2])
-        if (depth - 4) % 6 or depth < 10 or not 1 <= widen <= 32:
+        if (depth - 4) % 6 or not 10 <= depth <= 1000 or not 1 <= widen <= 32:
             raise UsageError(architecture, "a WideResNet's depth is 6n + 4", "For example wideresnet-28-10.")
         return WideResNet(depth, widen, num_classes, channels)
     library, _, name = architecture.partition(":")
@@ -124,20 +124,25 @@ def from_package(package: ModelPackage, device: torch.device | str = "cpu") -> C
     config = package.config
     cfg = config["pretrained_cfg"]
     options = dict(config.get("architecture_options") or {})
+    weights = package_weights(package)
     try:
-        # A layer's initial values are overwritten below: build without touching the global generator.
-        with torch.random.fork_rng(devices=[]):
-            model = build(
-                config["architecture"],
-                num_classes=int(config["num_classes"]),
-                channels=int(cfg["input_size"][0]),
-                mean=cfg["mean"],
-                std=cfg["std"],
-                **options,
-            )
-    except (UsageError, TypeError) as error:
-        raise PackageError(package.path, f"its architecture cannot be built: {error}") from None
-    load_weights(model, package_weights(package), where=str(package.weights_path))
+        # Ours first without memory: a config may ask for more than there is. Libraries' have no options.
+        for kind in ("cpu",) if ":" in package.architecture else ("meta", "cpu"):
+            # A layer's initial values are overwritten below: build without touching the global generator.
+            with torch.random.fork_rng(devices=[]), torch.device(kind):
+                model = build(
+                    config["architecture"],
+                    num_classes=len(package.label_names),
+                    channels=package.input_size[0],
+                    mean=cfg["mean"],
+                    std=cfg["std"],
+                    **options,
+                )
+            _insist_on_fit(model, weights, where=str(package.weights_path))
+    except (UsageError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"its architecture cannot be built: {' '.join(str(error).split())[:200]}"
+        raise PackageError(package.path, reason) from None
+    load_weights(model, weights, where=str(package.weights_path))
     model.config = config
     return model.eval().to(device)
 
@@ -148,6 +153,17 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], 
     Raises:
         PackageError: a missing, unexpected or wrongly shaped key; up to five are named.
     """
+    needed = _insist_on_fit(model, weights, where=where)
+    state = model.network.state_dict()
+    with torch.no_grad():
+        for key in needed:
+            value = weights[key]
+            tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            state[key].copy_(tensor)
+
+
+def _insist_on_fit(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], *, where: str) -> set[str]:
+    """The keys to fill; raises as `load_weights`."""
     state = model.network.state_dict()
     # Whole numbers (counters of seen batches, index tables) follow from the architecture and are not stored.
     whole = {k for k, v in state.items() if not v.is_floating_point()}
@@ -163,11 +179,7 @@ def load_weights(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], 
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise PackageError(where, f"the weights do not fit the architecture: {shown}")
-    with torch.no_grad():
-        for key in needed:
-            value = weights[key]
-            tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
-            state[key].copy_(tensor)
+    return needed
 
 
 def frozen(model: Classifier) -> Classifier:

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -102,14 +103,16 @@ def read(path: str | Path) -> Checkpoint:
             path=path, state={k: torch.from_numpy(v) for k, v in arrays.items()}, nest="", sha256=digest
         )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not re.search(r"GLOBAL|Unsupported class|instantiate", str(error)):
+        with warnings.catch_warnings():  # that this is a TorchScript archive is said below
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if not re.search(r"GLOBAL|Unsupported class|instantiate|TorchScript", str(error)):
             raise _damaged(path, error) from None
         reason = "holds more than tensors: code that would run on loading, which is refused"
         step = "Save its state dict alone: torch.save(model.state_dict(), ...)."
         raise PackageError(path, reason, step) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+    except (EOFError, ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(path, error) from None
     except (AttributeError, IndexError, struct.error, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise _damaged(path, error) from None
