@@ -1,0 +1,596 @@
+"""Nothing lost: real processes of the real command line, killed and starved at their write points.
+
+    python benchmarks/faults.py [--kills 100] [--disk 50] [--seed 0] [--json FILE]
+
+A write point is a call that changes the disk: opening a file for writing, writing to it, fsync, rename, link,
+unlink, mkdir, rmdir, truncate, below the command's own folder. A first run of each command counts them; then
+`--kills` more runs are killed (SIGKILL), most at a write point, some of these with half of the bytes written,
+the others at any time at all; `--disk` more meet a full or failing disk at a write point. After each fault
+
+- every file under a final name is whole, and every package that was there before can be read,
+- the same command, with `--resume` where it is `train`, ends as if nothing had happened: the same files, byte
+  for byte but for the times it took, and nothing left over.
+
+The processes are forked from one that has imported everything, so that a hundred of them take minutes; each
+is set up, run and ended as `python -m ratioctl` is. The faults are put in from outside, by exchanging
+functions of `os` and `io` in the forked process: the product knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import contextlib
+import dataclasses
+import errno
+import importlib
+import io
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# --- in the process that fails ------------------------------------------------------------------------------
+
+PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
+FILE_CALLS = ("fsync", "ftruncate")
+IMPORTED = (
+    *(f"ratioctl.{room}" for room in ("calibrate", "cli", "evaluate", "evaluation_report", "explain")),
+    *("ratioctl.export", "ratioctl.report", "ratioctl.train", "torchvision", "torch._dynamo"),
+    *("torch.onnx._internal.exporter._core", "sklearn.datasets", "pyarrow.parquet", "jinja2"),
+    *("rich.progress", "rich.table"),
+)
+
+
+def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
+    """Exchange what changes the disk below `root` for versions that count, tell `trace`, and fail.
+
+    Args:
+        fault: {"at": number of the write point, from 1; 0 for none; "kind": "kill", "torn" (kill after half
+            of the bytes), "signal" (SIGTERM to itself), "gone" (the folder is removed), "slow" (every point
+            sleeps "seconds"), or an errno's name, then this point and all later ones that need space fail;
+            "once": only this one does; "signum": of "signal"}.
+        trace: descriptor that gets a line "number call path" for each point.
+    """
+    root = os.path.realpath(root)
+    kind, at = str(fault.get("kind", "none")), int(fault.get("at", 0))
+    number = 0
+    real = {name: getattr(os, name) for name in (*PATH_CALLS, *FILE_CALLS, "open", "write")}
+
+    def below(path: Any) -> str | None:
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        full = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
+        full = os.path.join(full, os.path.basename(os.fsdecode(path)))
+        inside = full == root or full.startswith(root + "/")
+        return os.path.relpath(full, root) if inside else None
+
+    def point(call: str, where: str, half: Callable[[], object] = lambda: None) -> None:
+        nonlocal number
+        number += 1
+        real["write"](trace, f"{number} {call} {where}\n".encode())
+        if kind == "slow":
+            time.sleep(float(fault["seconds"]))
+        elif kind in ("kill", "torn") and number == at:
+            if kind == "torn":
+                half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "signal" and number == at:
+            os.kill(os.getpid(), int(fault["signum"]))
+        elif kind == "gone" and number == at:
+            subprocess.run(["rm", "-rf", root], check=True)
+        elif kind.startswith("E"):
+            # A full disk still removes, renames and syncs what is there; a failing one does nothing.
+            needs = call in ("open", "write", "mkdir", "link") or kind in ("EIO", "EROFS")
+            if needs and (number == at or (number > at > 0 and not fault.get("once"))):
+                half()
+                code = getattr(errno, kind)
+                raise OSError(code, os.strerror(code), os.path.join(root, where))
+
+    def by_path(name: str) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            where = None if options.get("dir_fd") is not None else below(path)
+            if where is not None:
+                point(name, where)
+            return real[name](path, *args, **options)
+
+        return call
+
+    def by_file(name: str) -> Callable[..., Any]:
+        def call(descriptor: int, *args: Any) -> Any:
+            where = below(descriptor)
+            if where is not None:
+                point(name, where)
+            return real[name](descriptor, *args)
+
+        return call
+
+    class Writing:
+        def __init__(self, stream: Any, where: str) -> None:
+            self._stream, self._where = stream, where
+
+        def write(self, data: Any) -> Any:
+            def half() -> None:
+                self._stream.write(data[: len(data) // 2])
+                self._stream.flush()
+
+            point("write", self._where, half)
+            return self._stream.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+        def __enter__(self) -> Any:
+            self._stream.__enter__()
+            return self
+
+        def __exit__(self, *exc: object) -> Any:
+            return self._stream.__exit__(*exc)
+
+    real_open = io.open
+
+    def opening(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        where = below(file) if set(mode) & set("wax+") and not isinstance(file, int) else None
+        if where is None:
+            return real_open(file, mode, *args, **options)
+        point("open", where)
+        return Writing(real_open(file, mode, *args, **options), where)
+
+    for name in PATH_CALLS:
+        setattr(os, name, by_path(name))
+    for name in FILE_CALLS:
+        setattr(os, name, by_file(name))
+    io.open = builtins.open = opening  # type: ignore[assignment]
+
+
+def serve() -> None:
+    """Import everything once, then fork a process per line on stdin and answer with how it ended."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    threads = [name for name in names if not name.startswith("jemalloc")]  # which looks after forks itself
+    assert len(threads) == 1, f"a fork would lose threads: {threads}"
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _be(order)
+        print(json.dumps({"pid": child}), file=answers, flush=True)
+        _, status = os.waitpid(child, 0)
+        ended = {"returncode": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - began}
+        print(json.dumps(ended), file=answers, flush=True)
+
+
+def _be(order: Mapping[str, Any]) -> None:
+    """Become `python -m ratioctl ARGS` in a folder of its own; never returns."""
+    code = 70
+    try:
+        os.setsid()
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
+        os.chdir(order["cwd"])
+        sys.argv = ["ratioctl", *order["args"]]
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+        if order.get("user") is not None:
+            os.setgroups([])
+            os.setgid(order["user"])
+            os.setuid(order["user"])
+        interpose(order["root"], order["fault"], trace)
+        from ratioctl.cli import main
+
+        code = main()
+        sys.stdout.flush()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    os._exit(code)
+
+
+# --- in the process that looks ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a process ended: `returncode` (-9 when killed), what it said, and its write points."""
+
+    returncode: int
+    said: str
+    points: list[tuple[str, str]]  # (call, path below the root)
+    seconds: float
+
+
+class Forks:
+    """The forking process; a context manager."""
+
+    def __init__(self) -> None:
+        self.scratch = Path(tempfile.mkdtemp(prefix="faults-"))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "300"}
+        environment.pop("RATIOCTL_DEBUG", None)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def start(
+        self,
+        args: Sequence[str],
+        root: Path,
+        fault: Mapping[str, Any] | None = None,
+        *,
+        cwd: Path | None = None,
+        user: int | None = None,
+    ) -> int:
+        """Begin `ratioctl ARGS` in `cwd` (`root` by default) and return its process number."""
+        assert self.process.stdin is not None
+        order = {
+            "args": list(args),
+            "cwd": str(cwd or root),
+            "root": str(root),
+            "fault": dict(fault or {}),
+            "log": str(self.scratch / "log"),
+            "trace": str(self.scratch / "trace"),
+            "user": user,
+        }
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer()["pid"])
+
+    def end(self) -> Ended:
+        """Wait for the process that was begun."""
+        answer = self._answer()
+        trace = (self.scratch / "trace").read_text(encoding="utf-8", errors="replace")
+        return Ended(
+            returncode=answer["returncode"],
+            said=(self.scratch / "log").read_text(encoding="utf-8", errors="replace"),
+            points=[
+                (parts[1], parts[2]) for line in trace.splitlines() if len(parts := line.split(" ", 2)) == 3
+            ],
+            seconds=answer["seconds"],
+        )
+
+    def run(self, *args: Any, **options: Any) -> Ended:
+        """`start`, then `end`."""
+        self.start(*args, **options)
+        return self.end()
+
+    def killed_after(self, seconds: float, args: Sequence[str], root: Path) -> Ended:
+        """The command, killed after so long."""
+        pid = self.start(args, root)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return self.end()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the forking process is gone")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A command and the folder it starts from, which is also where it runs.
+
+    Attributes:
+        again: what a user types after a fault.
+        packages: below the folder, readable at every moment.
+        changing: packages that are there only once the command was there.
+    """
+
+    name: str
+    start: Path
+    args: tuple[str, ...]
+    again: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    changing: tuple[str, ...] = ()
+
+
+TINY = (
+    "--set=model.width=4",
+    "--set=optim.epochs=0.2",
+    "--set=optim.batch_size=32",
+    "--set=optim.batch_size_out=16",
+    "--set=optim.validate_every=0.08",
+    "--set=optim.validate_images=16",
+    '--set=data.outside="noise:uniform"',
+    '--set=data.outside_test="noise:uniform"',
+    "--set=objective.inside.attack.steps=1",
+    "--set=objective.outside.attack.steps=1",
+)
+
+
+def cases(forks: Forks, folder: Path) -> dict[str, Case]:
+    """The five commands that write what people keep, on the smallest models and data that have everything."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    made = {name: folder / name for name in ("empty", "model", "questions")}
+    for path in made.values():
+        path.mkdir(parents=True)
+    train = ("train", "digits-ratio", *TINY, "--out", "run", "-q", "--device", "cpu")
+    done = forks.run(train, made["model"])
+    assert done.returncode == 0, done.said
+    os.rename(made["model"] / "run" / "package", made["model"] / "net")
+    shutil.rmtree(made["model"] / "run")
+    digits = load_digits()
+    for k, image in enumerate(digits.images[:2]):
+        Image.fromarray((image * 15.9375).astype("uint8")).save(made["questions"] / f"digit {k}.png")
+    shutil.copytree(made["model"] / "net", made["questions"] / "net")
+    evaluate = ("evaluate", "net", "--data", "digits:test", "--limit", "6", "--ood", "noise=noise:uniform")
+    evaluate += ("--write", "--out", "report", "-q", "--device", "cpu", "--precision", "fp32")
+    calibrate = ("calibrate", "net", "--data", "digits:test", "--objective", "nll", "-q", "--device", "cpu")
+    ask = (
+        "counterfactual",
+        "digit 0.png",
+        "digit 1.png",
+        "--target",
+        "3,8",
+        "--model",
+        "net",
+        "--eps",
+        "0.5,1",
+    )
+    ask += ("--steps", "5", "--out", "answers", "-q", "--device", "cpu")
+    export = ("export", "net", "-q")
+    return {
+        case.name: case
+        for case in (
+            Case(
+                name="train",
+                start=made["empty"],
+                args=train,
+                again=(*train, "--resume"),
+                changing=("run/package",),
+            ),
+            Case(name="evaluate", start=made["model"], args=evaluate, again=evaluate, packages=("net",)),
+            Case(name="calibrate", start=made["model"], args=calibrate, again=calibrate, packages=("net",)),
+            Case(name="export", start=made["model"], args=export, again=export, packages=("net",)),
+            Case(name="counterfactual", start=made["questions"], args=ask, again=ask, packages=("net",)),
+        )
+    }
+
+
+def half_written(root: Path, case: Case) -> list[str]:
+    """What stands under a final name and is not whole; empty when nothing is lost."""
+    import numpy as np
+    import onnx
+    from PIL import Image
+
+    from ratioctl import package
+    from ratioctl.errors import PackageError
+
+    found = []
+    for name in (*case.packages, *case.changing):
+        if name in case.packages or (root / name).exists():
+            try:
+                package.weights(package.read(root / name))
+            except PackageError as error:
+                found.append(str(error))
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and not _temporary(p.relative_to(root))):
+        try:
+            data = path.read_bytes()
+            if path.suffix == ".json":
+                document = json.loads(data)
+                for name in document.get("files", {}) if path.name == "state.json" else ():
+                    package.parse_weights((path.parent / name).read_bytes(), name)
+            elif path.suffix == ".jsonl":
+                assert not data or data.endswith(b"\n"), "ends within a line"
+                [json.loads(line) for line in data.splitlines()]
+            elif path.suffix == ".png":
+                with Image.open(path) as image:
+                    image.load()
+            elif path.suffix == ".npz":
+                with np.load(path) as arrays:
+                    [arrays[name] for name in arrays.files]
+            elif path.suffix == ".safetensors":
+                package.parse_weights(data, path)
+            elif path.suffix == ".onnx":
+                onnx.checker.check_model(onnx.load(path))
+            elif path.suffix == ".html":
+                assert data.rstrip().endswith(b"</html>"), "has no end"
+            elif path.suffix == ".parquet":
+                import pyarrow.parquet
+
+                pyarrow.parquet.read_table(io.BytesIO(data))
+        except Exception as error:
+            found.append(f"{path.relative_to(root)}: {type(error).__name__}: {error}")
+    return found
+
+
+def _temporary(path: Path) -> bool:
+    return path.name.endswith(".tmp~") or any(part.endswith(".partial") for part in path.parts)
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file below `root` by name, less journals, which an interrupted run fills otherwise, and times."""
+    found = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = str(path.relative_to(root))
+        if ".journal" not in path.parts:
+            found[name] = _timeless(name, path.read_bytes())
+    return found
+
+
+def _timeless(name: str, data: bytes) -> bytes:
+    if name.endswith((".json", ".jsonl")):
+        return re.sub(rb'"(duration_s|seconds)": [0-9.e+-]+', rb'"\1": 0', data)
+    return data
+
+
+def differences(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]:
+    """Names of the files that one of two folders lacks or that differ."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An uninterrupted run of a case: where it wrote, how long it took, what it left and started from."""
+
+    case: Case
+    points: list[tuple[str, str]]
+    seconds: float
+    result: dict[str, bytes]
+    before: dict[str, bytes]
+
+
+def reference(forks: Forks, case: Case, folder: Path) -> Reference:
+    """Run a case without a fault in a new `folder`."""
+    before = content(fresh(case, folder))
+    done = forks.run(case.args, folder)
+    assert done.returncode == 0, done.said
+    assert half_written(folder, case) == []
+    return Reference(
+        case=case, points=done.points, seconds=done.seconds, result=content(folder), before=before
+    )
+
+
+def fresh(case: Case, folder: Path) -> Path:
+    """The case's starting point, copied to `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(case.start, folder)
+    return folder
+
+
+def outcome(forks: Forks, known: Reference, folder: Path, ended: Ended, expected: Sequence[int]) -> list[str]:
+    """What a fault has broken: faults of the folder now, and after doing the command again."""
+    found = half_written(folder, known.case)
+    if ended.returncode not in expected:
+        found.append(f"ended with {ended.returncode}: {ended.said[-500:]}")
+    if "Traceback" in ended.said or "unexpected fault" in ended.said:
+        found.append(f"said: {ended.said[-500:]}")
+    again = forks.run(known.case.again, folder)
+    if again.returncode != 0:
+        return [*found, f"again: ended with {again.returncode}: {again.said[-500:]}"]
+    return found + [f"again: {name} differs" for name in differences(content(folder), known.result)]
+
+
+def kills(known: Reference, count: int, generator: random.Random) -> Iterator[dict[str, Any]]:
+    """`count` kills: three quarters at write points, evenly spread, some writes torn; the rest any time."""
+    timed = count // 4
+    for number in range(count - timed):
+        low, high = (len(known.points) * (number + d) // (count - timed) for d in (0, 1))
+        at = generator.randrange(low, max(high, low + 1)) + 1
+        call, where = known.points[at - 1]
+        kind = "torn" if call == "write" and number % 2 == 0 else "kill"
+        yield {"kind": kind, "at": at, "call": call, "where": where}
+    for number in range(timed):
+        yield {"kind": "any time", "after_s": known.seconds * (number + generator.random()) / timed}
+
+
+def disk_faults(known: Reference, count: int, generator: random.Random) -> Iterator[dict[str, Any]]:
+    """`count` faults of the disk at write points: full, over quota, failing once, failing for good."""
+    kinds = itertools.cycle(
+        [("ENOSPC", False), ("EDQUOT", False), ("EIO", True), ("ENOSPC", True), ("EIO", False)]
+    )
+    needing = [k for k, (call, _) in enumerate(known.points, 1) if call in ("open", "write", "mkdir", "link")]
+    for number in range(count):
+        low, high = (len(needing) * (number + d) // count for d in (0, 1))
+        at = needing[generator.randrange(low, max(high, low + 1))]
+        kind, once = next(kinds)
+        call, where = known.points[at - 1]
+        yield {"kind": kind, "at": at, "once": once, "call": call, "where": where}
+
+
+def suffer(forks: Forks, known: Reference, folder: Path, fault: Mapping[str, Any]) -> list[str]:
+    """Put a case through one fault; what it broke."""
+    fresh(known.case, folder)
+    if fault["kind"] == "any time":
+        ended = forks.killed_after(fault["after_s"], known.case.args, folder)
+        return outcome(forks, known, folder, ended, (-9, 0))
+    ended = forks.run(known.case.args, folder, fault)
+    if not fault["kind"].startswith("E"):
+        return outcome(forks, known, folder, ended, (-9,))
+    # A fault in tidying up after the change was made costs nothing, and the command says so with 0.
+    return outcome(forks, known, folder, ended, (0, 6))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--disk", type=int, default=50, help="faults of the disk")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one command")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    from _result import finish
+
+    generator = random.Random(options.seed)
+    began = time.perf_counter()
+    figures: dict[str, Any] = {
+        "benchmark": "faults: killed and starved at write points",
+        "seed": options.seed,
+    }
+    broken: list[dict[str, Any]] = []
+    with Forks() as forks, tempfile.TemporaryDirectory(prefix="faults-cases-") as scratch:
+        root = Path(scratch)
+        chosen = [c for c in cases(forks, root / "start").values() if options.only in (None, c.name)]
+        for position, case in enumerate(chosen):
+            known = reference(forks, case, root / "reference")
+            repeated = reference(forks, case, root / "repeated")
+            assert differences(known.result, repeated.result) == [], "not repeatable even without faults"
+            for family, faults, total in (
+                ("kills", kills, options.kills),
+                ("disk faults", disk_faults, options.disk),
+            ):
+                mine = (total * (position + 1)) // len(chosen) - (total * position) // len(chosen)
+                row = {"write points": len(known.points), "faults": 0, "survived": 0, "kinds": Counter()}
+                for fault in faults(known, mine, generator):
+                    lost = suffer(forks, known, root / "work", fault)
+                    row["faults"] += 1
+                    row["survived"] += not lost
+                    row["kinds"][fault["kind"]] += 1
+                    if lost:
+                        broken.append({"command": case.name, **fault, "lost": lost})
+                        print(f"{case.name} {fault}: {lost}", file=sys.stderr)
+                print(f"{case.name}: {row['survived']} of {row['faults']} {family}", file=sys.stderr)
+                figures.setdefault(family, {})[case.name] = row
+    for family in ("kills", "disk faults"):
+        rows = figures[family].values()
+        figures[family]["all"] = {key: sum(row[key] for row in rows) for key in ("faults", "survived")}
+    figures |= {"broken": broken, "seconds": time.perf_counter() - began}
+    finish(figures, options.json)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        main()
