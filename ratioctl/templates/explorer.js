@@ -71,8 +71,9 @@ const title = column => [
 ].filter(Boolean).join(", ");
 
 const targetsOf = group => [...new Set(group.columns.flatMap(column => column.entry.targets.map(t => t.target)))];
+const columnsOf = (group, target) => group.columns.filter(column => column.model.labels.includes(target));
 const answerOf = (column, target) => column.entry.targets.find(answer => answer.target === target);
-const stepsOf = (group, target) => Math.max(0, ...group.columns.map(c => answerOf(c, target)?.budgets.length ?? 0));
+const stepsOf = (group, target) => Math.max(0, ...columnsOf(group, target).map(c => answerOf(c, target)?.budgets.length ?? 0));
 
 // What a column shows at a step of the slider: step 0 is the photograph, the last one its largest budget.
 const pointAt = (column, target, step, steps) => {
@@ -161,7 +162,9 @@ const counterfactualFigure = (column, target) => {
     hold.setAttribute("aria-pressed", state.flipped);
     confidence.replaceChildren(seenAs(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
     seen.replaceChildren(...(hit ? [] : ["seen as ", el("b", { textContent: safe(point.predicted) })]));
-    doubt.replaceChildren(...(point.eps && unknown(column, point) ? [el("span", { className: "tag", textContent: "still not known" })] : []));
+    doubt.replaceChildren(...(point.eps && unknown(column, point) ? [
+      el("span", { className: "tag", textContent: "still not known" }), el("span", { className: "line quiet" }, "highest ",
+        number(Math.max(...point.probabilities)), ", below ", number(column.model.threshold))] : []));
   });
   return el("figure", { className: "picture counterfactual" }, hold,
     el("figcaption", {}, el("span", { className: "what" }, name || "Counterfactual",
@@ -178,16 +181,15 @@ const holding = button => {
 };
 for (const kind of ["pointerup", "pointercancel", "blur"]) addEventListener(kind, () => setFlipped(false));
 
-const film = (group, target) => {
-  const steps = state.steps, places = [...Array(steps + 1).keys()], shared = new Set(group.columns.map(column =>
+const film = (columns, target) => {
+  const steps = state.steps, places = [...Array(steps + 1).keys()], shared = new Set(columns.map(column =>
     JSON.stringify([column.norm, places.map(step => pointAt(column, target, step, steps).eps)]))).size === 1;
   const head = (column, step) => step ? number(pointAt(column, target, step, steps).eps, six) : "original";
   const table = el("table", { className: "film" });
   table.append(el("caption", { className: "hidden" }, `Confidence in ${safe(target)} by budget`));
-  const first = group.columns[0];
-  if (shared) table.append(el("thead", {}, el("tr", {}, places.map(step => el("th", { scope: "col" }, step ? "" : "", head(first, step))))));
+  if (shared) table.append(el("thead", {}, el("tr", {}, places.map(step => el("th", { scope: "col" }, head(columns[0], step))))));
   const cells = places.map(() => []);
-  for (const column of group.columns) {
+  for (const column of columns) {
     const body = el("tbody");
     if (title(column)) body.append(el("tr", {}, el("th", { scope: "rowgroup", colSpan: steps + 1, className: "model" }, title(column))));
     if (!shared) body.append(el("tr", {}, places.map(step => el("th", { scope: "col" }, head(column, step)))));
@@ -201,6 +203,7 @@ const film = (group, target) => {
     table.append(body);
   }
   const scroll = el("div", { className: "film-scroll" }, table);
+  if (steps > 7) Object.assign(scroll, { tabIndex: 0, role: "region", ariaLabel: "All budgets" });  // it may scroll
   watching(() => {
     cells.forEach((column, step) => column.forEach(cell => cell.classList.toggle("now", step === state.step)));
     const cell = cells[state.step][0];
@@ -221,7 +224,7 @@ const slider = (steps, text, label) => {
   });
   return input;
 };
-const budgetSlider = (group, target) => slider(state.steps, () => group.columns.map(column => {
+const budgetSlider = (columns, target) => slider(state.steps, () => columns.map(column => {
   const point = pointAt(column, target, state.step, state.steps);
   return [title(column), point.eps ? `${size(column.norm)} at most ${six(point.eps)}` : "original",
     `${safe(target)} ${two(point.confidence)}`, `seen as ${safe(point.predicted)}`].filter(Boolean).join(", ");
@@ -394,8 +397,8 @@ const gainControl = () => {
   return el("div", { className: "gain" }, el("label", { for: "gain" }, "Gain of the change ", value), input);
 };
 // So that the largest change of the largest budgets just fills the scale.
-const fittingGain = (group, target) => {
-  const largest = Math.max(0, ...group.columns.map(column => answerOf(column, target)?.budgets.at(-1)?.distance.linf ?? 0));
+const fittingGain = (columns, target) => {
+  const largest = Math.max(0, ...columns.map(column => answerOf(column, target)?.budgets.at(-1)?.distance.linf ?? 0));
   return largest ? Math.max(1, Math.min(32, Math.floor(1 / largest))) : 1;
 };
 
@@ -403,7 +406,7 @@ const fittingGain = (group, target) => {
 
 let playing = null;
 const stop = () => { clearInterval(playing); playing = null; };
-const tools = (group, target) => {
+const tools = (columns, target) => {
   const hold = el("button", { type: "button", textContent: "Hold to compare", title: "Or hold space" });
   holding(hold);
   const play = el("button", { type: "button", onclick: () => {
@@ -415,14 +418,14 @@ const tools = (group, target) => {
     document.documentElement.classList.toggle("smooth");
     redraw();
   } });
-  const save = group.columns.map(column => el("a", { className: "button" }, title(column) ? `PNG, ${title(column)}` : "PNG"));
+  const save = columns.map(column => el("a", { className: "button" }, title(column) ? `PNG, ${title(column)}` : "PNG"));
   const numbers = el("a", { className: "button", textContent: "JSON", download: "counterfactuals.json", href: "#" });
   numbers.onclick = () => { numbers.href = "data:application/json;charset=utf-8," + encodeURIComponent(byId("document").textContent); };
   watching(() => {
     hold.setAttribute("aria-pressed", state.flipped);
     play.textContent = playing ? "Pause" : "Play";
     smooth.setAttribute("aria-pressed", document.documentElement.classList.contains("smooth"));
-    group.columns.forEach((column, index) => {
+    columns.forEach((column, index) => {
       const name = pointAt(column, target, state.step, state.steps).png;
       save[index].href = source(name);
       save[index].download = [...safe(name).split("/").slice(0, -1), safe(name).split("/").at(-1)].join("-");
@@ -430,7 +433,7 @@ const tools = (group, target) => {
     });
     numbers.setAttribute("aria-label", "Download all numbers as JSON");
   });
-  return el("div", { className: "tools", role: "toolbar", "aria-label": "View and download" }, hold, play, smooth,
+  return el("div", { className: "tools", role: "group", "aria-label": "View and download" }, hold, play, smooth,
     el("span", { className: "spring" }), el("span", { className: "quiet", textContent: "Download" }), save, numbers);
 };
 
@@ -454,10 +457,10 @@ const tabs = (group, chosen) => {
 };
 
 const showDetail = () => {
-  const group = groups[state.group], target = state.target, view = byId("detail"), { columns } = group;
+  const group = groups[state.group], target = state.target, view = byId("detail"), columns = columnsOf(group, target);
   state.steps = stepsOf(group, target);
   state.step = Math.min(state.step, state.steps);
-  state.gain = fittingGain(group, target);
+  state.gain = fittingGain(columns, target);
   const inputs = Object.values(Object.groupBy(columns, column => extra.files[column.entry.input_png]));
   const to = (index, text) => index in groups ? el("a", { className: "button", href: `#${index + 1}`, textContent: text }) : null;
   const panel = el("div", { id: "panel", className: columns.length === 1 ? "stage one" : "stage many" });
@@ -475,7 +478,7 @@ const showDetail = () => {
   panel.append(
     el("div", { className: "cell originals" }, inputs.map(originalFigure)),
     ...each("pictures", column => counterfactualFigure(column, target)),
-    el("div", { className: "cell control" }, film(group, target), budgetSlider(group, target), tools(group, target)),
+    el("div", { className: "cell control" }, film(columns, target), budgetSlider(columns, target), tools(columns, target)),
     ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "What the model sees" }), curve(column, target), bars(column, target)].flat()),
     el("div", { className: "cell gaining" }, gainControl()),
     ...each("change", column => [heading("h3", column), el("div", { className: "pair" }, change(column, target, "signed"), change(column, target, "size"))]),
@@ -485,8 +488,8 @@ const showDetail = () => {
       el("span", { className: "spring" }), el("span", { className: "quiet" }, `${state.group + 1} of ${groups.length}`),
       to(state.group - 1, "Previous"), to(state.group + 1, "Next")) : null,
     el("div", { className: "headline" }, el("h2", { id: "detail-title", tabIndex: -1, textContent: stem(group.path) }),
-      el("p", { className: "quiet path" }, safe(group.path), ...new Set(columns.flatMap(column => column.notes)).values().map(note => ` · ${safe(note)}`)),
-      columns.flatMap(column => lead(column, target))),
+      el("p", { className: "quiet path" }, safe(group.path), ...[...new Set(columns.flatMap(column => column.notes))].map(note => ` · ${safe(note)}`)),
+      group.columns.flatMap(column => lead(column, target))),
     tabs(group, target), panel].filter(Boolean));
   document.title = `${stem(group.path)}: ${safe(target)}`;
 };
@@ -513,9 +516,10 @@ const openEnlarged = (what, draw, alt) => {
   };
   dialog.setAttribute("aria-label", `Enlarged: ${what}`);
   dialog.replaceChildren(image, el("div", { className: "tools" }, caption, el("span", { className: "spring" }), smooth,
-    el("button", { type: "button", textContent: "Close", autofocus: true, onclick: () => dialog.close() })));
+    el("button", { type: "button", textContent: "Close", onclick: () => dialog.close() })));
   refresh();
   dialog.showModal();
+  dialog.focus();  // not a button, so that space compares
 };
 
 // --- the overview -------------------------------------------------------------------------------------------
@@ -543,7 +547,7 @@ const showOverview = () => {
   };
   const card = (group, index) => {
     const target = filters.target || targetsOf(group)[0], steps = stepsOf(group, target);
-    const images = group.columns.map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
+    const images = columnsOf(group, target).map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
     watching(() => {
       for (const { column, image, value } of images) {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
