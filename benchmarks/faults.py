@@ -58,9 +58,9 @@ def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
 
     Args:
         fault: {"at": number of the write point, from 1; 0 for none; "kind": "kill", "torn" (kill after half
-            of the bytes), "signal" (SIGTERM to itself), "gone" (the folder is removed), "slow" (every point
-            sleeps "seconds"), or an errno's name, then this point and all later ones that need space fail;
-            "once": only this one does; "signum": of "signal"}.
+            of the bytes), "signal" ("signum" to itself), "gone" (the folder "what" is removed), "slow" (every
+            point sleeps "seconds"), or an errno's name, then this point and all later ones that need space
+            fail; "once": only this one does}.
         trace: descriptor that gets a line "number call path" for each point.
     """
     root = os.path.realpath(root)
@@ -89,7 +89,7 @@ def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
         elif kind == "signal" and number == at:
             os.kill(os.getpid(), int(fault["signum"]))
         elif kind == "gone" and number == at:
-            subprocess.run(["rm", "-rf", root], check=True)
+            subprocess.run(["rm", "-rf", str(fault["what"])], check=True)
         elif kind.startswith("E"):
             # A full disk still removes, renames and syncs what is there; a failing one does nothing.
             needs = call in ("open", "write", "mkdir", "link") or kind in ("EIO", "EROFS")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ratioctl.errors import DiskError, OutputError
 
@@ -84,6 +85,34 @@ def make_folder(folder: Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def streaming(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose file takes the place of `path` once it is complete.
+
+    Until then, and after a fault, what was written stands in `partial(path)` and the old file under its name.
+    Pipes and devices are written as they are.
+
+    Raises:
+        DiskError, OutputError: as `write_file`.
+    """
+    with writing(path):
+        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+            with path.open("wb") as stream:
+                yield stream
+            return
+        with partial(path).open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial(path), path.resolve())
+        sync_folder(path.resolve().parent)
+
+
+def partial(path: Path) -> Path:
+    """Where `streaming` writes: beside the file, or beside what a link of that name leads to."""
+    return path.resolve().with_name(path.name + ".partial")
 
 
 @contextlib.contextmanager

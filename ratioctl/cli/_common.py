@@ -243,7 +243,8 @@ def _as_known(error: BaseException) -> RatioctlError:
         return error
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         signum = getattr(error, "signum", 2)
-        known = RatioctlError("Interrupted", "stopped by " + ("SIGTERM" if signum == 15 else "Ctrl-C"))
+        how = "stopped by " + ("SIGTERM" if signum == 15 else "Ctrl-C")
+        known = RatioctlError("Interrupted", how, "Nothing is half-written; the same command starts again.")
         known.exit_code = 128 + signum
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
-from ratioctl.errors import UsageError
+from ratioctl.errors import Interrupted, UsageError
 
 
 @command
@@ -56,7 +56,7 @@ def ood_score(
     import ratioctl
     from ratioctl import package, score
     from ratioctl.cli import _rows
-    from ratioctl.files import writing
+    from ratioctl.files import partial, streaming
 
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
@@ -83,21 +83,25 @@ def ood_score(
         stack.enter_context(contextlib.closing(batches))
         write = None
         if output is not None:
-            stack.enter_context(writing(output))
-            stream = stack.enter_context(output.open("wb"))
+            stream = stack.enter_context(streaming(output))
         if output is not None or not context.json:
             write, close = _rows.writer(
                 row_format, stream if output is not None else sys.stdout.buffer, names, spec.label_names
             )
             stack.callback(close)
         watch = stack.enter_context(_progress(context, shown=output is not None or not sys.stdout.isatty()))
-        for rows in batches:
-            if write is not None:
-                write(rows)
-            count += len(rows)
-            out += sum(row.is_ood is True for row in rows)
-            failed += sum(row.error is not None for row in rows)
-            watch(count, out, failed)
+        try:
+            for rows in batches:
+                if write is not None:
+                    write(rows)
+                count += len(rows)
+                out += sum(row.is_ood is True for row in rows)
+                failed += sum(row.error is not None for row in rows)
+                watch(count, out, failed)
+        except KeyboardInterrupt as stop:
+            kept = f"Their rows are in {partial(output)}." if output is not None else ""
+            reason = f"stopped after {_images(count)}"
+            raise Interrupted("ood-score", reason, kept, signum=getattr(stop, "signum", 2)) from None
     seconds = time.monotonic() - started
     if context.json:
         emit_json(

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -633,8 +634,7 @@ def test_cards_and_reports_show_hostile_names_as_text(named: Path) -> None:
     evaluation = Evaluation(suite="quick", protocol=MARKUP, data=data, environment=machine, models=(model,))
     markdown, page = evaluation_report.markdown(evaluation), evaluation_report.page(evaluation)
     assert inert(markdown)
-    assert "<script>alert" not in markdown
-    assert "<img src" not in markdown
+    assert not re.search(r"(?<!\\)<(script|img)", markdown)
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "\x1b" not in page
