@@ -1,6 +1,6 @@
 """Nothing lost: real processes of the real command line, killed and starved at their write points.
 
-    python benchmarks/faults.py [--kills 100] [--disk 50] [--seed 0] [--json FILE]
+    python benchmarks/faults.py [--kills 100] [--disk 50] [--seed 0] [--seconds N] [--json FILE]
 
 A write point is a call that changes the disk: opening a file for writing, writing to it, fsync, rename, link,
 unlink, mkdir, rmdir, truncate, below the command's own folder. A first run of each command counts them; then
@@ -547,6 +547,7 @@ def main() -> None:
     parser.add_argument("--disk", type=int, default=50, help="faults of the disk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one command")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no fault after so long")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     from _result import finish
@@ -561,29 +562,32 @@ def main() -> None:
     with Forks() as forks, tempfile.TemporaryDirectory(prefix="faults-cases-") as scratch:
         root = Path(scratch)
         chosen = [c for c in cases(forks, root / "start").values() if options.only in (None, c.name)]
-        for position, case in enumerate(chosen):
-            known = reference(forks, case, root / "reference")
-            repeated = reference(forks, case, root / "repeated")
-            assert differences(known.result, repeated.result) == [], "not repeatable even without faults"
-            for family, faults, total in (
-                ("kills", kills, options.kills),
-                ("disk faults", disk_faults, options.disk),
-            ):
-                mine = (total * (position + 1)) // len(chosen) - (total * position) // len(chosen)
-                row = {"write points": len(known.points), "faults": 0, "survived": 0, "kinds": Counter()}
-                for fault in faults(known, mine, generator):
-                    lost = suffer(forks, known, root / "work", fault)
-                    row["faults"] += 1
-                    row["survived"] += not lost
-                    row["kinds"][fault["kind"]] += 1
-                    if lost:
-                        broken.append({"command": case.name, **fault, "lost": lost})
-                        print(f"{case.name} {fault}: {lost}", file=sys.stderr)
-                print(f"{case.name}: {row['survived']} of {row['faults']} {family}", file=sys.stderr)
-                figures.setdefault(family, {})[case.name] = row
-    for family in ("kills", "disk faults"):
-        rows = figures[family].values()
-        figures[family]["all"] = {key: sum(row[key] for row in rows) for key in ("faults", "survived")}
+        known = [reference(forks, case, root / "reference" / case.name) for case in chosen]
+        figures["write points"] = {one.case.name: len(one.points) for one in known}
+        for family, faults, total in (
+            ("kills", kills, options.kills),
+            ("disk faults", disk_faults, options.disk),
+        ):
+            planned = []
+            for k, one in enumerate(known):
+                mine = (total * (k + 1)) // len(known) - (total * k) // len(known)
+                planned += [(one, fault) for fault in faults(one, mine, generator)]
+            generator.shuffle(planned)  # so that a run that ends early has something of everything
+            rows = {one.case.name: {"faults": 0, "survived": 0, "kinds": Counter()} for one in known}
+            for one, fault in planned:
+                if time.perf_counter() - began > options.seconds:
+                    break
+                lost = suffer(forks, one, root / "work", fault)
+                row: dict[str, Any] = rows[one.case.name]
+                row["faults"] += 1
+                row["survived"] += not lost
+                row["kinds"][fault["kind"]] += 1
+                if lost:
+                    broken.append({"command": one.case.name, **fault, "lost": lost})
+                    print(f"{one.case.name} {fault}: {lost}", file=sys.stderr)
+            count = {key: sum(row[key] for row in rows.values()) for key in ("faults", "survived")}
+            print(f"{family}: {count['survived']} of {count['faults']} survived", file=sys.stderr)
+            figures[family] = {**rows, "all": count}
     figures |= {"broken": broken, "seconds": time.perf_counter() - began}
     finish(figures, options.json)
     sys.exit(bool(broken))

@@ -237,7 +237,7 @@ class Flagging(nn.Module):
         logits = self.network(pixels)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         confidence = probabilities.amax(dim=1)
-        is_ood = confidence < self.threshold
+        is_ood = torch.logical_not(confidence >= self.threshold)  # true for NaN: what is no image is out
         return logits, probabilities, logits.argmax(dim=1), confidence, 1 - confidence, is_ood
 
 
