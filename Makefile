@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo install dev test test-slow check format bench wheel clean distclean
+.PHONY: help demo install dev test test-slow test-lowest check format bench bench-short wheel sbom audit fuzz clean distclean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -44,14 +44,47 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := training counterfactual digits
+BENCHES := training counterfactual scoring startup growth memory digits
+SHORT := training counterfactual startup growth memory
 
-bench: $(VENV)/.dev  ## the benchmarks that need no data of yours, one after the other
+bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz:test adds AutoAttack's
 	@set -e; for name in $(BENCHES); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
+	@$(if $(DATA),$(BIN)/python benchmarks/autoattack.py $(DATA))
 
-wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside
+bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
+	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
+
+# Files in the wheel carry the date of the last commit, so the same commit makes the same bytes.
+wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes every time
 	rm -rf dist
-	$(BIN)/python -m build --wheel
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2> /dev/null || echo 1577836800) $(BIN)/python -m build --wheel
+
+# What the tests ran with, less what only the development needs: exact versions with their hashes.
+build/requirements.txt: $(VENV)/.dev $(VENV)/.release
+	mkdir -p build
+	$(BIN)/python -m pip freeze --exclude-editable > build/constraints.txt
+	$(BIN)/uv pip compile -q --python $(BIN)/python --extra sign --constraint build/constraints.txt --generate-hashes \
+	  --no-header pyproject.toml -o $@
+
+sbom: wheel build/requirements.txt  ## dist/ratioctl.cdx.json: the wheel's bill of materials (CycloneDX), and its pins
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --of JSON -o dist/ratioctl.cdx.json build/requirements.txt
+	cp build/requirements.txt dist/
+
+audit: build/requirements.txt  ## look these versions up in the advisory databases (needs the network)
+	$(BIN)/pip-audit --requirement build/requirements.txt --require-hashes --disable-pip --strict
+
+# Warnings are let pass: yesterday's libraries warn about today's Python.
+LOWEST := build/lowest
+LOWEST_ARGS ?= -q -W default
+test-lowest: $(VENV)/.release  ## the suite with the lowest versions that pyproject.toml allows (Python 3.11)
+	$(BIN)/uv venv -q --allow-existing --python 3.11 $(LOWEST)
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_ARGS)
+
+fuzz: $(VENV)/.dev  ## the parsers that are ours, 100,000 inputs each at most, two minutes each at most
+	$(BIN)/python -m pip install -q -e '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz.py
 
 clean:  ## remove what was built and measured, keep .venv and runs
 	rm -rf build dist demo counterfactuals reports *.egg-info
@@ -75,4 +108,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.installed
+	$(BIN)/python -m pip install -e '.[release]'
 	@touch $@

@@ -542,47 +542,61 @@ def _folder_members(root: str) -> Iterator[_Member]:
     """
     linked: set[tuple[int, int]] = set()
 
-    def visit(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[_Member]:
+    def visit(
+        folder: str, prefix: str, above: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[_Member, tuple[str, str, frozenset[tuple[int, int]]] | None]]:
+        """Each entry, and for a folder the arguments of the visit to it."""
+        unlisted = "is a folder that cannot be listed: "
+        names: list[str] = []
+        others: dict[str, os.DirEntry[str]] = {}  # what is no plain file; of a million those are only names
         try:
             with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda e: e.name)
+                for entry in scan:
+                    if _is_hidden(entry.name):
+                        continue
+                    names.append(entry.name)
+                    if not entry.is_file(follow_symlinks=False):
+                        others[entry.name] = entry
         except OSError as e:
-            yield _Member(
-                name=prefix.rstrip("/") or ".",
-                kind="closed",
-                error=f"is a folder that cannot be listed: {e.strerror}",
-            )
+            name = prefix.rstrip("/") or "."
+            yield _Member(name=name, kind="closed", error=f"{unlisted}{e.strerror}"), None
             return
-        for entry in entries:
-            if _is_hidden(entry.name):
-                continue
-            name = prefix + entry.name
+        names.sort()
+        for name in names:
+            found, path = others.get(name), os.path.join(folder, name)
             try:
-                is_folder = entry.is_dir()
+                is_folder = found is not None and found.is_dir()
             except OSError:
                 is_folder = False
-            if not is_folder:
-                yield _Member(name=name, kind=_suffix_kind(entry.name), file=entry.path)
+            if found is None or not is_folder:
+                yield _Member(name=prefix + name, kind=_suffix_kind(name), file=path), None
                 continue
             here = above
             try:
-                status = os.stat(entry.path)
+                status = os.stat(path)
                 identity = (status.st_dev, status.st_ino)
-                if entry.is_symlink():
+                if found.is_symlink():
                     if identity in above or identity in linked:
                         continue
                     linked.add(identity)
                 here = above | {identity}
             except OSError as e:
-                yield _Member(
-                    name=name, kind="closed", error=f"is a folder that cannot be listed: {e.strerror}"
-                )
+                yield _Member(name=prefix + name, kind="closed", error=f"{unlisted}{e.strerror}"), None
                 continue
-            yield _Member(name=name, kind="folder")
-            yield from visit(entry.path, name + "/", here)
+            yield _Member(name=prefix + name, kind="folder"), (path, prefix + name + "/", here)
 
     status = os.stat(root)
-    yield from visit(root, "", frozenset({(status.st_dev, status.st_ino)}))
+    # Not recursive: paths may be deeper than Python's stack.
+    stack = [visit(root, "", frozenset({(status.st_dev, status.st_ino)}))]
+    while stack:
+        found = next(stack[-1], None)
+        if found is None:
+            stack.pop()
+            continue
+        member, inner = found
+        yield member
+        if inner is not None:
+            stack.append(visit(*inner))
 
 
 def _opened_tar(path: str) -> BinaryIO:
@@ -629,6 +643,8 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
                         records = _pax_records(extended)
                         long_name = records.get("path", long_name)
                         long_size = int(records.get("size", long_size))
+                        if long_size < 0 and "size" in records:
+                            raise _DamagedError("an extended header states a negative size")
                         if any(key.startswith("GNU.sparse.") for key in records):
                             raise _DamagedError("it holds sparse files; pack it without --sparse")
                     continue

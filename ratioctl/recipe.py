@@ -465,7 +465,7 @@ def dumps(recipe: Recipe) -> str:
 def _toml(text: str, where: object) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; so is a number of 5,000 digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RecipeError(where, f"not valid TOML: {reason}", "Correct that line.") from None
 
@@ -508,7 +508,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         raise RecipeError(f"--set {setting}", "is not KEY=VALUE", "For example: --set optim.epochs=10.")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text.strip()
     node = tree
     for part in parts[:-1]:

@@ -36,7 +36,8 @@ def test_help_loads_the_standard_library_and_typer(line: list[str]) -> None:
 
 def test_the_commands_help_loads_nothing_heavy() -> None:
     program = (
-        "from ratioctl.cli import COMMANDS, main\nassert [main([c, '--help']) for c in COMMANDS] == [0] * 10"
+        "from ratioctl.cli import COMMANDS, main\n"
+        "assert [main([c, '--help']) for c in COMMANDS] == [0] * len(COMMANDS)"
     )
     loaded = third_party(program)
     assert loaded & HEAVY == set()

@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import inspect
 import io
 import os
 import socket
 import stat
 import struct
+import sys
 import tarfile
 import threading
 import tracemalloc
@@ -683,6 +685,20 @@ def test_strange_names(tmp_path):
 @given(st.text(max_size=20))
 def test_shown_is_always_printable(text):
     assert images.shown(text).isprintable()
+
+
+def test_folders_deeper_than_pythons_stack(tmp_path):
+    depth = 400
+    folder = tmp_path.joinpath(*["d"] * depth)
+    folder.mkdir(parents=True)
+    (folder / "bottom.png").write_bytes(b"x")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 200)
+    try:
+        found = [item.path for item in images.walk([tmp_path])]
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [str(folder / "bottom.png")]
 
 
 def test_special_files_in_folders_are_items_with_errors(tmp_path):
