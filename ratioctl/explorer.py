@@ -73,15 +73,16 @@ def page(
 
 
 def card_html(card: str) -> str:
-    """A model card as HTML: no markup of its own comes through, no image, headings from the fourth level."""
+    """A model card as HTML: no markup of its own comes through, no image, headings from the third level."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = markdown.parse(re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(int(token.tag[1]) + 3, 6)}"
-    return safe_lines(markdown.renderer.render(tokens, markdown.options, {}))
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+    made = safe_lines(markdown.renderer.render(tokens, markdown.options, {}))
+    return made.replace("<th></th>", "<td></td>")  # a table without a head still has an empty one in Markdown
 
 
 def safe_lines(text: str) -> str:

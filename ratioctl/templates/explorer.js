@@ -386,7 +386,7 @@ const change = (column, target, kind) => {
 };
 
 const gainControl = () => {
-  const value = el("output"), input = el("input", { type: "range", id: "gain", min: 1, max: 32, step: 1 });
+  const value = el("span", { className: "scale" }), input = el("input", { type: "range", id: "gain", min: 1, max: 32, step: 1 });
   input.addEventListener("input", () => { state.gain = Number(input.value); redraw(); });
   watching(() => {
     input.value = state.gain;
@@ -479,6 +479,8 @@ const showDetail = () => {
     el("div", { className: "cell originals" }, inputs.map(originalFigure)),
     ...each("pictures", column => counterfactualFigure(column, target)),
     el("div", { className: "cell control" }, film(columns, target), budgetSlider(columns, target), tools(columns, target)),
+    el("div", { className: "cell legend" }, el("h3", { textContent: "What the models see" }), el("p", { className: "quiet",
+      textContent: "How sure each is of the target as the budget grows, and of every class; the fine marks show the original." })),
     ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "What the model sees" }), curve(column, target), bars(column, target)].flat()),
     el("div", { className: "cell gaining" }, gainControl()),
     ...each("change", column => [heading("h3", column), el("div", { className: "pair" }, change(column, target, "signed"), change(column, target, "size"))]),
@@ -537,7 +539,7 @@ const showOverview = () => {
   const labels = [...new Set(groups.flatMap(group => group.columns.map(column => column.entry.original.label)))].sort();
   const targets = [...new Set(groups.flatMap(targetsOf))];
   const count = el("p", { className: "quiet", role: "status" }), list = el("ul", { className: "cards" });
-  const control = el("div", { className: "overview-slider" }), reach = el("output");
+  const control = el("div", { className: "overview-slider" }), reach = el("span", { className: "scale" });
   const ladders = new Set(groups.flatMap(({ columns }) => columns.flatMap(({ entry, norm }) =>
     entry.targets.map(answer => JSON.stringify([norm, answer.budgets.map(budget => budget.eps)])))));
   const reached = () => {  // the budget in words, where all images have the same ones

@@ -139,7 +139,7 @@ def test_the_card_is_markdown_without_its_front_matter() -> None:
     )
     made = explorer.card_html(card)
     assert "tags" not in made
-    assert "<h4>Tiny</h4>" in made
+    assert "<h3>Tiny</h3>" in made
     assert "<td>&lt;i&gt;2&lt;/i&gt;</td>" in made
     assert "<script" not in made
 

@@ -1,0 +1,492 @@
+"""The page of `ratioctl counterfactual` in a real browser: what people see, press and hear of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page
+
+from ratioctl import explorer, pictures, resources
+from ratioctl.cli import main
+
+SAMPLES = resources.folder("assets") / "samples"
+PHONE, WIDE = {"width": 380, "height": 800}, {"width": 1600, "height": 1000}
+QUICK = ("--steps", "4", "--quiet")
+EVIL = "<img src=x onerror='hacked=1'><script>hacked=1</script> \x1b[31m\u202e"
+
+OpenPage = Callable[..., Any]
+
+
+def ask(out: Path, *line: str | Path) -> Path:
+    assert main(["counterfactual", *map(str, line), *QUICK, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kitten on its way to a dog: one image, one target, six budgets, the bundled model."""
+    return ask(tmp_path_factory.mktemp("one"), SAMPLES / "kitten.jpg", "--target", "dog", "--eps", "0.5..3")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images, one of them out of distribution, with two targets."""
+    images = [SAMPLES / f"{name}.jpg" for name in ("coffee", "horse", "duck")]
+    return ask(tmp_path_factory.mktemp("several"), *images, "--target", "dog,ship", "--eps", "0.1,1,3")
+
+
+@pytest.fixture(scope="module")
+def models(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of different input sizes and classes."""
+    line = [SAMPLES / "kitten.jpg", "--model", "cifar10-ratio", "--model", small_package, "--target", "dog"]
+    return ask(tmp_path_factory.mktemp("models"), *line, "--eps", "0.5,1,2")
+
+
+def document(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "counterfactuals.json").read_text())
+
+
+def index(folder: Path) -> Path:
+    return folder / "index.html"
+
+
+def bytes_of(url: str) -> bytes:
+    return base64.b64decode(url.removeprefix("data:image/png;base64,"))
+
+
+def pixels(folder: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(folder / name).convert("RGB")).astype(int)
+
+
+def shown(page: Page, selector: str) -> tuple[str, str]:
+    """A number on the page: as it is, and as people read it."""
+    found = page.locator(selector).first
+    return str(found.get_attribute("value")), str(found.text_content())
+
+
+def numbers(value: Any) -> set[float]:
+    if isinstance(value, dict):
+        return set().union(*(numbers(item) for item in value.values()))
+    if isinstance(value, list):
+        return set().union(*(numbers(item) for item in value), set())
+    return {float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
+def quiet(opened: Any) -> bool:
+    """Nothing was written to the console and nothing but the page itself was asked for."""
+    assert opened.complaints == []
+    assert [url.split("#")[0] for url in opened.requests] == [opened.page.url.split("#")[0]]
+    return True
+
+
+def test_the_slider_moves_picture_confidences_and_curve_together(one: Path, open_page: OpenPage) -> None:
+    opened = open_page(index(one), viewport=WIDE)
+    page, found = opened.page, document(one)
+    (image,) = found["images"]
+    (target,) = image["targets"]
+    labels = found["models"][0]["labels"]
+    k = labels.index("dog")
+    slider = page.get_by_role("slider", name="Budget of change")
+    assert slider.input_value() == "6"
+    slider.focus()
+    heights = []
+    for step in (6, 5, 4, 3, 2, 1, 0):
+        if step < 6:
+            page.keyboard.press("ArrowLeft")
+        original = {**image["original"], "png": image["input_png"], "predicted": image["original"]["label"]}
+        original["confidence"] = image["original"]["probabilities"][k]
+        point = target["budgets"][step - 1] if step else original
+        source = page.locator(".counterfactual img").get_attribute("src")
+        assert bytes_of(str(source)) == (one / point["png"]).read_bytes()
+        assert shown(page, ".counterfactual figcaption .line data") == (
+            repr(point["confidence"]), pictures.two_digits(point["confidence"]),
+        )  # fmt: skip
+        bars = page.locator(".bars li")
+        assert bars.locator(".label").all_text_contents() == labels
+        values = bars.locator("data").evaluate_all(
+            "nodes => nodes.map(node => [+node.value, node.textContent])"
+        )
+        assert values == [[p, pictures.two_digits(p)] for p in point["probabilities"]]
+        widths = bars.locator(".fill").evaluate_all(
+            "nodes => nodes.map(node => parseFloat(node.style.width))"
+        )
+        assert widths == pytest.approx([100 * p for p in point["probabilities"]], abs=1e-3)
+        spoken = str(slider.get_attribute("aria-valuetext"))
+        assert f"dog {pictures.two_digits(point['confidence'])}" in spoken
+        assert f"seen as {point['predicted']}" in spoken
+        assert ("original" in spoken) == (step == 0)
+        heights.append(float(str(page.locator(".plot .now circle").get_attribute("cy"))))
+        distances = (
+            page.locator(".facts dd")
+            .filter(visible=True)
+            .evaluate_all("nodes => nodes.map(node => node.querySelector('data')?.value ?? null)")
+        )
+        expected = (
+            [repr(point["distance"][f"l{p}"]) for p in ("1", "1.5", "2", "inf")] if step else [None] * 4
+        )
+        assert [None if d is None else float(d) for d in distances] == [
+            None if e is None else float(e) for e in expected
+        ]
+    confidences = [b["confidence"] for b in reversed(target["budgets"])]
+    confidences.append(image["original"]["probabilities"][k])
+    fall = (heights[-1] - heights[0]) / (confidences[0] - confidences[-1])
+    assert heights == pytest.approx([heights[0] + fall * (confidences[0] - c) for c in confidences], abs=0.01)
+    assert quiet(opened)
+
+
+@pytest.mark.slow
+def test_every_number_is_one_of_the_document_and_only_its_display_is_rounded(
+    several: Path, open_page: OpenPage
+) -> None:
+    known = numbers(document(several))
+    rounded = (pictures.two_digits, lambda x: f"{x:.3g}", lambda x: f"{x:g}", lambda x: f"{x:.0f}")
+    for fragment in ("", "#1/dog", "#2/ship", "#3/dog"):
+        page = open_page(index(several), fragment=fragment).page
+        found = page.evaluate("[...document.querySelectorAll('data')].map(d => [+d.value, d.textContent])")
+        assert len(found) > 10
+        for value, text in found:
+            assert value in known
+            assert text in {way(value) for way in rounded}, (value, text)
+        # and no number hides from this: outside of <data>, names, axes, scales and the card there is none
+        rest = page.evaluate(
+            """() => {
+              const copy = document.querySelector('main').cloneNode(true);
+              const others = 'data, svg, .scale, h2, .path, .name, [hidden], noscript';
+              copy.querySelectorAll(others).forEach(node => node.remove());
+              return copy.textContent;
+            }"""
+        )
+        assert re.findall(r"\d+", rest.replace("× ", "")) in (["3", "3"], [], [f"{fragment[1:2]}", "3"]), rest
+
+
+def test_keyboard_alone_is_enough(several: Path, open_page: OpenPage) -> None:
+    opened = open_page(index(several), viewport=WIDE)
+    page = opened.page
+    page.get_by_role("link", name="horse.jpg").focus()
+    page.keyboard.press("Enter")
+    heading = page.get_by_role("heading", name="horse.jpg")
+    heading.wait_for()
+    assert heading.evaluate("node => node === document.activeElement")
+    answers = {t["target"]: t for t in document(several)["images"][1]["targets"]}
+    original = (several / document(several)["images"][1]["input_png"]).read_bytes()
+
+    def picture() -> bytes:
+        return bytes_of(str(page.locator(".counterfactual img").get_attribute("src")))
+
+    def saved(target: str, step: int) -> bytes:
+        return (several / answers[target]["budgets"][step - 1]["png"]).read_bytes()
+
+    assert picture() == saved("dog", 3)
+    page.keyboard.press("ArrowLeft")  # wherever the focus is
+    assert picture() == saved("dog", 2)
+    page.keyboard.down(" ")
+    assert picture() == original
+    page.keyboard.up(" ")
+    assert picture() == saved("dog", 2)
+    page.get_by_role("tab", name="dog").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", selected=True).text_content() == "ship"
+    assert page.evaluate("document.activeElement.textContent") == "ship"
+    assert picture() == saved("ship", 2), "the budget stays"
+    assert page.url.endswith("#2/ship")
+    page.keyboard.press("Home")
+    assert page.get_by_role("tab", selected=True).text_content() == "dog"
+    page.get_by_role("button", name="Hold to see the original").focus()
+    page.keyboard.down("Enter")
+    assert picture() == original
+    page.keyboard.up("Enter")
+    assert picture() == saved("dog", 2)
+    page.get_by_role("button", name="Enlarge the counterfactual").focus()
+    page.keyboard.press("Enter")
+    large = page.locator("dialog img")
+    assert bytes_of(str(large.get_attribute("src"))) == saved("dog", 2)
+    box = large.bounding_box()
+    assert box is not None
+    assert box["width"] >= 700
+    assert box["width"] % 32 == 0
+    page.keyboard.press("ArrowRight")
+    assert bytes_of(str(large.get_attribute("src"))) == saved("dog", 3)
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    page.get_by_role("link", name="All images").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="3 images").wait_for()
+    assert quiet(opened)
+
+
+def test_pressing_the_picture_shows_the_original(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one)).page
+    picture, answer = page.locator(".counterfactual img"), document(one)["images"][0]
+    hold = page.get_by_role("button", name="Hold to see the original")
+    changed = (one / answer["targets"][0]["budgets"][5]["png"]).read_bytes()
+
+    def seen() -> bytes:
+        return bytes_of(str(picture.get_attribute("src")))
+
+    hold.hover()
+    page.mouse.down()
+    assert seen() == (one / answer["input_png"]).read_bytes()
+    assert hold.get_attribute("aria-pressed") == "true"
+    page.mouse.move(0, 0)
+    page.mouse.up()  # wherever that is
+    assert seen() == changed
+    for expected in ("true", "false"):  # what a screen reader does: a click without a press
+        hold.evaluate("node => node.click()")
+        assert hold.get_attribute("aria-pressed") == expected
+
+
+def test_the_change_is_drawn_from_the_pixels(one: Path, open_page: OpenPage) -> None:
+    page, (image,) = open_page(index(one)).page, document(one)["images"]
+    before, after = pixels(one, image["input_png"]), pixels(one, image["targets"][0]["budgets"][5]["png"])
+
+    def drawn(kind: str, gain: int) -> np.ndarray:
+        canvas = page.locator(f".{kind} canvas[data-drawn$=',{gain}']")
+        data = str(canvas.evaluate("node => node.toDataURL()"))
+        return np.asarray(Image.open(io.BytesIO(bytes_of(data))).convert("RGB")).astype(int)
+
+    fitting = int(1 / image["targets"][0]["budgets"][5]["distance"]["linf"])
+    control = page.get_by_role("slider", name="Gain of the change")
+    assert control.input_value() == str(fitting)
+    for gain in (fitting, fitting + 2):
+        control.fill(str(gain))
+        signed = np.clip(128 + gain * (after - before) / 2, 0, 255)
+        assert np.abs(drawn("signed", gain) - signed).max() <= 1
+        size = np.minimum(gain * np.abs(after - before).max(2) / 255, 1)
+        light = drawn("size", gain).sum(2)
+        order = np.argsort(size.ravel())
+        assert (np.diff(light.ravel()[order]) >= -2).all(), "lighter where more changed"
+        assert light[size == size.min()].max() < light[size == size.max()].min()
+
+
+def test_what_the_model_does_not_know_is_said(several: Path, one: Path, open_page: OpenPage) -> None:
+    found = document(several)
+    coffee, threshold = found["images"][0], found["models"][0]["threshold"]
+    assert coffee["original"]["is_ood"]
+    assert coffee["original"]["confidence"] < threshold
+    page = open_page(index(several), fragment="#1/ship").page
+    notice = page.locator(".notice").text_content()
+    assert notice == (
+        f"The model does not know this. Its highest confidence, {coffee['original']['confidence']:.2f} "
+        f"({coffee['original']['label']}), is below its threshold of {threshold:.2f}."
+    )
+    slider = page.get_by_role("slider", name="Budget of change")
+    told = []
+    for step, budget in enumerate(coffee["targets"][1]["budgets"], 1):
+        slider.fill(str(step))
+        told.append(page.locator(".counterfactual .tag").count() == 1)
+        assert told[-1] == (max(budget["probabilities"]) < threshold)
+    assert True in told
+    assert open_page(index(one)).page.locator(".notice, .tag").count() == 0
+
+
+def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage) -> None:
+    opened = open_page(index(several), viewport=PHONE)
+    page, images = opened.page, document(several)["images"]
+    names = page.locator(".cards .name")
+    assert names.all_text_contents() == ["coffee.jpg", "horse.jpg", "duck.jpg"]
+    slider = page.get_by_role("slider", name="Budget of change, all images")
+
+    def second_pictures() -> list[bytes]:
+        found = page.locator(".thumbs img:nth-child(2)")
+        return [bytes_of(url) for url in found.evaluate_all("nodes => nodes.map(node => node.src)")]
+
+    for step in (3, 1):
+        slider.fill(str(step))
+        expected = [(several / i["targets"][0]["budgets"][step - 1]["png"]).read_bytes() for i in images]
+        assert second_pictures() == expected
+    page.get_by_label("Target").select_option("ship")
+    assert second_pictures() == [
+        (several / i["targets"][1]["budgets"][0]["png"]).read_bytes() for i in images
+    ]
+    page.get_by_label("Known").select_option("no")
+    assert names.all_text_contents() == [Path(i["path"]).name for i in images if i["original"]["is_ood"]]
+    page.get_by_label("Known").select_option("")
+    page.get_by_label("Seen as").select_option("horse")
+    seen = [Path(i["path"]).name for i in images if i["original"]["label"] == "horse"]
+    assert names.all_text_contents() == seen
+    assert page.get_by_role("status").text_content() == f"{len(seen)} of 3 images"
+    page.locator(".cards a").first.click()
+    assert page.get_by_role("tab", selected=True).text_content() == "ship"
+    page.go_back()
+    assert names.all_text_contents() == seen, "the filters stay"
+    assert quiet(opened)
+
+
+def test_models_side_by_side_share_one_slider(models: Path, open_page: OpenPage) -> None:
+    opened = open_page(index(models), viewport=WIDE)
+    page, found = opened.page, document(models)
+    assert page.get_by_role("slider", name="Budget of change").count() == 1
+    assert page.locator(".original").count() == 2, "their inputs differ"
+    for step in (3, 2, 0):
+        page.get_by_role("slider", name="Budget of change").fill(str(step))
+        sources = page.locator(".counterfactual img").evaluate_all("nodes => nodes.map(node => node.src)")
+        names = [
+            i["targets"][0]["budgets"][step - 1]["png"] if step else i["input_png"] for i in found["images"]
+        ]
+        assert [bytes_of(url) for url in sources] == [(models / name).read_bytes() for name in names]
+    titles = page.locator(".counterfactual .what").all_text_contents()
+    assert [title.removesuffix("⤢") for title in titles] == ["cifar10-ratio", "small"]
+    left, right = (page.locator(".counterfactual").nth(n).bounding_box() for n in (0, 1))
+    assert left is not None
+    assert right is not None
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert quiet(opened)
+
+
+def test_norms_side_by_side_where_the_document_has_several(
+    one: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    found = document(one)
+    other = json.loads(json.dumps(found["images"][0])) | {"norm": "1"}
+    found["images"].append(other)
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    made = explorer.page(found, {name: (one / name).read_bytes() for name in names})
+    (tmp_path / "index.html").write_text(made)
+    page = open_page(tmp_path / "index.html").page
+    titles = page.locator(".counterfactual .what").all_text_contents()
+    assert [title.removesuffix("⤢") for title in titles] == ["l₂", "l₁"]
+    assert page.locator(".original").count() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_nothing_overflows(
+    several: Path, models: Path, one: Path, tmp_path: Path, open_page: OpenPage, viewport: dict[str, int]
+) -> None:
+    found = json.loads((one / "counterfactuals.json").read_text().replace('"dog"', json.dumps("x" * 90)))
+    found["images"][0]["path"] = "y" * 200 + ".jpg"
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    card = "| a | b |\n|---|---|\n| " + "z" * 300 + " | 2 |"
+    made = explorer.page(found, {n: (one / n).read_bytes() for n in names}, cards=[card], notes=[["w" * 150]])
+    (tmp_path / "index.html").write_text(made)
+    pages = [(several, ""), (several, "#1/dog"), (models, ""), (one, ""), (tmp_path, "")]
+    for folder, fragment in pages:
+        page = open_page(index(folder), fragment=fragment, viewport=viewport).page
+        page.locator("details").evaluate_all("nodes => nodes.forEach(node => { node.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], (folder, fragment)
+        cut = page.evaluate(
+            """[...document.querySelectorAll('main *:not(svg *):not(.hidden)')].filter(node => {
+              const box = node.getBoundingClientRect();
+              const outside = box.width && (box.left < -1 || box.right > innerWidth + 1);
+              return outside && !node.closest('.film-scroll, .track');
+            }).map(node => node.outerHTML.slice(0, 80))"""
+        )
+        assert cut == []
+        pictures_shown = page.locator(".picture img, .picture canvas").evaluate_all(
+            "nodes => nodes.map(n => n.getBoundingClientRect().width / (n.naturalWidth ?? n.width))"
+        )
+        assert all(width == pytest.approx(round(width)) and width >= 4 for width in pictures_shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(several: Path, models: Path, open_page: OpenPage, scheme: str) -> None:
+    for folder, fragment, viewport in ((several, "", PHONE), (several, "#1/ship", WIDE), (models, "", PHONE)):
+        page = open_page(index(folder), fragment=fragment, viewport=viewport, color_scheme=scheme).page
+        page.locator("details").evaluate_all("nodes => nodes.forEach(node => { node.open = true; })")
+        if fragment:
+            page.get_by_role("slider", name="Budget of change").fill("1")  # a picture that is still unknown
+        violations = Axe().run(page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in violations] == []
+        if fragment:
+            page.get_by_role("button", name="Enlarge the original").click()
+            violations = Axe().run(page, context="dialog").response["violations"]
+            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in violations] == []
+
+
+@pytest.mark.slow
+def test_light_and_dark(one: Path, open_page: OpenPage) -> None:
+    def paper(page: Page) -> int:
+        return sum(
+            map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        )
+
+    for scheme, is_light in (("light", True), ("dark", False)):
+        page = open_page(index(one), color_scheme=scheme).page
+        assert (paper(page) > 600) == is_light
+        page.locator("#theme").click()
+        assert (paper(page) > 600) != is_light
+        page.reload()
+        assert (paper(page) > 600) != is_light, "remembered"
+
+
+def test_smooth_or_nearest(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one)).page
+    rendering = "getComputedStyle(document.querySelector('.counterfactual img')).imageRendering"
+    assert page.evaluate(rendering) == "pixelated"
+    page.get_by_role("button", name="Smooth").click()
+    assert page.evaluate(rendering) == "auto"
+
+
+def test_downloads_are_the_files(one: Path, open_page: OpenPage) -> None:
+    page, (image,) = open_page(index(one)).page, document(one)["images"]
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download kitten").click()
+    assert waiting.value.suggested_filename == "kitten-dog-eps-3.png"
+    assert waiting.value.path().read_bytes() == (one / image["targets"][0]["budgets"][5]["png"]).read_bytes()
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download all numbers").click()
+    assert json.loads(waiting.value.path().read_text()) == document(one)
+
+
+def test_names_from_outside_stay_inert(tmp_path: Path, one: Path, open_page: OpenPage) -> None:
+    text = (one / "counterfactuals.json").read_text().replace('"dog"', json.dumps(EVIL))
+    found = json.loads(text)
+    found["images"][0]["path"] = f"{EVIL}.jpg"
+    found["models"][0]["name"] = EVIL
+    found["errors"] = [{"path": EVIL, "error": EVIL}]
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    made = explorer.page(
+        found, {n: (one / n).read_bytes() for n in names}, cards=[f"# {EVIL}"], notes=[[EVIL]]
+    )
+    (tmp_path / "index.html").write_text(made)
+    opened = open_page(tmp_path / "index.html")
+    assert opened.evaluate("typeof hacked") == "undefined"
+    assert quiet(opened)
+    visible = opened.page.locator("body").inner_text()
+    assert "\\x1b[31m\\u202e" in visible
+    assert "\x1b" not in visible
+    assert "\u202e" not in visible
+    assert opened.page.locator(".bars .target .label").text_content() == EVIL.replace(
+        "\x1b", "\\x1b"
+    ).replace("\u202e", "\\u202e")
+
+
+def test_without_scripts_it_leads_to_the_grids(several: Path, open_page: OpenPage) -> None:
+    page = open_page(index(several), java_script_enabled=False).page
+    links = page.locator("noscript a")
+    assert links.count() == 6
+    for n in range(6):
+        assert (several / urllib.parse.unquote(str(links.nth(n).get_attribute("href")))).is_file()
+
+
+@pytest.mark.slow
+def test_it_is_small(one: Path, tmp_path: Path, open_page: OpenPage) -> None:
+    assert index(one).stat().st_size < 400_000
+    found, noise = document(one), np.random.default_rng(0)
+    (image,), many, png = found["images"], [], {}
+    for n in range(200):
+        copy = json.loads(json.dumps(image).replace('"kitten/', f'"kitten-{n}/'))
+        many.append(copy | {"path": f"kitten-{n}.jpg", "sha256": str(n)})
+        names = [copy["input_png"], *(budget["png"] for budget in copy["targets"][0]["budgets"])]
+        names.append(copy["targets"][0]["flip_png"])
+        for name in names:  # noise: as large as PNGs get
+            png[name] = pictures.png(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    made = explorer.page({**found, "images": many}, png)
+    assert len(made) < 30_000_000
+    (tmp_path / "index.html").write_text(made)
+    opened = open_page(tmp_path / "index.html")
+    assert opened.page.locator(".cards li").count() == 200
+    assert quiet(opened)
