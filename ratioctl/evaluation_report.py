@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ratioctl import metrics
 from ratioctl.files import make_folder, write_file
 from ratioctl.results import Evaluated, Evaluation, Measurement
 from ratioctl.text import safe_text
@@ -43,6 +44,10 @@ class Table:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """What a reader wants first: the paper's Table 1, then each out-distribution, then operating points."""
+    if evaluation.suite == "explanations":
+        from ratioctl import explanation_tables
+
+        return explanation_tables.tables(evaluation)
     found = [_summary(evaluation)]
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
@@ -125,13 +130,19 @@ def _summary(evaluation: Evaluation) -> Table:
             rows=rows,
             note=f"Suite {evaluation.suite}: {evaluation.protocol}.",
         )
-    marked = {(r, c + 1) for r, (_, higher, found) in enumerate(lines) for c in _worse(found, higher)}
+    marked = {
+        (r, c + 1)
+        for r, (_, higher, found) in enumerate(lines)
+        for c in _worse(found, higher, evaluation.models)
+    }
     return Table(
         title="Summary",
         header=("per cent", *(model.name for model in evaluation.models)),
         rows=tuple((title, *(_percent(m) for m in found)) for title, _, found in lines),
         note=(
-            "* significantly worse than the best of the row: the 95 % intervals do not overlap. "
+            "* significantly worse than the best of the row: p < 0.05 in a paired test on the same images "
+            "(accuracies: McNemar; AUROC: DeLong; confidence: mean difference), elsewhere 95 % intervals "
+            "that do not overlap. "
             f"Suite {evaluation.suite}: {evaluation.protocol}."
         ),
         marked=frozenset(marked),
@@ -142,18 +153,67 @@ def _is_worst(m: Measurement, name: str) -> bool:
     return m.name == name and m.dataset == "mean" and m.ball is not None
 
 
-def _worse(found: Sequence[Measurement | None], higher: bool) -> list[int]:
-    """Which entries' intervals lie wholly on the wrong side of the best entry's."""
-    known = [m for m in found if m is not None]
-    best = max(known, key=lambda m: m.value if higher else -m.value)
-    if best.interval is None:
-        return []
-    low, high = best.interval
-    return [
-        k
-        for k, m in enumerate(found)
-        if m is not None and m.interval and (m.interval[1] < low if higher else m.interval[0] > high)
-    ]
+def _worse(found: Sequence[Measurement | None], higher: bool, models: Sequence[Evaluated] = ()) -> list[int]:
+    """Which entries are significantly worse than the best one.
+
+    By a paired test where `models` (one an entry) saw the same images, else where an entry's interval lies
+    wholly on the wrong side of the best entry's.
+    """
+    known = [k for k, m in enumerate(found) if m is not None]
+    first = max(known, key=lambda k: found[k].value if higher else -found[k].value)  # type: ignore[union-attr]
+    best, worse = found[first], []
+    assert best is not None
+    for k in known:
+        m = found[k]
+        assert m is not None
+        if m.value == best.value:
+            continue
+        p = _paired(best, m, models[first], models[k]) if models else None
+        if p is not None:
+            apart = p < 0.05
+        elif m.interval is None or best.interval is None:
+            apart = False
+        else:
+            apart = m.interval[1] < best.interval[0] if higher else m.interval[0] > best.interval[1]
+        if apart:
+            worse.append(k)
+    return worse
+
+
+def _paired(one: Measurement, other: Measurement, first: Evaluated, second: Evaluated) -> float | None:
+    """The p-value that two models' measurements are equal; None where no test on the same images exists."""
+    if one.name in ("accuracy", "robust_accuracy"):
+        attack = "clean" if one.ball is None else f"{one.ball}: {one.details['attack']}"
+        a, b = (_rows(model, one.dataset, attack) for model in (first, second))
+        if a is None or b is None or not _same(a, b):
+            return None
+        return metrics.mcnemar(a["verdict"] > 0, b["verdict"] > 0)
+    if one.name not in ("auroc", "mmc") or "sets" not in one.details:
+        return None
+    attack = "clean" if one.ball is None else f"{one.ball}: worst case"
+    outside = [[_rows(model, name, attack) for name in one.details["sets"]] for model in (first, second)]
+    inside = [_rows(model, one.details["inside"], "clean") for model in (first, second)]
+    pairs = [*zip(*outside, strict=True), tuple(inside)]
+    if any(a is None or b is None or not _same(a, b) for a, b in pairs):
+        return None
+    if one.name == "mmc":
+        return metrics.paired_mean_test(*([rows["confidence"] for rows in rows_of] for rows_of in outside))  # type: ignore[index]
+    return metrics.paired_auroc_test(
+        *(
+            (-i["log_odds"], [-rows["log_odds"] for rows in o])  # type: ignore[index]
+            for i, o in zip(inside, outside, strict=True)
+        )
+    )
+
+
+def _rows(model: Evaluated, dataset: str, attack: str) -> dict[str, np.ndarray] | None:
+    """A model's examples of one set under one attack; None where there are none."""
+    at = (model.examples["dataset"] == dataset) & (model.examples["attack"] == attack)
+    return {key: column[at] for key, column in model.examples.items()} if at.any() else None
+
+
+def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a["index"].shape == b["index"].shape and bool((a["index"] == b["index"]).all())
 
 
 def _detection(model: Evaluated, suffix: str) -> Table:
@@ -161,15 +221,15 @@ def _detection(model: Evaluated, suffix: str) -> Table:
     sets = list(dict.fromkeys(m.dataset for m in model.report.measurements if m.name == "auroc"))
     columns = (
         ("AUROC", "auroc", False),
-        ("worst case", "auroc", True),
-        ("conservative", "conservative_auroc", True),
-        ("in attacked", "auroc_inside_attacked", True),
-        ("FPR@95TPR", "fpr_at_95_tpr", False),
-        ("worst case", "fpr_at_95_tpr", True),
+        ("AUROC worst case", "auroc", True),
+        ("AUROC ties lost", "conservative_auroc", True),
+        ("AUROC in attacked", "auroc_inside_attacked", True),
+        ("FPR@ 95TPR", "fpr_at_95_tpr", False),
+        ("FPR@ 95TPR worst case", "fpr_at_95_tpr", True),
         ("AUPR out", "aupr_out", False),
         ("AUPR in", "aupr_in", False),
         ("MMC", "mmc", False),
-        ("worst case", "mmc", True),
+        ("MMC worst case", "mmc", True),
     )
     ball = next((m.ball for m in model.report.measurements if _is_worst(m, "auroc")), None)
     inner = next((m.ball for m in model.report.measurements if m.name == "auroc_inside_attacked"), None)
@@ -178,7 +238,8 @@ def _detection(model: Evaluated, suffix: str) -> Table:
         for dataset in sets
     )
     note = (
-        f"Worst case: out-images attacked in {ball_text(ball)}. In attacked: in-images in {ball_text(inner)}."
+        f"Worst case: out-images attacked in {ball_text(ball)}; ties lost: the same, ties counting "
+        f"against us. In attacked: in-images in {ball_text(inner)} against unchanged out-images."
     )
     return Table(
         title=f"Out-distributions{suffix}",
@@ -208,7 +269,7 @@ def _operating(model: Evaluated, suffix: str) -> Table:
         rows.append((f"{dataset}: {'kept' if what == 'kept' else 'let through'}", *cells))
     return Table(
         title=f"Operating points{suffix}",
-        header=("per cent", *(title for name in names for title in (name, "attacked"))),
+        header=("per cent", *(title for name in names for title in (name, f"{name} attacked"))),
         rows=tuple(rows),
     )
 
@@ -242,7 +303,7 @@ def rich_tables(evaluation: Evaluation) -> list[RenderableType]:
     for table in tables(evaluation):
         grid = Rich(title=Text(safe_text(table.title), style="bold"), title_justify="left")
         for k, title in enumerate(table.header):
-            grid.add_column(Text(safe_text(title)), justify="left" if k == 0 else "right", no_wrap=k > 0)
+            grid.add_column(Text(safe_text(title)), justify="left" if k == 0 else "right", min_width=6)
         for r, row in enumerate(table.rows):
             cells = []
             for c, cell in enumerate(row):
@@ -418,6 +479,8 @@ class Series:
 def figures(model: Evaluated) -> list[dict[str, Any]]:
     """The page's figures of one model: "title", "svg", "legend" and "note"."""
     drawn, found = [], model.figures
+    if "reliability" not in found:  # of the suite "explanations"
+        return []
     reliable = found["reliability"]["calibrated"]
     raw = found["reliability"]["uncalibrated"]
     used = [k for k, n in enumerate(raw["count"]) if n]
@@ -483,13 +546,22 @@ def figures(model: Evaluated) -> list[dict[str, Any]]:
                 steps_x = [edge for i in range(len(values)) for edge in (edges[i], edges[i + 1])]
                 steps_y = [value for value in values for _ in range(2)]
                 lines.append(Series(name=name, x=steps_x, y=steps_y, colour=1))
-        top = max(max(series.y) for series in lines) or 1.0
+        top = 1.05 * max(max(series.y) for series in lines) or 1.0
         title = f"Confidences, {dataset}"
         drawn.append(_figure(title, "confidence", "share of images", lines, (low, 1.0), (0.0, top)))
     return drawn
 
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 250, 46, 12, 10, 40
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 250, 52, 12, 10, 40
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers in [low, high]."""
+    rough = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * size for f in (1, 2, 2.5, 5, 10) if f * size >= rough * 0.999)
+    first = math.ceil(low / step - 1e-6)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-6) + 1)]
 
 
 def _figure(
@@ -515,15 +587,15 @@ def _figure(
         return " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(xs, ys, strict=True))
 
     parts = []
-    for k in range(5):
-        x, y = (span[0] + (span[1] - span[0]) * k / 4 for span in (x_span, y_span))
+    for y in _ticks(*y_span):
         parts.append(
             f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.2g}</text>')
-        anchor = "end" if k == 4 else "middle"
+        parts.append(f'<text x="{_LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in _ticks(*x_span):
+        anchor = "end" if px(x) > _WIDTH - _RIGHT - 8 else "middle"
         parts.append(
-            f'<text x="{px(x):.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="{anchor}">{x:.3g}</text>'
+            f'<text x="{px(x):.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="{anchor}">{x:g}</text>'
         )
     middle = (_HEIGHT - _BOTTOM + _TOP) / 2
     centre = (_LEFT + _WIDTH - _RIGHT) / 2

@@ -101,12 +101,8 @@ def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int, low: floa
         low: 1/K in the paper; 0 gives the other common definition, and another number.
     """
     c, right = _calibration_input(confidences, correct, bins)
-    if not 0 <= low < 1:
-        raise ValueError(f"low must be in [0, 1), not {low}")
-    if c.min() < low - _SLACK:
-        raise ValueError(f"confidence {c.min():.6g} lies below the lowest possible one, {low:.6g}")
-    edges = np.linspace(low, 1.0, bins + 1)
-    return _binned(c, right, np.searchsorted(edges[1:-1], c, side="right"), edges)
+    at, edges = _equal_width(c, bins, low)
+    return _binned(c, right, at, edges)
 
 
 def ece(confidences: ArrayLike, correct: ArrayLike, bins: int, low: float) -> float:
@@ -120,13 +116,77 @@ def adaptive_ece(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> 
     Equal confidences share a bin, so the order of the examples does not matter; bins may merge through that.
     """
     c, right = _calibration_input(confidences, correct, bins)
+    at, edges = _equal_mass(c, bins)
+    return _binned(c, right, at, edges).ece
+
+
+def ece_interval(
+    confidences: ArrayLike,
+    correct: ArrayLike,
+    bins: int,
+    low: float | None,
+    *,
+    generator: np.random.Generator,
+    samples: int = 400,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of an ECE, by inverting a test; low None means the bins of `adaptive_ece`.
+
+    The ECE sums absolute values, so noise only raises it: its estimate is biased upwards, a bootstrap's
+    repetitions once more, and their percentiles miss the truth altogether where a model is well calibrated.
+    Here the signed gaps G of the bins are estimated, and their noise N by a bootstrap; in the interval are
+    the values s * sum |G|, s >= 0, under which the estimate is no surprise among sum |s G + N|. So it holds
+    0 exactly where perfect calibration is not rejected. Where all gaps have one sign that corrects too much,
+    so the upper end is at least the estimate plus the normal margin.
+    """
+    c, right = _calibration_input(confidences, correct, bins)
+    at, edges = _equal_mass(c, bins) if low is None else _equal_width(c, bins, low)
+    n, gap = len(c), right - c
+    gaps = np.bincount(at, weights=gap, minlength=len(edges) - 1) / n
+    estimate = float(np.abs(gaps).sum())
+    noise = np.empty((samples, len(gaps)))
+    for s in range(samples):
+        times = np.bincount(generator.integers(0, n, n), minlength=n)
+        noise[s] = np.bincount(at, weights=gap * times, minlength=len(gaps)) / n - gaps
+    tail = (1 - _checked_level(level)) / 2
+
+    def edge(quantile: float) -> float:
+        """The true value, on the ray through the gaps, under which the estimate is this quantile."""
+
+        def typical(s: float) -> float:
+            return float(np.quantile(np.abs(s * gaps + noise).sum(1), quantile))
+
+        if typical(0.0) >= estimate:
+            return 0.0
+        near, far = 0.0, 3.0
+        for _ in range(30):
+            middle = (near + far) / 2
+            near, far = (middle, far) if typical(middle) < estimate else (near, middle)
+        return far * estimate
+
+    margin = _z(level) * float(np.abs(gaps + noise).sum(1).std())
+    return min(edge(1 - tail), estimate), min(max(edge(tail), estimate + margin), 1.0)
+
+
+def _equal_width(c: np.ndarray, bins: int, low: float) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of each confidence, and the edges (bins + 1,) on [low, 1]."""
+    if not 0 <= low < 1:
+        raise ValueError(f"low must be in [0, 1), not {low}")
+    if c.min() < low - _SLACK:
+        raise ValueError(f"confidence {c.min():.6g} lies below the lowest possible one, {low:.6g}")
+    edges = np.linspace(low, 1.0, bins + 1)
+    return np.searchsorted(edges[1:-1], c, side="right"), edges
+
+
+def _equal_mass(c: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for bins that hold equally many, equal confidences together."""
     ascending = np.sort(c)
     starts = [
         ascending[round(len(c) * m / bins)] for m in range(1, bins) if round(len(c) * m / bins) < len(c)
     ]
     inner = np.unique(starts)
     edges = np.concatenate(([ascending[0]], inner, [ascending[-1]]))
-    return _binned(c, right, np.searchsorted(inner, c, side="right"), edges).ece
+    return np.searchsorted(inner, c, side="right"), edges
 
 
 def _calibration_input(
@@ -348,6 +408,81 @@ def bootstrap_interval(
     tail = (1 - _checked_level(level)) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+# --- paired tests ------------------------------------------------------------------------------------------
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+    """Two-sided p-value that two classifiers are right equally often, from verdicts (N,) on the same images.
+
+    Exact: of the images on which they differ, each is equally likely to be right (McNemar 1947).
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape or not a.size:
+        raise ValueError(f"expected two non-empty (N,) arrays, got {a.shape} and {b.shape}")
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_mean_test(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
+    """Two-sided p-value that two means of group means agree, values of the same images in the same places.
+
+    Normal approximation; every group (an out-distribution, say) weighs the same.
+    """
+    shift, spread = 0.0, 0.0
+    for a, b in zip(first, second, strict=True):
+        d = _values(a, "first") - _values(b, "second")
+        shift += float(d.mean()) / len(first)
+        spread += _variance_of_mean(d) / len(first) ** 2
+    return _p_value(shift, spread)
+
+
+def paired_auroc_test(
+    first: tuple[ArrayLike, Sequence[ArrayLike]], second: tuple[ArrayLike, Sequence[ArrayLike]]
+) -> float:
+    """Two-sided p-value that two detectors have the same mean AUROC over sets of out-images.
+
+    DeLong, DeLong and Clarke-Pearson 1988, for the mean over several sets that share their in-images.
+
+    Args:
+        first, second: in-scores (N,), and the out-scores of every set; the same images in the same places.
+    """
+    parts = []
+    for inside, outside in (first, second):
+        i = np.sort(_values(inside, "in_scores"))
+        given = _values(inside, "in_scores")
+        per_in, per_out = np.zeros(len(i)), []
+        for scores in outside:
+            o = np.sort(_values(scores, "out_scores"))
+            per_out.append(_share_below(i, _values(scores, "out_scores")))
+            per_in += (1 - _share_below(o, given)) / len(outside)
+        parts.append((per_in, per_out))
+    (in_a, out_a), (in_b, out_b) = parts
+    if in_a.shape != in_b.shape or len(out_a) != len(out_b):
+        raise ValueError("both detectors need scores of the same images")
+    d = in_a - in_b
+    spread = _variance_of_mean(d)
+    spread += sum(_variance_of_mean(a - b) for a, b in zip(out_a, out_b, strict=True)) / len(out_a) ** 2
+    return _p_value(float(d.mean()), spread)
+
+
+def _share_below(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each of `values` the share of `ascending` below it, ties counting one half."""
+    left, right = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    return (left + right) / (2 * len(ascending))
+
+
+def _variance_of_mean(d: np.ndarray) -> float:
+    return float(d.var(ddof=1)) / len(d) if len(d) > 1 else math.inf
+
+
+def _p_value(shift: float, spread: float) -> float:
+    if shift == 0 or math.isinf(spread):
+        return 1.0
+    return 0.0 if spread == 0 else 2 * NormalDist().cdf(-abs(shift) / math.sqrt(spread))
 
 
 def _checked_level(level: float) -> float:

@@ -3,28 +3,34 @@
 AutoAttack (Croce and Hein 2020) runs APGD-CE, APGD-T, FAB-T and Square, each on the images that survived
 those before it. The gradient attacks are ours; FAB-T and Square are those of `pyautoattack`, whose use of the
 global random generator is undone and whose gradients never reach the parameters. Verdicts are always those of
-`logits_of` on the point found, whatever network the search looked at.
+`logits_of` on the point found, whatever network the search looked at. The whole of `pyautoattack` stands
+beside as the reference: its standard version, as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
+import logging
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ratioctl.attack import ball as geometry
-from ratioctl.attack import goals
+from ratioctl.attack import goals, threads
 from ratioctl.attack.engine import perturb
 from ratioctl.attack.goals import Goal
 from ratioctl.recipe import Attack, Ball, norm_name
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 LogitsOf = Callable[[Tensor], Tensor]
+Backend = Literal["own", "reference"]
 
 _PACKAGE_NORMS = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
@@ -63,7 +69,9 @@ class Verdicts:
         x_adv: (N, C, H, W) the point that broke it, the image itself where nothing did.
         attacked, broken, stuck: per attack the images it met, those it broke, and those where it never saw a
             gradient (0 for attacks of the package, which do not tell).
-        batch_size, seed: the results of Square depend on them.
+        stuck_images: (N,) bool, those that some attack was stuck on.
+        batch_size, seed: the results of Square, and of all attacks of the reference, depend on them.
+        backend: "own", or "pyautoattack" and its version.
     """
 
     name: str
@@ -73,8 +81,10 @@ class Verdicts:
     attacked: tuple[int, ...]
     broken: tuple[int, ...]
     stuck: tuple[int, ...]
+    stuck_images: Tensor
     batch_size: int
     seed: int
+    backend: str
 
     @property
     def correct(self) -> Tensor:
@@ -87,11 +97,28 @@ class Verdicts:
         return self.broken_by == 0
 
 
-def ensemble_name(attacks: Sequence[str], budget: Budget, p: float, classes: int) -> str:
+def backend_name(backend: Backend) -> str:
+    """ "own", or the package with its version."""
+    return "own" if backend == "own" else f"pyautoattack {importlib.metadata.version('pyautoattack')}"
+
+
+def has_reference(p: float, classes: int) -> bool:
+    """Whether the package's standard version exists: not for l1.5, nor below 4 classes (targeted DLR)."""
+    return p in _PACKAGE_NORMS and classes >= 4
+
+
+def ensemble_name(
+    attacks: Sequence[str], budget: Budget, p: float, classes: int, backend: Backend = "own"
+) -> str:
     """The honest name of an ensemble: "AutoAttack (standard)" only if all four attacks ran in full.
 
-    Never for l1: there the standard version searches in larger balls first, and FAB-T has 9 targets.
+    Never for l1 by our own: there the standard version searches in larger balls first, and FAB-T has 9
+    targets.
     """
+    if backend == "reference":
+        if set(STANDARD) <= set(attacks):
+            return "AutoAttack (standard)"
+        return " + ".join(f"{name.upper()} of AutoAttack" for name in attacks)
     full = standard_budget(p) if p in (2.0, math.inf) else None
     targets = min(budget.targets, classes - 1)
     if (
@@ -124,6 +151,7 @@ def robust_verdicts(
     budget: Budget | None = None,
     batch_size: int = 250,
     seed: int = 0,
+    backend: Backend = "own",
     search_logits_of: LogitsOf | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Verdicts:
@@ -140,12 +168,15 @@ def robust_verdicts(
         x0, y: all images (N, C, H, W) and labels (N,), on the device of the network.
         attacks: some of `STANDARD`, in running order.
         budget: the standard one for the norm where None.
+        backend: "reference" runs `pyautoattack`'s standard version: the same points as one call of its
+            `run_standard_evaluation` on all images with this batch size and seed.
         search_logits_of: what APGD differentiates, a bf16 version say; every point it finds is decided by
             `logits_of`.
         progress: called as progress(attack, images) after every batch of each search.
 
     Raises:
-        ValueError: an unknown attack, or FAB-T or Square for p = 1.5, for which they do not exist.
+        ValueError: an unknown attack, or FAB-T or Square for p = 1.5, for which they do not exist; for the
+            reference a budget of one's own, p = 1.5, or fewer than 4 classes.
     """
     unknown = [name for name in attacks if name not in STANDARD]
     if unknown:
@@ -155,20 +186,26 @@ def robust_verdicts(
     budget = budget or standard_budget(ball.p)
     clean = _logits(logits_of, x0, batch_size)
     classes = clean.shape[1]
+    if backend == "reference" and (not has_reference(ball.p, classes) or budget != standard_budget(ball.p)):
+        raise ValueError("the reference has its own budget, and needs 4 classes and l1, l2 or linf")
+    own = backend == "own"
     order = clean.argsort(dim=1, descending=True, stable=True)
     broken_by = torch.where(order[:, 0] == y, 0, -1)
     x_adv = x0.detach().float().clone()
     attacked, broken, stuck = ([0] * len(attacks) for _ in range(3))
+    stuck_images = torch.zeros_like(broken_by, dtype=torch.bool)
     hidden = search_logits_of or logits_of
     for number, name in enumerate(attacks):
         attacked[number] = int((broken_by == 0).sum())
         seen_stuck = torch.zeros_like(broken_by, dtype=torch.bool)
-        for target in range(1, min(budget.targets, classes - 1) + 1) if name == "apgd-t" else (0,):
+        for target in range(1, min(budget.targets, classes - 1) + 1) if own and name == "apgd-t" else (0,):
             for rows in (broken_by == 0).nonzero().squeeze(1).split(batch_size):
                 if not len(rows):
                     continue
                 x, label = x0[rows], y[rows]
-                if name in ("fab-t", "square"):
+                if not own:
+                    found = _reference(name, logits_of, x, label, ball, classes, seed)
+                elif name in ("fab-t", "square"):
                     found = _packaged(name, logits_of, x, label, ball, budget, classes, seed)
                 else:
                     goal = _robust_goal(label, order[rows, target] if target else None, classes)
@@ -186,16 +223,19 @@ def robust_verdicts(
                     progress(name, len(rows))
         broken[number] = int((broken_by == number + 1).sum())
         stuck[number] = int(seen_stuck.sum())
+        stuck_images |= seen_stuck
     return Verdicts(
-        name=ensemble_name(attacks, budget, ball.p, classes),
+        name=ensemble_name(attacks, budget, ball.p, classes, backend),
         attacks=tuple(attacks),
         broken_by=broken_by,
         x_adv=x_adv,
         attacked=tuple(attacked),
         broken=tuple(broken),
         stuck=tuple(stuck),
+        stuck_images=stuck_images,
         batch_size=batch_size,
         seed=seed,
+        backend=backend_name(backend),
     )
 
 
@@ -366,14 +406,10 @@ def _packaged(
     from pyautoattack.fab_pt import FABAttack_PT
     from pyautoattack.square import SquareAttack
 
-    def predict(images: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return _InputOnly.apply(images, logits_of)
-        return logits_of(images).float()
-
     norm = _PACKAGE_NORMS[ball.p]
     inputs = x.detach().float().contiguous()
-    with _own_randomness(x.device):
+    with _own_randomness(x.device), threads.one_each(x.device) as count:
+        predict = _input_only(threads.in_parts(logits_of, count))
         if name == "fab-t":
             fab = FABAttack_PT(
                 predict,
@@ -402,7 +438,58 @@ def _packaged(
             return square.perturb(inputs, y).detach()
 
 
+def _reference(
+    name: str, logits_of: LogitsOf, x: Tensor, y: Tensor, ball: Ball, classes: int, seed: int
+) -> Tensor:
+    """One attack of the package's standard version on one batch: points (B, C, H, W).
+
+    The package itself takes its attacks one after the other, each on batches of the survivors, and reseeds
+    for every batch; so attack by attack and batch by batch is what it does.
+    """
+    from pyautoattack.autoattack import AutoAttack
+
+    logging.getLogger("auto-attack").addHandler(_SILENT)  # its doubts are ours too, see evaluate.doubts
+    with _own_randomness(x.device), _own_trace():
+        attack = AutoAttack(
+            _input_only(logits_of),  # type: ignore[arg-type]
+            device=x.device,
+            eps=ball.eps,
+            norm=_PACKAGE_NORMS[ball.p],  # type: ignore[arg-type]
+            seed=seed,
+            version="standard",
+        )
+        attack.attacks_to_run = [name]  # type: ignore[list-item]
+        for targeted in (attack.apgd_targeted, attack.fab):  # the package names 9 whatever the classes
+            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+        found, _ = attack.run_standard_evaluation(x.detach().float().contiguous(), y, batch_size=len(x))
+    return found.detach()
+
+
+_SILENT = logging.NullHandler()
+
+
+def _input_only(logits_of: LogitsOf) -> LogitsOf:
+    """`logits_of` for attacks that call `backward()`."""
+
+    def predict(images: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _InputOnly.apply(images, logits_of)
+        return logits_of(images).float()
+
+    return predict
+
+
 def _own_randomness(device: torch.device) -> Any:
     """A context after which the global generators are as before; the package reseeds them."""
     devices = [device] if device.type == "cuda" else []
     return torch.random.fork_rng(devices=devices)
+
+
+@contextlib.contextmanager
+def _own_trace() -> Iterator[None]:
+    """A context after which debuggers and coverage still trace; the package switches them off."""
+    trace = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(trace)

@@ -46,6 +46,29 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for the reports [default: reports/MODEL-SUITE]."),
     ] = None,
+    backend: Annotated[
+        Literal["own", "reference"] | None,
+        typer.Option(
+            "--backend",
+            metavar="BACKEND",
+            help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the "
+            "same attacks by our engine) [default: reference in paper and full, own in quick].",
+        ),
+    ] = None,
+    save_adversarial: Annotated[
+        bool,
+        typer.Option(
+            "--save-adversarial", help="Also keep the attacked images, as float32 in DIR/adversarial/*.npz."
+        ),
+    ] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="MODEL",
+            help="With --suite explanations: another model that says how much of the target it sees.",
+        ),
+    ] = None,
     download: Download = False,
 ) -> int | None:
     """Measure accuracy, robustness, calibration and OOD detection.
@@ -54,9 +77,20 @@ def evaluate(
     continues where it stopped when the same command is given again.
     """
     from ratioctl import package as packages
-    from ratioctl.errors import Interrupted
-    from ratioctl.evaluate import run
+    from ratioctl.errors import Interrupted, UsageError
 
+    explains = suite == "explanations"
+    if judge is not None and not explains:
+        raise UsageError("--judge", f"judges no pictures in the suite {suite}", "Use --suite explanations.")
+    run: Any
+    if explains:
+        from ratioctl.explain.suite import run
+
+        own: dict[str, Any] = {"judge": judge}
+    else:
+        from ratioctl.evaluate import run
+
+        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
@@ -69,11 +103,11 @@ def evaluate(
                 loaded,
                 data=data,
                 ood=ood or (),
-                suite=suite,
                 limit=limit,
                 resume=resume,
                 write=write,
                 out=folder,
+                **own,
                 device=context.device,
                 precision=context.precision,
                 seed=context.seed,
@@ -88,6 +122,7 @@ def evaluate(
             "The same command continues where it stopped.",
             signum=getattr(stop, "signum", 2),
         ) from None
+    written += progress.files
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
         for warning in model.report.warnings:
@@ -117,6 +152,7 @@ class _Progress:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.tenth = 0
+        self.files: list[Path] = []
         self.bar: Any = None
         self.task: Any = None
 
@@ -141,7 +177,10 @@ class _Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "plan":
-            self.context.note(f"This takes {duration(event['seconds'])} at most.")
+            self.context.note(f"This takes about {duration(event['seconds'])}.")
+            return
+        if event["event"] == "file":
+            self.files.append(Path(event["path"]))
             return
         left = "" if event["seconds_left"] is None else f"{duration(event['seconds_left'])} left"
         if self.bar is not None:

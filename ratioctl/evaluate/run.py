@@ -8,7 +8,6 @@ import hashlib
 import math
 import platform
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ import torch
 import ratioctl
 from ratioctl import metrics
 from ratioctl import package as packages
+from ratioctl.attack.ensemble import Backend, backend_name, ensemble_name
 from ratioctl.data import inside, outside
 from ratioctl.data.inside import Images
 from ratioctl.errors import UsageError
-from ratioctl.evaluate import doubts, suites, summary, work
+from ratioctl.evaluate import adversarial, doubts, suites, summary, work
+from ratioctl.evaluate.plan import Phase, Plan, Watch
 from ratioctl.evaluate.suites import SUITES, Suite
 from ratioctl.evaluate.summary import Sure
 from ratioctl.evaluate.work import Subject
@@ -32,17 +33,15 @@ from ratioctl.nets import from_package, frozen
 from ratioctl.nets.hardware import Place, choose
 from ratioctl.nets.predict import Predictor
 from ratioctl.package import ModelPackage
-from ratioctl.recipe import Ball
 from ratioctl.results import Attacked, Evaluated, Evaluation, Measurement, Report
 
-Watch = Callable[[dict[str, Any]], None]
 Model = str | Path | ModelPackage
 Ood = Sequence[str] | Mapping[str, str]
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}
-FORMAT = 2  # of filed batches; grows when their arrays change
+FORMAT = 3  # of filed batches; grows when their arrays change
 GALLERY = 8  # pictures a set
-_FORWARD = 0.4  # cost of a forward pass in forward-and-gradient passes, measured on a ResNet-18
+_LOOK, _LOOK_STEPS = 32, 10  # images and steps of the look at how many survive, for the time estimate
 
 
 def run(
@@ -55,6 +54,8 @@ def run(
     resume: bool = False,
     write: bool = False,
     out: str | Path | None = None,
+    backend: Backend | None = None,
+    save_adversarial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -76,18 +77,25 @@ def run(
         resume: also take up the batches of a finished run in `out`.
         write: file the measurements in the packages' config and card.
         out: folder of the journal; None keeps nothing.
+        backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, "own" our engine's
+            ensemble, checked against it; None takes the suite's. Where the package has no answer (l1.5, fewer
+            than 4 classes) it is always our own, and every measurement names which it was.
+        save_adversarial: also keep the attacked images, see `adversarial`; needs `out`.
         precision: of the attacks' search; verdicts and confidences are always fp32. "auto" searches in bf16
             where that pays, except in suites that are `exact`.
-        watch: called with {"event": "plan", "seconds", "batches"} before long work, {"event": "batch",
-            "what", "done", "of", "seconds_left"} after each batch, {"event": "note", "text"}.
+        watch: called with {"event": "plan", "seconds", "phases"} before long work, {"event": "batch",
+            "model", "what", "share", "seconds_left"} after each batch, {"event": "file", "path"}.
         finish: called with the result before the journal is closed; writes the reports.
 
     Raises:
-        UsageError: unknown suite, a bad NAME=SOURCE, a name given twice.
+        UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, a reference for a suite that is not
+            AutoAttack's standard one.
         SourceError: data that is missing or has class folders that are no labels of a model.
         PackageError: a model that cannot be read.
     """
-    chosen = _suite(suite)
+    chosen = _with_backend(_suite(suite), backend)
+    if save_adversarial and out is None:
+        raise UsageError("save_adversarial", "needs a folder to save into", "Give out.")
     named = _named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
@@ -96,26 +104,31 @@ def run(
         for model in (models or (packages.DEFAULT_MODEL,))
     ]
     place = choose(device, "fp32" if precision == "auto" and chosen.exact else precision)
-    tell = watch or (lambda event: None)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.enter_context(lock(folder))
         journal = Journal(None if folder is None else folder / ".journal", keep=resume)
         sets = _Sets(data, named, limit, seed, download)
+        names = _names(loaded)
         packs = [sets.of(package) for package in loaded]
-        plan = _Plan(
-            sum(
-                passes
-                for package, pack in zip(loaded, packs, strict=True)
-                for passes in _passes(package, pack, chosen)
-            ),
-            tell,
+        subjects = [_subject(package, place, seed) for package in loaded]
+        plan = Plan(
+            [
+                phase
+                for subject, name, pack in zip(subjects, names, packs, strict=True)
+                for phase in _phases(subject, name, pack, chosen)
+            ],
+            watch or (lambda event: None),
         )
+        plan.announce()
+        saved = None
+        if save_adversarial and folder is not None:
+            saved = make_folder(folder / "adversarial")
         parts: list[Evaluated] = []
-        for package, pack, name in zip(loaded, packs, _names(loaded), strict=True):
+        for subject, name, pack in zip(subjects, names, packs, strict=True):
             plan.start(name)
-            parts.append(_one(package, name, pack, chosen, place, seed, journal, plan))
+            parts.append(_one(subject, name, pack, chosen, journal, plan, saved))
         evaluation = Evaluation(
             suite=chosen.name,
             protocol=str(chosen),
@@ -217,12 +230,24 @@ def _suite(suite: str | Suite) -> Suite:
     if isinstance(suite, Suite):
         return suite
     if suite == "explanations":
-        raise UsageError(
-            "--suite explanations", "comes with a later version", f"Available: {', '.join(SUITES)}."
-        )
+        raise UsageError("suite explanations", "is measured elsewhere", "Call ratioctl.explain.suite.run.")
     if suite not in SUITES:
         raise UsageError(f"--suite {suite}", "no such suite", f"Available: {', '.join(SUITES)}.")
     return SUITES[suite]
+
+
+def _with_backend(suite: Suite, backend: Backend | None) -> Suite:
+    if backend is None or backend == suite.backend:
+        return suite
+    if backend not in ("own", "reference"):
+        raise UsageError(f"--backend {backend}", "no such backend", "Use own or reference.")
+    if backend == "reference" and not suite.standard:
+        raise UsageError(
+            "--backend reference",
+            f"runs AutoAttack's standard version, which the suite {suite.name} is not",
+            "Use --suite paper (--limit N shortens it).",
+        )
+    return dataclasses.replace(suite, backend=backend)
 
 
 def _own_name(data: str) -> str:
@@ -243,7 +268,8 @@ def _named(ood: Ood, data: str) -> dict[str, str]:
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
-    if not equals or not name.strip() or not source:
+    name = name.strip()
+    if not equals or not name or not source:
         raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
     return name, source
 
@@ -262,23 +288,52 @@ def _names(loaded: Sequence[ModelPackage]) -> list[str]:
 # --- the plan ----------------------------------------------------------------------------------------------
 
 
-def _passes(package: ModelPackage, pack: _Pack, suite: Suite) -> list[float]:
-    """Forward-and-gradient passes of all images together, at most: survivors are not known beforehand."""
-    classes, balls = len(package.label_names), suites.robust_balls(package, suite)
-    n = len(choice(pack.inside, suite.inside, 0))
-    outside_each = (
-        suite.outside_steps * suite.outside_restarts * (2 + min(suite.outside_targets, classes - 1))
+def _phases(subject: Subject, model: str, pack: _Pack, suite: Suite) -> list[Phase]:
+    """What is ahead and how long it will take, from a measured step and a look at how many survive."""
+    package, classes, inside = subject.package, len(subject.package.label_names), pack.inside
+    size = _batch(subject.place)
+    forward, step = work.paces(subject, inside.pixels[:size])
+    found: list[Phase] = []
+
+    def add(what: str, kind: str, images: float, seconds_each: float) -> None:
+        found.append(Phase(model=model, what=what, kind=kind, seconds=images * seconds_each))
+
+    for name, images in pack.all().items():
+        add(f"clean {name}", "clean", len(images), forward)
+    count, radii = len(choice(inside, suite.inside, 0)), len(suites.radii(package))
+    look = choice(inside, _LOOK, subject.seed)
+    assert inside.labels is not None
+    for ball in suites.robust_balls(package, suite):
+        standing = work.survivors(subject, inside.pixels[look], inside.labels[look], ball, _LOOK_STEPS)
+        budget, targets = suite.budget_for(ball), min(suite.budget_for(ball).targets, classes - 1)
+        searches = {
+            # FAB looks at every point twice and projects by sorting; Square's own arithmetic is half a pass.
+            "apgd-ce": step * budget.steps * budget.restarts,
+            "apgd-t": step * budget.steps * targets,
+            "fab-t": (step + 2 * forward) * budget.steps * targets,
+            "square": 1.5 * forward * budget.queries,
+        }
+        for k, attack in enumerate(suite.attacks_for(ball)):
+            what = f"robust accuracy, {ball}, {attack}"
+            add(what, attack, count * (standing if k else max(standing, 0.7)), searches[attack])
+        add(f"self-check, {ball}", "search", min(suite.probe, standing * count), step * _longer(budget.steps))
+    picked = len(choice(inside, suite.outside, 0))
+    add(
+        f"lowest confidence, {suites.robust_balls(package, suite)[0]}",
+        "search",
+        picked,
+        2 * suite.outside_steps * step,
     )
-    curve = min(suite.curve, n) * len(suites.radii(package)) * suite.curve_steps
-    costs = [len(images) * _FORWARD for images in pack.all().values()]
-    costs += [n * _each(suite, ball, classes) for ball in balls]
-    costs += [min(suite.probe, n) * _longer(suite.budget_for(ball).steps) for ball in balls]
-    lowered = len(choice(pack.inside, suite.outside, 0))
-    costs += [lowered * 2 * suite.outside_steps, curve, curve]
-    for images in pack.outside.values():
-        count = len(choice(images, suite.outside, 0))
-        costs += [count * outside_each, min(suite.probe, count) * _longer(suite.outside_steps)]
-    return costs
+    goals = 2 + min(suite.outside_targets, classes - 1)
+    for name, images in pack.outside.items():
+        picked = len(choice(images, suite.outside, 0))
+        each = suite.outside_steps * suite.outside_restarts * goals * step
+        add(f"worst case, {name}", "search", picked, each)
+        add(f"self-check, {name}", "search", min(suite.probe, picked), step * _longer(suite.outside_steps))
+    for key in ("inside", "outside"):
+        shown = min(suite.curve, len(inside))
+        add(f"confidence over the radius, {key}", "search", shown, radii * suite.curve_steps * step)
+    return found
 
 
 def _longer(steps: int) -> int:
@@ -286,50 +341,9 @@ def _longer(steps: int) -> int:
     return max(4 * steps, 50)
 
 
-def _each(suite: Suite, ball: Ball, classes: int) -> float:
-    """Passes of one image that survives the whole ensemble."""
-    budget = suite.budget_for(ball)
-    targets = min(budget.targets, classes - 1)
-    costs = {
-        "apgd-ce": budget.steps * budget.restarts,
-        "apgd-t": budget.steps * targets,
-        "fab-t": 1.3 * budget.steps * targets,
-        "square": budget.queries * _FORWARD,
-    }
-    return sum(costs[attack] for attack in suite.attacks_for(ball))
-
-
-class _Plan:
-    """How much is to do, how fast it goes, and who wants to know."""
-
-    def __init__(self, passes: float, tell: Watch) -> None:
-        self.passes, self.tell = passes, tell
-        self.done = self.computed = self.seconds = 0.0
-        self.model = ""
-        self.pace: float | None = None  # passes a second
-
-    def start(self, model: str) -> None:
-        self.model = model
-
-    def measure(self, subject: Subject, pixels: np.ndarray) -> None:
-        """Time one pass of a batch and say what is ahead."""
-        if self.pace is not None or not len(pixels):
-            return
-        work.one_pass(subject, pixels)
-        started = time.monotonic()
-        work.one_pass(subject, pixels)
-        self.pace = len(pixels) * (1 + _FORWARD) / max(time.monotonic() - started, 1e-6)
-        self.tell({"event": "plan", "seconds": self.passes / self.pace})
-
-    def advance(self, what: str, passes: float, seconds: float | None) -> None:
-        """A batch is done; `seconds` None where it was taken from the journal."""
-        self.done += passes
-        if seconds is not None:
-            self.computed, self.seconds = self.computed + passes, self.seconds + seconds
-        pace = self.computed / self.seconds if self.computed > 0.02 * self.passes else self.pace
-        left = None if not pace else max(self.passes - self.done, 0.0) / pace
-        share = min(self.done / max(self.passes, 1e-9), 1.0)
-        self.tell({"event": "batch", "model": self.model, "what": what, "share": share, "seconds_left": left})
+def _batch(place: Place) -> int:
+    """Images a batch."""
+    return 128 if place.device.type == "cpu" else 512
 
 
 # --- one model ---------------------------------------------------------------------------------------------
@@ -341,7 +355,8 @@ class _Steps:
 
     subject: Subject
     journal: Journal
-    plan: _Plan
+    plan: Plan
+    saved: Path | None  # where attacked images are kept
     facts: dict[str, Any]
     size: int  # images a batch
 
@@ -351,12 +366,13 @@ class _Steps:
         pixels: np.ndarray,
         compute: Callable[[slice], Arrays],
         *,
-        passes: float,
         labels: np.ndarray | None = None,
         **facts: Any,
     ) -> list[Arrays]:
         """`compute` on every batch; `facts` is what decides its result besides model and images."""
         parts = []
+        if not len(pixels):
+            self.plan.skip(what)
         for start in range(0, len(pixels), self.size):
             at = slice(start, min(start + self.size, len(pixels)))
             digest = hashlib.sha256(np.ascontiguousarray(pixels[at]).tobytes())
@@ -367,9 +383,15 @@ class _Steps:
             arrays = self.journal.fetch(key, lambda at=at: compute(at))  # type: ignore[misc]
             taken = self.journal.reused > before
             seconds = None if taken else float(arrays["seconds"])
-            self.plan.advance(what, passes * (at.stop - at.start), seconds)
+            self.plan.advance(what, (at.stop - at.start) / len(pixels), seconds)
             parts.append(arrays)
         return parts
+
+    def keep(self, name: str, **arrays: np.ndarray) -> None:
+        """File attacked images."""
+        assert self.saved is not None
+        path = adversarial.save(self.saved, f"{self.plan.model} {name}", **arrays)
+        self.plan.tell({"event": "file", "path": str(path)})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -391,22 +413,26 @@ class _Clean:
 
     inside: Sure
     outside: dict[str, Sure]
+    predicted: np.ndarray  # (N,) of the in-images
 
 
-def _one(
-    package: ModelPackage,
-    name: str,
-    pack: _Pack,
-    suite: Suite,
-    place: Place,
-    seed: int,
-    journal: Journal,
-    plan: _Plan,
-) -> Evaluated:
+def _subject(package: ModelPackage, place: Place, seed: int) -> Subject:
     network = frozen(from_package(package)).to(place.device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictor = Predictor(network=network, device=place.device)
-    subject = Subject(package=package, network=network, predictor=predictor, place=place, seed=seed)
+    return Subject(package=package, network=network, predictor=predictor, place=place, seed=seed)
+
+
+def _one(
+    subject: Subject,
+    name: str,
+    pack: _Pack,
+    suite: Suite,
+    journal: Journal,
+    plan: Plan,
+    saved: Path | None,
+) -> Evaluated:
+    package, place, seed = subject.package, subject.place, subject.seed
     facts = {
         "format": FORMAT,
         "model": package.digest,
@@ -416,16 +442,13 @@ def _one(
         "torch": torch.__version__,
         "ratioctl": ratioctl.__version__,
     }
-    size = 128 if place.device.type == "cpu" else 512
-    steps = _Steps(subject=subject, journal=journal, plan=plan, facts=facts, size=size)
-    plan.measure(subject, pack.inside.pixels[:size])
-
+    steps = _Steps(subject=subject, journal=journal, plan=plan, saved=saved, facts=facts, size=_batch(place))
     found = _Found(examples=_Examples(name))
     clean = _clean(steps, pack, found)
-    _robust(steps, pack, suite, found)
+    _robust(steps, pack, suite, clean, found)
     _worst_case(steps, pack, suite, clean, found)
     _radius(steps, pack, suite, found)
-    found.rows += summary.mean_over_sets(found.rows, list(pack.outside), seed)
+    found.rows += summary.mean_over_sets(found.rows, list(pack.outside), pack.name, seed)
     found.doubts += [
         doubts.uncalibrated(package),
         doubts.temperature_at_end(package.temperature, suites.calibration(package), package.calibrated),
@@ -479,7 +502,6 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
             f"clean {name}",
             images.pixels,
             lambda at, images=images: work.clean(subject, images.pixels[at]),  # type: ignore[misc]
-            passes=_FORWARD,
         )
         everything += parts
         source = _source(name, images, steps, parts)
@@ -495,52 +517,82 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
         found.rows += summary.operating(source, c, package.thresholds)
         found.figures["histograms"][name] = {"clean": summary.histogram(c, low)}
         right = f.argmax(1) == labels if images is inside else None
-        found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), c, right)
+        found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), sure[name], right)
     f = logits.pop(pack.name)
     source = _source(pack.name, inside, steps, everything)
     found.rows += summary.mixture(source, f, logits, temperature, spec)
     twice = work.steadiness(subject, inside.pixels[:64])
     found.doubts += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(f)]
-    return _Clean(inside=sure.pop(pack.name), outside=sure)
+    return _Clean(inside=sure.pop(pack.name), outside=sure, predicted=f.argmax(1))
 
 
-def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
-    """Robust accuracy in every ball, and a longer search on some survivors."""
+def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Found) -> None:
+    """Robust accuracy in every ball, and a longer search on some survivors.
+
+    Every attack meets the survivors of those before it, packed into full batches.
+    """
     subject, inside = steps.subject, pack.inside
-    picked = choice(inside, suite.inside, subject.seed)
+    picked, classes = choice(inside, suite.inside, subject.seed), len(subject.package.label_names)
     assert inside.labels is not None
     x, y = inside.pixels[picked], inside.labels[picked]
     for ball in suites.robust_balls(subject.package, suite):
-        attacks = suite.attacks_for(ball)
-        parts = steps.each(
-            f"robust accuracy, {ball}",
-            x,
-            lambda at, ball=ball: work.robust(subject, x[at], y[at], ball, suite),  # type: ignore[misc]
-            passes=_each(suite, ball, len(subject.package.label_names)),
-            labels=y,
-            settings=[ball.model_dump(mode="json"), attacks, dataclasses.asdict(suite.budget_for(ball))],
+        attacks, budget = suite.attacks_for(ball), suite.budget_for(ball)
+        backend = suite.backend_for(ball, classes)
+        predicted, distance = clean.predicted[picked].copy(), np.zeros(len(picked))
+        by, sure = np.where(predicted == y, 0, -1), clean.inside.at(picked)
+        points = None if steps.saved is None else adversarial.floats(x)
+        everything: list[Arrays] = []
+        for number, attack in enumerate(attacks, 1):
+            alive = np.flatnonzero(by == 0)
+            parts = steps.each(
+                f"robust accuracy, {ball}, {attack}",
+                x[alive],
+                lambda at, of=(x[alive], y[alive], ball, attack, budget), by=backend: work.robust(  # type: ignore[misc]
+                    subject, of[0][at], of[1][at], *of[2:], backend=by, keep=steps.saved is not None
+                ),
+                labels=y[alive],
+                settings=[
+                    *(ball.model_dump(mode="json"), dataclasses.asdict(budget)),
+                    *(backend_name(backend), steps.saved is not None),
+                ],
+            )
+            if not parts:
+                continue
+            everything += parts
+            joined = _joined(parts)
+            broken = joined["broken"]
+            by[alive[broken]] = number
+            predicted[alive[broken]] = joined["predicted"][broken]
+            distance[alive[broken]] = joined["distance"][broken]
+            sure.confidence[alive[broken]] = joined["confidence"][broken]
+            sure.odds[alive[broken]] = joined["odds"][broken]
+            if points is not None:
+                points[alive[broken]] = joined["x"]
+            stuck = int(joined["stuck"].sum())
+            found.doubts.append(
+                doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, len(alive))
+            )
+        how = ensemble_name(attacks, budget, ball.p, classes, backend)
+        source = _source(pack.name, inside, steps, everything)
+        found.rows += summary.robust(
+            source, by, ball, attacks, how, batch_size=steps.size, backend=backend_name(backend)
         )
-        how = str(parts[0]["name"])
-        source = _source(pack.name, inside, steps, parts)
-        found.rows += summary.robust(source, parts, ball, attacks, how, batch_size=steps.size)
-        joined = _joined(parts)
-        for k, attack in enumerate(attacks):
-            attacked, stuck = (int(sum(part[key][k] for part in parts)) for key in ("attacked", "stuck"))
-            found.doubts.append(doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, attacked))
-        found.doubts.append(doubts.square_wins(joined["broken_by"], attacks))
-        verdict = joined["broken_by"] == 0
-        found.examples.add(
-            pack.name,
-            picked,
-            f"{ball}: {how}",
-            y,
-            joined["predicted"],
-            joined["confidence"],
-            verdict,
-            joined["distance"],
-        )
+        found.doubts.append(doubts.square_wins(by, attacks))
+        verdict = by == 0
+        found.examples.add(pack.name, picked, f"{ball}: {how}", y, predicted, sure, verdict, distance)
+        if steps.saved is not None and points is not None:
+            steps.keep(
+                f"{pack.name} {ball}",
+                x=points,
+                index=picked,
+                label=y,
+                predicted=predicted,
+                broken_by=by,
+                distance=distance,
+            )
         alive = np.flatnonzero(verdict)[: suite.probe]
         if not len(alive):
+            steps.plan.skip(f"self-check, {ball}")
             continue
         survivors, theirs, longer = x[alive], y[alive], _longer(suite.budget_for(ball).steps)
         parts = steps.each(
@@ -549,7 +601,6 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
             lambda at, of=(survivors, theirs, ball, longer): work.probe_inside(  # type: ignore[misc]
                 subject, of[0][at], of[1][at], *of[2:]
             ),
-            passes=longer,
             labels=theirs,
             settings=[ball.model_dump(mode="json"), longer],
         )
@@ -563,12 +614,12 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     picked, inner = choice(inside, suite.outside, seed), suites.robust_balls(package, suite)[0]
     assert inside.labels is not None
     x = inside.pixels[picked]
+    keep = steps.saved is not None
     parts = steps.each(
         f"lowest confidence, {inner}",
         x,
-        lambda at: work.lowest(subject, x[at], inner, steps=suite.outside_steps),
-        passes=2 * suite.outside_steps,
-        settings=[inner.model_dump(mode="json"), suite.outside_steps],
+        lambda at: work.lowest(subject, x[at], inner, steps=suite.outside_steps, keep=keep),
+        settings=[inner.model_dump(mode="json"), suite.outside_steps, keep],
     )
     lowered = _joined(parts)
     attacked = _sure(lowered)
@@ -582,10 +633,12 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         f"{inner}: lowest confidence",
         inside.labels[picked],
         lowered["predicted"],
-        lowered["confidence"],
+        attacked,
         None,
         lowered["distance"],
     )
+    if keep:
+        steps.keep(f"{pack.name} {inner} lowest confidence", index=picked, **_kept(lowered))
     ball, targets = suites.outside_ball(package), min(suite.outside_targets, len(package.label_names) - 1)
     how = f"APGD, {suite.outside_steps} steps x {suite.outside_restarts}, {2 + targets} goals, or the image"
     for name, images in pack.outside.items():
@@ -601,9 +654,12 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
                 steps=suite.outside_steps,
                 restarts=suite.outside_restarts,
                 targets=targets,
+                keep=keep,
             ),
-            passes=suite.outside_steps * suite.outside_restarts * (2 + targets),
-            settings=[ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts, targets],
+            settings=[
+                *(ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts, targets),
+                keep,
+            ],
         )
         joined, source = _joined(parts), _source(name, images, steps, parts)
         worst = joined["confidence"]
@@ -622,10 +678,12 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
             f"{ball}: worst case",
             None,
             joined["predicted"],
-            worst,
+            _sure(joined),
             None,
             joined["distance"],
         )
+        if keep:
+            steps.keep(f"{name} {ball} worst case", index=chosen, **_kept(joined))
         found.gallery += [
             Attacked(
                 dataset=name,
@@ -650,7 +708,6 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
             lambda at, some=some, longer=longer: work.probe_outside(  # type: ignore[misc]
                 subject, some[at], ball, longer
             ),
-            passes=longer,
             settings=[ball.model_dump(mode="json"), longer],
         )
         reached = _joined(parts)["confidence"]
@@ -677,11 +734,14 @@ def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
             lambda at, pixels=pixels, labels=labels: work.curve(  # type: ignore[misc]
                 subject, pixels[at], None if labels is None else labels[at], radii, suite.curve_steps
             ),
-            passes=len(radii) * suite.curve_steps,
             labels=labels,
             settings=[radii, suite.curve_steps],
         )
         found.figures["radius"][key] = summary.radius_curve(_joined(parts)["values"], radii)
+
+
+def _kept(joined: Arrays) -> Arrays:
+    return {key: joined[key] for key in ("x", "predicted", "confidence", "distance")}
 
 
 def _sure(joined: Arrays) -> Sure:
@@ -690,11 +750,7 @@ def _sure(joined: Arrays) -> Sure:
 
 def _joined(parts: Sequence[Arrays]) -> Arrays:
     """Arrays of batches put together."""
-    return {
-        key: np.concatenate([part[key] for part in parts])
-        for key in parts[0]
-        if parts[0][key].ndim and key != "attacked"
-    }
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if parts[0][key].ndim}
 
 
 class _Examples:
@@ -711,7 +767,7 @@ class _Examples:
         attack: str,
         labels: np.ndarray | None,
         predicted: np.ndarray,
-        confidence: np.ndarray,
+        sure: Sure,
         verdict: np.ndarray | None,
         distance: np.ndarray | None = None,
     ) -> None:
@@ -724,7 +780,8 @@ class _Examples:
             "attack": np.full(n, attack, dtype=object),
             "label": np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
             "predicted": np.asarray(predicted, np.int64),
-            "confidence": np.asarray(confidence, np.float64),
+            "confidence": np.asarray(sure.confidence, np.float64),
+            "log_odds": np.asarray(sure.odds, np.float64),
             "verdict": np.full(n, -1, np.int8) if verdict is None else np.asarray(verdict, np.int8),
             "distance": np.zeros(n) if distance is None else np.asarray(distance, np.float64),
         }

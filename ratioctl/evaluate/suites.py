@@ -7,7 +7,14 @@ import math
 from typing import Any
 
 from ratioctl import recipe as recipes
-from ratioctl.attack.ensemble import STANDARD, Budget, ensemble_name, standard_budget
+from ratioctl.attack.ensemble import (
+    STANDARD,
+    Backend,
+    Budget,
+    ensemble_name,
+    has_reference,
+    standard_budget,
+)
 from ratioctl.errors import RecipeError
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Ball
@@ -29,6 +36,7 @@ class Suite:
         curve: images of the confidence-radius curves, inside and outside; curve_steps of every radius.
         probe: images on which a longer search checks the attacks, of every ball and set.
         exact: attacks search in fp32 unless bf16 is asked for; quick looks may search in bf16.
+        backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, where that exists.
     """
 
     name: str
@@ -45,13 +53,15 @@ class Suite:
     curve_steps: int = 50
     probe: int = 64
     exact: bool = True
+    backend: Backend = "own"
 
     def __str__(self) -> str:
         inside = "all" if self.inside is None else str(self.inside)
         outside = "all" if self.outside is None else str(self.outside)
-        ensemble = ensemble_name(self.attacks, self.budget or Budget(), 2.0, 10**6)
+        ensemble = ensemble_name(self.attacks, self.budget or Budget(), 2.0, 10**6, self.backend)
+        by = " by pyautoattack" if self.backend == "reference" else ""
         return (
-            f"{inside} in-images under {ensemble}; worst case of {outside} images an out-distribution, "
+            f"{inside} in-images under {ensemble}{by}; worst case of {outside} images an out-distribution, "
             f"{self.outside_steps} steps, {self.outside_restarts} restart(s)"
         )
 
@@ -61,6 +71,15 @@ class Suite:
 
     def budget_for(self, ball: Ball) -> Budget:
         return self.budget or standard_budget(ball.p)
+
+    def backend_for(self, ball: Ball, classes: int) -> Backend:
+        """The reference where it was chosen and exists, else our own."""
+        return self.backend if has_reference(ball.p, classes) else "own"
+
+    @property
+    def standard(self) -> bool:
+        """Whether its ensemble is AutoAttack's standard one, so that the reference can stand for it."""
+        return self.attacks == STANDARD and self.budget is None
 
 
 SUITES = {
@@ -77,7 +96,7 @@ SUITES = {
         probe=16,
         exact=False,
     ),
-    "paper": Suite(name="paper", inside=None, outside=1024, outside_restarts=5),
+    "paper": Suite(name="paper", inside=None, outside=1024, outside_restarts=5, backend="reference"),
     "full": Suite(
         name="full",
         inside=None,
@@ -88,6 +107,7 @@ SUITES = {
         curve=1024,
         curve_steps=100,
         probe=256,
+        backend="reference",
     ),
 }
 

@@ -63,18 +63,8 @@ def clean(source: Source, logits: np.ndarray, temperature: float, spec: Calibrat
         p = metrics.softmax(logits, t)
         c = p.max(1)
         bins = spec.report_bins
-        of_bins: dict[str, Any] = {"temperature": t, "bins": bins}
-
-        def ece(c: np.ndarray, right: np.ndarray, bins: int = bins) -> float:
-            return metrics.ece(c, right, bins, 1 / classes)
-
-        def adaptive(c: np.ndarray, right: np.ndarray, bins: int = bins) -> float:
-            return metrics.adaptive_ece(c, right, bins)
-
-        rows.append(
-            _bootstrapped(f"ece{suffix}", ece, [[c, correct]], n, source, range=[1 / classes, 1.0], **of_bins)
-        )
-        rows.append(_bootstrapped(f"adaptive_ece{suffix}", adaptive, [[c, correct]], n, source, **of_bins))
+        rows.append(_ece(f"ece{suffix}", c, correct, bins, 1 / classes, source, temperature=t))
+        rows.append(_ece(f"adaptive_ece{suffix}", c, correct, bins, None, source, temperature=t))
         losses = -metrics.log_softmax(logits, t)[np.arange(n), labels]
         squares = np.sum(p**2, 1) - 2 * p[np.arange(n), labels] + 1
         rows.append(_mean(f"nll{suffix}", losses, source, bounds=(0.0, np.inf), temperature=t))
@@ -109,26 +99,28 @@ def mixture(
     rows = []
     for suffix, t in (("", temperature), ("_uncalibrated", 1.0)):
         rows.append(
-            _bootstrapped(
+            _ece(
                 f"ece_mixture{suffix}",
-                lambda c, r: metrics.ece(c, r, spec.report_bins, 1 / classes),
-                [[metrics.confidence(both, t), right]],
-                len(both),
+                metrics.confidence(both, t),
+                right,
+                spec.report_bins,
+                1 / classes,
                 named,
                 temperature=t,
-                bins=spec.report_bins,
-                range=[1 / classes, 1.0],
             )
         )
     return rows
 
 
 def robust(
-    source: Source, parts: Sequence[Arrays], ball: Ball, attacks: Sequence[str], name: str, **more: Any
+    source: Source, by: np.ndarray, ball: Ball, attacks: Sequence[str], name: str, **more: Any
 ) -> list[Measurement]:
-    """Robust accuracy after all attacks, and what each left standing."""
-    by = np.concatenate([part["broken_by"] for part in parts])
-    n, source = len(by), source.timed(parts)
+    """Robust accuracy after all attacks, and what each left standing.
+
+    Args:
+        by: (N,) -1 where the clean decision was wrong, 0 where it survived, else the attack's number from 1.
+    """
+    n = len(by)
     standing = [int(((by == 0) | (by > k)).sum()) for k in range(len(attacks) + 1)]
     rows = [_rate("robust_accuracy", standing[-1], n, source, ball, attack=name, **more)]
     rows += [_rate("accuracy_before_attack", standing[0], n, source)]
@@ -152,6 +144,10 @@ class Sure:
 
     confidence: np.ndarray
     odds: np.ndarray
+
+    def at(self, index: np.ndarray) -> Sure:
+        """Copies of these images' values."""
+        return Sure(confidence=self.confidence[index], odds=self.odds[index])
 
 
 def detection(
@@ -213,7 +209,9 @@ def operating(
     ]
 
 
-def mean_over_sets(rows: Sequence[Measurement], sets: Sequence[str], seed: int) -> list[Measurement]:
+def mean_over_sets(
+    rows: Sequence[Measurement], sets: Sequence[str], inside: str, seed: int
+) -> list[Measurement]:
     """The unweighted mean over the out-distributions of what was measured on each of them.
 
     Its interval is the mean of theirs: they share the in-images, so their errors do not cancel out.
@@ -233,7 +231,7 @@ def mean_over_sets(rows: Sequence[Measurement], sets: Sequence[str], seed: int) 
                 interval=(float(ends[:, 0].mean()), float(ends[:, 1].mean())),
                 dataset="mean",
                 ball=ball,
-                details={"sets": list(sets), "seed": seed},
+                details={"sets": list(sets), "inside": inside, "seed": seed},
             )
         )
     return means
@@ -328,6 +326,25 @@ def _mean(
 ) -> Measurement:
     interval = metrics.mean_interval(values, bounds=bounds) if len(values) > 1 or bounds[1] < 3 else None
     return _row(name, float(values.mean()), len(values), interval, source, ball, **details)
+
+
+def _ece(
+    name: str,
+    c: np.ndarray,
+    right: np.ndarray,
+    bins: int,
+    low: float | None,
+    source: Source,
+    **details: Any,
+) -> Measurement:
+    """An ECE with bins on [low, 1], or adaptive ones where low is None."""
+    details["bins"] = bins
+    if low is None:
+        value = metrics.adaptive_ece(c, right, bins)
+    else:
+        value, details["range"] = metrics.ece(c, right, bins, low), [low, 1.0]
+    interval = metrics.ece_interval(c, right, bins, low, generator=source.generator(), samples=SAMPLES)
+    return _row(name, value, len(c), interval, source, None, **details)
 
 
 def _bootstrapped(

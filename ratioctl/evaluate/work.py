@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from typing import Literal
 
 import numpy as np
@@ -18,10 +19,10 @@ from torch import Tensor
 from ratioctl import metrics
 from ratioctl.attack import ball as geometry
 from ratioctl.attack import ensemble, goals
-from ratioctl.attack.engine import Perturbed, perturb
+from ratioctl.attack.engine import perturb
+from ratioctl.attack.ensemble import Backend, Budget
 from ratioctl.attack.goals import Goal
 from ratioctl.data.loader import to_float
-from ratioctl.evaluate.suites import Suite
 from ratioctl.journal import Arrays
 from ratioctl.nets import Classifier
 from ratioctl.nets.hardware import Place
@@ -51,8 +52,8 @@ class Subject:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> np.ndarray:
-        """(B, C, H, W) -> (B, K) in fp32."""
-        return self.network(x).float().cpu().numpy()
+        """(B, C, H, W) -> (B, K): what every verdict and score is made of, the predictor's exact fp32."""
+        return self.predictor.exact(x).cpu().numpy()
 
     def confidences(self, x: Tensor) -> np.ndarray:
         """(B,) largest probability after the temperature."""
@@ -79,52 +80,71 @@ def clean(subject: Subject, pixels: np.ndarray) -> Arrays:
     return {"logits": subject.predictor.predict(pixels)}
 
 
-def robust(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, suite: Suite) -> Arrays:
-    """The suite's attacks, each on the survivors of those before it.
+def robust(
+    subject: Subject,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    ball: Ball,
+    attack: str,
+    budget: Budget,
+    *,
+    backend: Backend = "own",
+    keep: bool = False,
+) -> Arrays:
+    """One attack of an ensemble on images that survived those before it.
 
     Returns:
-        "broken_by" (B,): -1 where the clean decision is wrong, 0 where it survived, else the attack's number
-        from 1; "confidence", "predicted" and "distance" (B,) of the point that broke it (of the image itself
-        where nothing did); "attacked" and "stuck" (A,) counts of images attacked, and of those among them
-        whose gradient was zero everywhere; "name" of the ensemble.
+        "broken" (B,) bool; "confidence", "odds", "predicted" and "distance" (B,) of the point that broke it
+        (of the image itself where nothing did); "stuck" (B,) bool: the gradient was zero everywhere; with
+        `keep` "x" (B', C, H, W) float32, the points of the broken ones.
     """
     x = to_float(pixels, subject.place.device)
     found = ensemble.robust_verdicts(
-        subject.network,
+        subject.predictor.exact,
         x,
         torch.from_numpy(labels).to(x.device),
         ball,
-        attacks=suite.attacks_for(ball),
-        budget=suite.budget_for(ball),
+        attacks=(attack,),
+        budget=budget,
         batch_size=max(len(x), 1),
         seed=subject.seed,
+        backend=backend,
         search_logits_of=subject.logits_of,
     )
     logits = subject.logits(found.x_adv)
-    return {
-        "broken_by": found.broken_by.cpu().numpy().astype(np.int8),
+    broken = ~found.robust
+    arrays = {
+        "broken": broken.cpu().numpy(),
         "confidence": metrics.confidence(logits, subject.temperature),
+        "odds": metrics.log_odds(logits, subject.temperature),
         "predicted": logits.argmax(1),
         "distance": geometry.distance(found.x_adv, x, ball.p).cpu().numpy(),
-        "attacked": np.array(found.attacked, np.int64),
-        "stuck": np.array(found.stuck, np.int64),
-        "name": np.array(found.name),
+        "stuck": found.stuck_images.cpu().numpy(),
     }
+    return {**arrays, "x": found.x_adv[broken].cpu().numpy()} if keep else arrays
 
 
 def worst_case(
-    subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, restarts: int, targets: int
+    subject: Subject,
+    pixels: np.ndarray,
+    ball: Ball,
+    *,
+    steps: int,
+    restarts: int,
+    targets: int,
+    keep: bool = False,
 ) -> Arrays:
     """The largest confidence in the ball, over several searches and the image itself.
 
     Returns:
         "confidence", "odds" (see `metrics.log_odds`), "predicted", "distance" (B,) of the best point, "by"
         (B,) the number of its search from 1, 0 for the image itself; "clean" (B,) the image's own confidence;
-        "picture" (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient.
+        "picture" (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient;
+        with `keep` "x" (B, C, H, W) float32, the best point itself.
     """
     x = to_float(pixels, subject.place.device)
     found = ensemble.worst_case_confidence(
-        subject.network,
+        subject.predictor.exact,
         x,
         ball,
         temperature=subject.temperature,
@@ -136,7 +156,7 @@ def worst_case(
         search_logits_of=subject.logits_of,
     )
     logits = subject.logits(found.x)
-    return {
+    arrays = {
         "clean": subject.confidences(x),
         "confidence": metrics.confidence(logits, subject.temperature),
         "odds": metrics.log_odds(logits, subject.temperature),
@@ -146,15 +166,17 @@ def worst_case(
         "picture": _pictures(found.x),
         "stuck": found.stuck.cpu().numpy(),
     }
+    return {**arrays, "x": found.x.cpu().numpy()} if keep else arrays
 
 
-def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int) -> Arrays:
+def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep: bool = False) -> Arrays:
     """The smallest largest probability in the ball: how outlying an in-image can be made to look.
 
     Searches: Auto-PGD downwards on the log-odds of the likeliest class, and on the cross-entropy to uniform.
 
     Returns:
-        "confidence", "odds", "predicted", "distance" (B,) of the best point, the image itself included.
+        "confidence", "odds", "predicted", "distance" (B,) of the best point, the image itself included; with
+        `keep` "x" (B, C, H, W) float32, that point.
     """
     x = to_float(pixels, subject.place.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
@@ -168,12 +190,13 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int) -> A
         best = np.minimum(best, reached)
         best_x[lower] = ended.x[lower]
     logits = subject.logits(best_x)
-    return {
+    arrays = {
         "confidence": metrics.confidence(logits, subject.temperature),
         "odds": best,
         "predicted": logits.argmax(1),
         "distance": geometry.distance(best_x, x, ball.p).cpu().numpy(),
     }
+    return {**arrays, "x": best_x.cpu().numpy()} if keep else arrays
 
 
 def curve(
@@ -214,7 +237,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
     y = torch.from_numpy(labels).to(x.device)
     attack = _attack(ball, steps, "random")
     ended = perturb(
-        subject.network, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
+        subject.predictor.exact, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
     )
     return {"broken": subject.logits(ended.x).argmax(1) != labels}
 
@@ -224,7 +247,9 @@ def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) 
     x = to_float(pixels, subject.place.device)
     attack = _attack(ball, steps, "random")
     goal = goals.log_odds(subject.temperature)
-    ended = perturb(subject.network, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}"))
+    ended = perturb(
+        subject.predictor.exact, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}")
+    )
     return {"confidence": subject.confidences(ended.x)}
 
 
@@ -233,10 +258,25 @@ def steadiness(subject: Subject, pixels: np.ndarray) -> Arrays:
     return {"first": subject.predictor.predict(pixels), "second": subject.predictor.predict(pixels)}
 
 
-def one_pass(subject: Subject, pixels: np.ndarray) -> Perturbed:
-    """One gradient pass, for the time estimate."""
+def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
+    """Seconds an image takes for a forward pass, and for a step of a gradient search, in such a batch."""
     x = to_float(pixels, subject.place.device)
-    return perturb(subject.logits_of, x, goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
+    goal, attack = goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 3, "centre")
+    subject.logits(x)
+    perturb(subject.logits_of, x, goal, _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
+    times = [time.perf_counter()]
+    subject.logits(x)
+    times.append(time.perf_counter())
+    perturb(subject.logits_of, x, goal, attack).value.cpu()
+    times.append(time.perf_counter())
+    forward = max((times[1] - times[0]) / len(x), 1e-9)
+    return forward, max((times[2] - times[1]) / len(x) - forward, forward) / attack.steps
+
+
+def survivors(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> float:
+    """Share of images that a short search leaves standing: what a long one will mostly work on."""
+    found = robust(subject, pixels, labels, ball, "apgd-ce", Budget(steps=steps))
+    return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
 
 
 def _attack(ball: Ball, steps: int, start: Literal["centre", "random"]) -> Attack:

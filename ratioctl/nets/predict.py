@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ratioctl.nets.classifier import Classifier, from_package, frozen
 from ratioctl.package import ModelPackage
@@ -23,6 +24,14 @@ class Predictor:
     network: Classifier
     device: torch.device
 
+    def exact(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [0,1] on the device -> logits (B, K) in full fp32, differentiable.
+
+        Every verdict and every score comes from here.
+        """
+        with _without_tf32(self.device):
+            return self.network(x).float()
+
     @torch.inference_mode()
     def predict(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, C) or float32 (N, C, H, W) in [0,1] -> logits (N, K) float32."""
@@ -31,8 +40,7 @@ class Predictor:
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK])).to(self.device)
             if part.dtype == torch.uint8:
                 part = part.permute(0, 3, 1, 2).float().div_(255)
-            with _without_tf32(self.device):
-                parts.append(self.network(part).float().cpu().numpy())
+            parts.append(self.exact(part).cpu().numpy())
         if not parts:
             return np.empty((0, 0), np.float32)
         return np.concatenate(parts)

@@ -223,3 +223,88 @@ def test_worst_case_confidence_sees_through_a_saturated_softmax(digits: Case) ->
     found = worst_case_confidence(sharp, unsure, Ball(p=2.0, eps=1.0), steps=10, restarts=1)
     assert (found.confidence >= start).all()
     assert found.confidence.min() > 0.99
+
+
+class Linear(nn.Module):
+    """Logits linear in the pixels: the distance to every decision boundary is known."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.weight = torch.randn(classes, 192, generator=torch.Generator().manual_seed(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("p", [2.0, math.inf, 1.0])
+def test_few_classes_agree_with_brute_force_on_a_linear_model(classes: int, p: float) -> None:
+    """Robust exactly where no other class' boundary, at distance gap / dual norm, lies in the ball."""
+    net = Linear(classes)
+    x = 0.5 + 0.1 * (torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
+    logits = net(x)
+    y = logits.argmax(1)
+    dual = {2.0: 2.0, math.inf: 1.0, 1.0: math.inf}[p]
+    least = torch.full((60,), math.inf)
+    for k in range(classes):
+        norms = torch.linalg.vector_norm(net.weight[y] - net.weight[k], ord=dual, dim=1)
+        gap = (logits.gather(1, y[:, None]).squeeze(1) - logits[:, k]) / norms
+        least = torch.where(y == k, least, torch.minimum(least, gap))
+    eps = float(least.median())
+    clear = (least - eps).abs() > 0.05 * eps  # what lies on the boundary may fall on either side
+    assert clear.sum() > 40
+    found = robust_verdicts(
+        net, x, y, Ball(p=p, eps=eps), attacks=["apgd-ce", "apgd-t"], budget=Budget(steps=60)
+    )
+    assert torch.equal(found.robust[clear], (least > eps)[clear])
+    all_four = robust_verdicts(net, x, y, Ball(p=p, eps=eps), budget=Budget(steps=20, queries=50))
+    assert not (all_four.robust & (least < eps) & clear).any()
+    assert (all_four.robust | (least < eps) | ~clear).all()
+
+
+@pytest.mark.slow
+def test_the_reference_is_the_package_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack by attack on batches of survivors: the same points as one call on all images."""
+    import sys
+
+    from pyautoattack import AutoAttack
+    from pyautoattack.square import SquareAttack
+
+    net, x, y = _train(4)  # three targets: four classes are the fewest the package can deal with
+    x, y = x[:14], y[:14].clone()
+    y[3] = (y[3] + 1) % 4
+    ball = Ball(p=math.inf, eps=0.12)
+    package = AutoAttack(net, eps=ball.eps, norm="Linf", seed=5, version="standard")
+    package.square.n_queries = 30
+    package.apgd_targeted.n_target_classes = package.fab.n_target_classes = 3
+    with torch.random.fork_rng():
+        theirs, _ = package.run_standard_evaluation(x, y, batch_size=8)
+    # `version="standard"` sets the queries itself, so they are cut where they are used.
+    single = SquareAttack.attack_single_run
+    monkeypatch.setattr(
+        SquareAttack,
+        "attack_single_run",
+        lambda self, a, b: (setattr(self, "n_queries", 30), single(self, a, b))[1],
+    )
+    state, trace = torch.get_rng_state(), sys.gettrace()
+    net.zero_grad()  # the package leaves gradients behind
+    ours = robust_verdicts(net, x, y, ball, backend="reference", batch_size=8, seed=5)
+    assert torch.equal(ours.x_adv, theirs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sys.gettrace() is trace
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert 0 < int(ours.robust.sum()) < 13
+    assert ours.name == "AutoAttack (standard)"
+    assert ours.backend.startswith("pyautoattack ")
+    first = robust_verdicts(net, x, y, ball, attacks=["apgd-ce"], backend="reference", batch_size=8)
+    assert first.name == "APGD-CE of AutoAttack"
+
+
+@pytest.mark.parametrize(("p", "classes"), [(1.5, 10), (2.0, 3)])
+def test_the_reference_is_refused_where_the_package_has_no_answer(p: float, classes: int) -> None:
+    net, x = Linear(classes), torch.rand(2, 3, 8, 8)
+    y = net(x).argmax(1)
+    with pytest.raises(ValueError, match="reference"):
+        robust_verdicts(net, x, y, Ball(p=p, eps=0.1), attacks=["apgd-ce"], backend="reference")
+    with pytest.raises(ValueError, match="budget"):
+        robust_verdicts(net, x, y, Ball(p=2, eps=0.1), budget=QUICK, backend="reference")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +24,13 @@ from ratioctl.attack.ensemble import Budget
 from ratioctl.data.inside import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
+from ratioctl.evaluate.plan import Phase, Plan
 from ratioctl.evaluate.run import choice
 from ratioctl.journal import Journal, key_of
 from ratioctl.nets.hardware import Place
 from ratioctl.nets.predict import Predictor
 from ratioctl.recipe import Ball, Calibration
-from ratioctl.results import Evaluation, Measurement
+from ratioctl.results import Evaluated, Evaluation, Measurement, Report
 
 TINY = Suite(
     name="tiny",
@@ -225,14 +228,19 @@ def test_robust_results_of_an_image_do_not_depend_on_its_batch() -> None:
     pixels = noise(8)
     labels = model.predictor.predict(pixels).argmax(1)
     labels[0] = (labels[0] + 1) % 3
-    whole = work.robust(model, pixels, labels, ball, TINY)
-    parts = [work.robust(model, pixels[at], labels[at], ball, TINY) for at in (slice(0, 3), slice(3, 8))]
-    assert np.array_equal(whole["broken_by"], np.concatenate([part["broken_by"] for part in parts]))
-    assert whole["broken_by"][0] == -1
-    broken = whole["broken_by"] > 0
-    assert 0 < broken.sum() < 7
-    assert (whole["predicted"][broken] != labels[broken]).all()
-    assert (whole["distance"][~broken] == 0).all()
+    for attack in ("apgd-ce", "apgd-t"):
+        whole, *parts = (
+            work.robust(model, pixels[at], labels[at], ball, attack, Budget(steps=3, targets=2), keep=True)
+            for at in (slice(None), slice(0, 3), slice(3, 8))
+        )
+        broken = whole["broken"]
+        assert np.array_equal(broken, np.concatenate([part["broken"] for part in parts]))
+        assert broken[0], "wrong without an attack"
+        assert 1 < broken.sum() < 8
+        assert (whole["predicted"][broken] != labels[broken]).all()
+        assert (whole["distance"][~broken] == 0).all()
+        assert len(whole["x"]) == broken.sum()
+        assert (model.predictor.predict(whole["x"]).argmax(1) != labels[broken]).all()
 
 
 class Pocket(torch.nn.Module):
@@ -250,9 +258,7 @@ def test_a_weakened_attack_is_noticed_and_a_sound_one_is_not() -> None:
     labels = np.zeros(12, np.int64)
     said = {}
     for steps in (1, 40):
-        suite = dataclasses.replace(TINY, attacks=("apgd-ce",), budget=Budget(steps=steps))
-        by = work.robust(model, pixels, labels, ball, suite)["broken_by"]
-        alive = by == 0
+        alive = ~work.robust(model, pixels, labels, ball, "apgd-ce", Budget(steps=steps))["broken"]
         probed = work.probe_inside(model, pixels[alive], labels[alive], ball, 50) if alive.any() else None
         broken = np.zeros(0, bool) if probed is None else probed["broken"]
         said[steps] = doubts.not_converged_inside(ball, broken, 50)
@@ -334,15 +340,14 @@ def test_evaluating_on_training_data_is_noticed() -> None:
 
 def test_robust_accuracy_counts_what_each_attack_left() -> None:
     source = summary.Source(name="s", images=images(noise(1)), seed=0)
-    part = {"broken_by": np.array([-1, 0, 0, 1, 2, 2, 0, 0], np.int8), "seconds": np.float64(2.0)}
-    rows = summary.robust(source, [part, part], BALL, ("apgd-ce", "apgd-t"), "both")  # type: ignore[list-item]
+    by = np.array([-1, 0, 0, 1, 2, 2, 0, 0] * 2)
+    rows = summary.robust(source, by, BALL, ("apgd-ce", "apgd-t"), "both")
     values = {row.name: row.value for row in rows}
     assert values["accuracy_before_attack"] == 7 / 8
     assert values["accuracy_after_apgd_ce"] == 6 / 8
     assert values["accuracy_after_apgd_t"] == values["robust_accuracy"] == 4 / 8
     assert rows[0].n == 16
     assert rows[0].interval == metrics.wilson_interval(8, 16)
-    assert rows[0].details["duration_s"] == 4.0
 
 
 def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
@@ -397,7 +402,7 @@ def test_means_are_over_sets_alone() -> None:
         return Measurement(name=name, value=value, n=10, interval=ends, dataset=dataset)
 
     rows = [row("auroc", "a", 0.6), row("auroc", "b", 0.8), row("kept_at_tpr95", "in", 0.9)]
-    (mean,) = summary.mean_over_sets(rows, ["a", "b"], 0)
+    (mean,) = summary.mean_over_sets(rows, ["a", "b"], "in", 0)
     assert (mean.name, mean.dataset, mean.value, mean.n) == ("auroc", "mean", pytest.approx(0.7), 20)
     assert mean.interval == pytest.approx((0.6, 0.8))
 
@@ -436,7 +441,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         assert row.n > 0
         assert row.interval is not None
         assert row.interval[0] - 1e-9 <= row.value <= row.interval[1] + 1e-9 or row.name.startswith(
-            ("ece", "adaptive_ece", "aupr", "fpr")  # the bootstrap does not promise that
+            ("aupr", "fpr")  # the bootstrap does not promise that
         )
         if row.dataset != "mean":
             assert row.details["fingerprint"]
@@ -500,8 +505,6 @@ def test_an_interrupted_evaluation_ends_with_the_same_report(
 def test_measurements_go_into_the_package_without_changing_its_digest(
     small_package: Path, labelled: str, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(small_package, copy)
     before = package.read(copy)
@@ -536,7 +539,7 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"suite": "explanations"}, UsageError, "later version"),
+        ({"suite": "explanations"}, UsageError, "ratioctl.explain.suite"),
         ({"suite": "slow"}, UsageError, "quick, paper, full"),
         ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
         ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
@@ -587,3 +590,305 @@ def test_linf_radii_are_read_in_255ths() -> None:
 
 def test_names_cannot_break_out_of_markdown_and_html() -> None:
     assert evaluation_report._md("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
+
+
+# --- one road to every score, saved images, the plan -------------------------------------------------------
+
+
+class Recording(torch.nn.Module):
+    """Passes images on to a network and notes the precision that convolutions on a GPU would have."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, list[str]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return self.network(x)
+
+
+def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None:
+    """On a GPU that road is fp32 without TF32; the search may see another network altogether."""
+    exact, pixels, labels = Recording(Linear(scale=0.3)), noise(4), np.array([0, 1, 2, 0])
+    search, ball = Linear(scale=0.1), Ball(p=2, eps=0.3)
+    model = work.Subject(
+        package=types.SimpleNamespace(temperature=1.0),  # type: ignore[arg-type]
+        network=search,  # type: ignore[arg-type]
+        predictor=Predictor(network=exact, device=torch.device("cuda")),  # type: ignore[arg-type]
+        place=Place(device=torch.device("cpu"), bf16=False, why=""),
+        seed=0,
+    )
+    before = torch.backends.cudnn.conv.fp32_precision
+    found = [
+        work.robust(model, pixels, labels, ball, "apgd-ce", Budget(steps=3), keep=True),
+        work.worst_case(model, pixels, ball, steps=3, restarts=1, targets=1, keep=True),
+        work.lowest(model, pixels, ball, steps=3, keep=True),
+    ]
+    values = work.curve(model, pixels, labels, (0.1,), 2)["values"]
+    work.probe_inside(model, pixels, labels, ball, 2)
+    work.probe_outside(model, pixels, ball, 2)
+    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert len(exact.seen) > 10
+    assert set(exact.seen) == {"ieee"}
+    for arrays in found:
+        x = torch.from_numpy(arrays["x"])
+        rows = arrays.get("broken", np.ones(len(pixels), bool))
+        assert np.allclose(arrays["confidence"][rows], metrics.confidence(exact.network(x).numpy()))
+    p = metrics.softmax(exact.network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).numpy())
+    assert np.allclose(values[:, 0], p[np.arange(4), labels])
+
+
+def test_saved_images_lie_in_their_ball_and_do_what_the_report_says(
+    small_package: Path, labelled: str, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    events: list[dict[str, Any]] = []
+    found = evaluated(small_package, labelled, out=tmp_path, save_adversarial=True, watch=events.append)
+    evaluation_report.write(found, tmp_path)
+    files = [Path(event["path"]) for event in events if event["event"] == "file"]
+    assert [path.name for path in files] == [
+        "small-test-l2-0.125.npz",
+        "small-test-l2-0.125-lowest-confidence.npz",
+        "small-uni-l2-0.25-worst-case.npz",
+    ]
+    assert {path.parent for path in files} == {tmp_path / "adversarial"}
+    network = ratioctl.load_model(str(small_package))
+    rows = pq.read_table(tmp_path / "examples.parquet").to_pylist()
+    for path, attack, eps in zip(
+        files, (")", "lowest confidence", "worst case"), (0.125, 0.125, 0.25), strict=True
+    ):
+        with np.load(path, allow_pickle=False) as filed:
+            kept = dict(filed)
+        theirs = [row for row in rows if row["attack"].endswith(attack)]
+        assert kept["x"].dtype == np.float32
+        assert len(kept["x"]) == len(theirs) > 0
+        assert (kept["index"] == [row["index"] for row in theirs]).all()
+        assert (kept["distance"] <= eps * (1 + 1e-5)).all()
+        with torch.no_grad():
+            logits = network(torch.from_numpy(kept["x"])).numpy()
+        assert (logits.argmax(1) == kept["predicted"]).all()
+        p = metrics.confidence(logits, 0.01)
+        assert np.allclose(p, [row["confidence"] for row in theirs], atol=2e-3)
+        if attack == ")":
+            assert ((kept["predicted"] == kept["label"]) == (kept["broken_by"] == 0)).all()
+            assert (kept["broken_by"] != 0).any()
+        else:
+            assert (kept["distance"] > 0).any()
+    again = evaluated(small_package, labelled, out=tmp_path, save_adversarial=True, resume=True)
+    assert timeless(again) == timeless(found)
+    plain = evaluated(small_package, labelled)
+    assert timeless(plain) == timeless(found), "keeping the images changes nothing else"
+
+
+def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
+    events: list[dict[str, Any]] = []
+    phases = [
+        Phase(model="m", what="a", kind="x", seconds=10.0),
+        Phase(model="m", what="b", kind="x", seconds=30.0),
+        Phase(model="m", what="c", kind="y", seconds=60.0),
+    ]
+    plan = Plan(phases, events.append)
+    plan.announce()
+    assert events[0]["seconds"] == 100
+    plan.start("m")
+    plan.advance("a", 0.5, 20.0)  # four times slower than thought
+    assert events[-1]["seconds_left"] == pytest.approx(4 * 95)
+    assert events[-1]["share"] == pytest.approx(0.05)
+    plan.advance("a", 0.5, 20.0)
+    plan.advance("c", 0.5, 15.0)  # another kind goes twice as fast as thought
+    assert events[-1]["seconds_left"] == pytest.approx(4 * 30 + 0.5 * 30)
+    plan.advance("b", 1.0, None)  # taken from the journal: nothing is learnt
+    plan.advance("c", 0.7, 15.0)
+    assert events[-1]["share"] == 1
+    assert events[-1]["seconds_left"] == 0
+    shares = [event["share"] for event in events[1:]]
+    assert shares == sorted(shares)
+
+
+def test_the_estimate_knows_that_few_survive(small_package: Path, labelled: str) -> None:
+    """What is estimated for an attack is what its survivors cost, not what all images would."""
+    events: list[dict[str, Any]] = []
+    evaluated(small_package, labelled, watch=events.append)
+    assert events[0]["event"] == "plan"
+    assert events[0]["seconds"] > 0
+    assert [event for event in events if event["event"] == "batch"][-1]["share"] == pytest.approx(1)
+    assert events[-1]["seconds_left"] == 0
+
+
+def test_a_suite_names_its_backend(small_package: Path, labelled: str) -> None:
+    assert "by pyautoattack" in str(SUITES["paper"])
+    assert SUITES["full"].backend_for(Ball(p=1.5, eps=1), 10) == "own"
+    assert SUITES["full"].backend_for(Ball(p=1, eps=12), 10) == "reference"
+    assert SUITES["full"].backend_for(Ball(p=2, eps=1), 3) == "own"
+    row = next(
+        r
+        for r in evaluated(small_package, labelled).models[0].report.measurements
+        if r.name == "robust_accuracy"
+    )
+    assert row.details["backend"] == "own"
+    assert row.details["batch_size"] == 128
+    for suite, options, says in (
+        ("quick", {"backend": "reference"}, "quick"),
+        ("paper", {"backend": "other"}, "own or reference"),
+        ("paper", {"save_adversarial": True}, "folder"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            evaluated(small_package, labelled, suite=suite, **options)
+
+
+# --- warnings, end to end ----------------------------------------------------------------------------------
+
+
+class Sound(torch.nn.Module):
+    """Channel means against one another: smooth, so short searches end where long ones do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean((2, 3)) * 40
+        return torch.cat([m, m.mean(1, keepdim=True)], 1)
+
+
+class Rounded(Sound):
+    """The same of pixels rounded to a few levels: no gradient, though black boxes see through it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward((x * 24).round() / 24)
+
+
+class Noisy(Sound):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.randn(len(x), 4, generator=self.noise)
+
+    noise = torch.Generator().manual_seed(0)
+
+
+class Softmaxed(Sound):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (Sound, ()),
+        (Rounded, ("the gradient was zero", "Square, which uses no gradients")),
+        (Noisy, ("randomised",)),
+        (Softmaxed, ("probabilities, not logits",)),
+    ],
+)
+def test_a_sound_model_is_not_doubted_and_an_unsound_one_is(
+    small_package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: type[torch.nn.Module],
+    says: tuple[str, ...],
+) -> None:
+    built = network().eval()
+    monkeypatch.setattr(sys.modules["ratioctl.evaluate.run"], "frozen", lambda model: built)
+    pixels = noise(40, 5) // 8 + 110
+    labels = built(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1)
+    for k, (picture, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        folder = tmp_path / "data" / ("cat", "dog", "red panda", "dog")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{k}.png")
+    suite = Suite(
+        name="tiny",
+        inside=40,
+        balls=1,
+        attacks=("apgd-ce", "square"),
+        budget=Budget(steps=8, queries=60),
+        outside=12,
+        outside_steps=12,
+        curve=0,
+        probe=12,
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(small_package, copy)
+    package.update(package.read(copy), config_changes={"ratio": {"temperature": 0.5}})
+    found = evaluated(copy, str(tmp_path / "data"), suite=suite, limit=40)
+    warnings = found.models[0].report.warnings
+    for text in says:
+        assert any(text in warning for warning in warnings), warnings
+    if not says:
+        expected = ("fewer than 1,000",)
+        assert all(any(text in warning for text in expected) for warning in warnings), warnings
+
+
+def test_unreadable_images_are_counted() -> None:
+    one: Any = types.SimpleNamespace(errors=("broken.png",))
+    assert "1 images of a" in doubts.unreadable({"a": one})[0]
+    assert doubts.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
+
+
+# --- several models ----------------------------------------------------------------------------------------
+
+
+def test_significantly_worse_models_are_found_by_paired_tests() -> None:
+    """Two models that differ on few images, always in the same direction: intervals overlap, pairs tell."""
+    n = 200
+    right = np.arange(n) % 10 < 8
+    found = [paired_model("good", right), paired_model("bad", right & (np.arange(n) % 20 != 0))]
+    table = evaluation_report.tables(
+        Evaluation(suite="s", protocol="p", data=(), environment={}, models=tuple(found))
+    )[0]
+    titles = [row[0] for row in table.rows]
+    assert titles == ["Accuracy", "Mean AUROC", "Mean confidence on out-images"]
+    assert table.marked == {(0, 2), (1, 2), (2, 2)}
+    assert table.header == ("per cent", "good", "bad")
+    apart = [dataclasses.replace(model, examples=shuffled(model.examples)) for model in found]
+    assert (
+        evaluation_report._worse(
+            [model.report.measurements[0] for model in found], True, [found[0], apart[1]]
+        )
+        == []
+    )  # other images: only the intervals can tell, and they overlap
+
+
+def paired_model(name: str, right: np.ndarray) -> Evaluated:
+    n, rng = len(right), np.random.default_rng(0)
+    inside, outside = rng.normal(1.5, 1, n), rng.normal(0, 1, n)
+    if name == "bad":
+        outside = outside + 0.08 + 0.01 * rng.normal(size=n)
+    sure = np.concatenate([inside, outside])
+    k = int(right.sum())
+    auroc = metrics.auroc(-inside, -outside)
+    c = 1 / (1 + np.exp(-outside))
+    details = {"sets": ["o"], "inside": "i"}
+    rows = (
+        Measurement(name="accuracy", value=k / n, n=n, interval=metrics.wilson_interval(k, n), dataset="i"),
+        Measurement(
+            name="auroc",
+            value=auroc,
+            n=2 * n,
+            interval=metrics.auroc_interval(auroc, n, n),
+            dataset="mean",
+            details=details,
+        ),
+        Measurement(
+            name="mmc",
+            value=c.mean(),
+            n=n,
+            interval=metrics.mean_interval(c),
+            dataset="mean",
+            details=details,
+        ),
+    )
+    examples = {
+        "dataset": np.repeat(np.array(["i", "o"], dtype=object), n),
+        "attack": np.full(2 * n, "clean", dtype=object),
+        "index": np.tile(np.arange(n), 2),
+        "verdict": np.concatenate([right, np.full(n, -1)]).astype(np.int8),
+        "log_odds": sure,
+        "confidence": 1 / (1 + np.exp(-sure)),
+    }
+    return Evaluated(
+        name=name,
+        report=Report(package_digest="d", seed=0, measurements=rows),
+        figures={},
+        gallery=(),
+        examples=examples,
+    )
+
+
+def shuffled(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**examples, "index": examples["index"] + 1}

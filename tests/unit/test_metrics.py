@@ -353,3 +353,70 @@ def test_arguments_that_do_not_fit():
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def _calibrated(g, n, shift):
+    c = 0.1 + 0.9 * g.beta(4, 2, n)
+    return c, (g.random(n) < np.clip(c - shift, 0, 1)).astype(float)
+
+
+@pytest.mark.parametrize(("shift", "n"), [(0.0, 300), (0.0, 2000), (0.1, 300), (0.03, 2000)])
+def test_ece_interval_covers_the_truth(shift, n):
+    """Calibrated confidences have an ECE of 0; confidences that are all too high by d one of d."""
+    g, held = np.random.default_rng(1), 0
+    for _ in range(80):
+        c, right = _calibrated(g, n, shift)
+        low, high = m.ece_interval(c, right, 15, 0.1, generator=g, samples=100)
+        truth = float(np.mean(c - np.clip(c - shift, 0, 1)))
+        held += low <= truth <= high
+        assert 0 <= low <= m.ece(c, right, 15, 0.1) + 1e-12
+        assert m.ece(c, right, 15, 0.1) < high <= 1
+    assert held >= 69
+
+
+def test_a_percentile_bootstrap_of_the_ece_would_miss_calibration():
+    """Why `ece_interval` exists."""
+    g = np.random.default_rng(2)
+    c, right = _calibrated(g, 1000, 0.0)
+    low, _ = m.bootstrap_interval(lambda c, r: m.ece(c, r, 15, 0.1), [[c, right]], generator=g, samples=100)
+    assert low > 0.01
+    assert m.ece_interval(c, right, 15, 0.1, generator=g)[0] == 0
+    assert m.ece_interval(c, right, 15, None, generator=g)[0] == 0
+
+
+def test_mcnemar_on_paper():
+    """Six images are right for one model alone, none for the other: 2 * (1/2)^6."""
+    first = np.array([1] * 6 + [1, 0, 1, 0])
+    second = np.array([0] * 6 + [1, 0, 1, 0])
+    assert m.mcnemar(first, second) == m.mcnemar(second, first) == pytest.approx(2 / 64)
+    assert m.mcnemar(first, first) == 1
+    with pytest.raises(ValueError):
+        m.mcnemar(first, second[1:])
+
+
+def test_the_paired_auroc_test_holds_its_level_and_sees_what_intervals_do_not():
+    g, rejected = np.random.default_rng(3), 0
+    for _ in range(300):
+        i, o = g.normal(size=80), [g.normal(1, size=60), g.normal(2, size=40)]
+        pair = [(i + g.normal(0, 0.5, 80), [s + g.normal(0, 0.5, len(s)) for s in o]) for _ in range(2)]
+        rejected += m.paired_auroc_test(*pair) < 0.05
+    assert 5 <= rejected <= 27
+    i, o = g.normal(size=400), g.normal(1, size=400)
+    worse = (i + g.normal(0, 0.8, 400), [o + g.normal(0, 0.8, 400)])
+    values = [m.auroc(i, o), m.auroc(worse[0], worse[1][0])]
+    ends = [m.auroc_interval(v, 400, 400) for v in values]
+    assert ends[0][0] < ends[1][1], "the intervals overlap"
+    assert m.paired_auroc_test((i, [o]), worse) < 0.01
+    assert m.paired_auroc_test((i, [o]), (i, [o])) == 1
+    with pytest.raises(ValueError, match="same images"):
+        m.paired_auroc_test((i, [o]), (i[1:], [o]))
+
+
+def test_the_paired_mean_test():
+    a = np.linspace(0, 1, 50)
+    assert m.paired_mean_test([a], [a]) == 1
+    assert m.paired_mean_test([a], [a + 0.01]) == 0  # every pair differs by the same
+    shaken = a + np.resize([0.1, -0.1], 50)
+    assert m.paired_mean_test([a], [shaken]) == pytest.approx(1)
+    half = NormalDist().inv_cdf(0.975) * np.std(shaken - a, ddof=1) / math.sqrt(50)
+    assert m.paired_mean_test([a], [shaken + half]) == pytest.approx(0.05)

@@ -1,0 +1,172 @@
+"""Our ensemble against `pyautoattack`'s standard version: the same verdicts, and what each costs.
+
+    python benchmarks/autoattack.py cifar10.tar.xz:test --piece 50 --parts parts --json autoattack.json
+
+Both sides attack the same images of one model in l2 0.5, piece by piece and in one run after the other, with
+all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded
+network; the package gets the module that `ratioctl.load_model` returns, as any user of it would. How much of
+the difference the folding alone makes is measured too ("pass_ratio": a forward and input-gradient pass on the
+folded network over one on the other). `--sides second` runs the package with another seed, for its own
+spread.
+
+A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
+when all are there, they are summed up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _result import finish
+
+import ratioctl
+from ratioctl import package as packages
+from ratioctl.attack.ensemble import STANDARD, backend_name, robust_verdicts
+from ratioctl.data import inside
+from ratioctl.data.loader import to_float
+from ratioctl.evaluate.run import choice
+from ratioctl.metrics import wilson_interval
+from ratioctl.nets import frozen
+from ratioctl.recipe import Ball
+
+SIDES = {"own": ("own", 0), "package": ("reference", 0), "second": ("reference", 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="labelled images, e.g. cifar10.tar.xz:test")
+    parser.add_argument("--model", default=packages.DEFAULT_MODEL)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--piece", type=int, default=50, help="images at a time")
+    parser.add_argument("--pieces", type=int, default=1000, help="stop after so many new ones")
+    parser.add_argument("--sides", default="own,package", help="of own, package, second")
+    parser.add_argument("--eps", type=float, default=0.5)
+    parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = packages.read(packages.find(options.model))
+    channels, size, _ = found.input_size
+    images = inside.load_labelled(options.source, size, channels, found.label_names)
+    images = images.subset(choice(images, options.images, 0))
+    assert images.labels is not None
+    x, y = to_float(images.pixels, torch.device("cpu")), torch.from_numpy(images.labels)
+    plain = ratioctl.load_model(options.model)
+    folded = frozen(plain).to(memory_format=torch.channels_last)
+    ball = Ball(p=2.0, eps=options.eps)
+    options.parts.mkdir(parents=True, exist_ok=True)
+    starts, done = range(0, len(x), options.piece), 0
+    for start in starts:
+        missing = [side for side in options.sides.split(",") if not part(options.parts, side, start).exists()]
+        if missing and done >= options.pieces:
+            break
+        done += bool(missing)
+        for side in missing:
+            at = slice(start, start + options.piece)
+            result = run(side, folded if side == "own" else plain, x[at], y[at], ball)
+            part(options.parts, side, start).write_text(json.dumps(result), encoding="utf-8")
+            print(side, start, f"{result['seconds']:.0f} s, {sum(result['robust'])} robust", flush=True)
+    sides = {
+        side: [json.loads(part(options.parts, side, start).read_text()) for start in starts]
+        for side in SIDES
+        if all(part(options.parts, side, start).exists() for start in starts)
+    }
+    if not {"own", "package"} <= sides.keys():
+        return
+    source = options.source.replace("\\", "/").rsplit("/", 1)[-1]
+    result = {
+        "benchmark": "our ensemble against pyautoattack standard",
+        "model": found.name,
+        "model_digest": found.digest,
+        "data": source,
+        "ball": str(ball),
+        "images": len(x),
+        "batch_size": options.piece,
+        **summed(sides),
+        "pass_ratio": pass_ratio(plain, folded, x[: options.piece // 2]),
+    }
+    finish(result, options.json)
+
+
+def part(folder: Path, side: str, start: int) -> Path:
+    return folder / f"{side}-{start}.json"
+
+
+def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, ball: Ball) -> dict[str, Any]:
+    """One side on one piece: verdicts, and seconds by attack."""
+    backend, seed = SIDES[side]
+    seconds: dict[str, float] = dict.fromkeys(STANDARD, 0.0)
+    began = last = time.perf_counter()
+
+    def progress(name: str, count: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[name] += now - last
+        last = now
+
+    verdicts = robust_verdicts(
+        network,
+        x,
+        y,
+        ball,
+        batch_size=len(x),
+        seed=seed,
+        backend=backend,  # type: ignore[arg-type]
+        progress=progress,
+    )
+    return {
+        "backend": backend_name(backend),  # type: ignore[arg-type]
+        "name": verdicts.name,
+        "seed": seed,
+        "robust": verdicts.robust.int().tolist(),
+        "broken_by": verdicts.broken_by.tolist(),
+        "seconds": time.perf_counter() - began,
+        "seconds_by_attack": seconds,
+    }
+
+
+def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    robust = {side: np.concatenate([p["robust"] for p in pieces]) for side, pieces in sides.items()}
+    total = {side: sum(p["seconds"] for p in pieces) for side, pieces in sides.items() if side != "second"}
+    n = len(robust["own"])
+    result: dict[str, Any] = {"time_ratio": total["own"] / total["package"]}
+    for side, pieces in sides.items():
+        kept = int(robust[side].sum())
+        result[side] = {
+            "backend": pieces[0]["backend"],
+            "name": pieces[0]["name"],
+            "seed": pieces[0]["seed"],
+            "robust_accuracy": kept / n,
+            "interval": wilson_interval(kept, n),
+        }
+        if side in total:
+            by_attack = {a: sum(p["seconds_by_attack"][a] for p in pieces) for a in STANDARD}
+            result[side] |= {"seconds": total[side], "seconds_by_attack": by_attack}
+    pairs = [("own", "package"), ("own", "second"), ("package", "second")]
+    result["verdicts_that_differ"] = {
+        f"{a}, {b}": int((robust[a] != robust[b]).sum()) for a, b in pairs if a in robust and b in robust
+    }
+    result["same_verdict"] = float((robust["own"] == robust["package"]).mean())
+    return result
+
+
+def pass_ratio(plain: torch.nn.Module, folded: torch.nn.Module, x: torch.Tensor) -> float:
+    """Time of a forward and input-gradient pass on the folded network over that on the plain one."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(12):
+        for fold in times:
+            z = x.detach().requires_grad_()
+            began = time.perf_counter()
+            torch.autograd.grad((folded if fold else plain)(z).sum(), z)
+            times[fold].append(time.perf_counter() - began)
+    return statistics.median(times[True][2:]) / statistics.median(times[False][2:])
+
+
+if __name__ == "__main__":
+    main()

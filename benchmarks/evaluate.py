@@ -1,0 +1,89 @@
+"""What an evaluation costs: time by part, the estimate made before it, and the peak of memory.
+
+    python benchmarks/evaluate.py cifar10.tar.xz:test svhn=svhn-test.tar.xz cifar100=cifar100-test.tar.xz \\
+        textures=textures.tar.xz [--suite quick] [--limit N] [--json FILE]
+
+One evaluation of the bundled model, reports written into a temporary folder, nothing resumed. Reading the
+sets is part of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _result import finish
+
+from ratioctl import evaluation_report
+from ratioctl import package as packages
+from ratioctl.evaluate import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="labelled images, e.g. cifar10.tar.xz:test")
+    parser.add_argument("ood", nargs="+", help="NAME=SOURCE")
+    parser.add_argument("--model", default=packages.DEFAULT_MODEL)
+    parser.add_argument("--suite", default="quick")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    estimates: list[tuple[float, float]] = []  # seconds since the plan, seconds left as said then
+    parts: dict[str, float] = {}
+    began = last = time.perf_counter()
+    planned = 0.0
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal last, planned
+        now = time.perf_counter()
+        if event["event"] == "plan":
+            planned, parts["loading, first look"] = now, now - last
+            estimates.append((0.0, event["seconds"]))
+        elif event["event"] == "batch":
+            parts[event["what"]] = parts.get(event["what"], 0.0) + now - last
+            estimates.append((now - planned, event["seconds_left"]))
+        last = now
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(
+            [options.model],
+            data=options.data,
+            ood=options.ood,
+            suite=options.suite,
+            limit=options.limit,
+            device=options.device,
+            precision=options.precision,
+            out=folder,
+            watch=watch,
+            finish=lambda done: evaluation_report.write(done, Path(folder)),
+        )
+        seconds = time.perf_counter() - began
+    worked = time.perf_counter() - planned
+    result = {
+        "benchmark": "one evaluation",
+        "suite": found.suite,
+        "protocol": found.protocol,
+        "sets": {entry["name"]: entry["n"] for entry in found.data},
+        "seconds": seconds,
+        "estimated_over_actual": estimates[0][1] / worked,
+        "estimates_over_actual": {
+            f"after {share:.0%}": next(
+                (said / (worked - at) for at, said in estimates if at >= share * worked and worked > at), None
+            )
+            for share in (0.1, 0.25, 0.5)
+        },
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "seconds_by_part": dict(sorted(parts.items(), key=lambda item: -item[1])),
+        "hardware": found.environment["hardware"],
+    }
+    finish(result, options.json)
+
+
+if __name__ == "__main__":
+    main()
