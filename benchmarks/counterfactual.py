@@ -1,27 +1,42 @@
-"""What a counterfactual ladder costs over its bare passes: 500 APGD steps, six budgets, one image.
+"""What counterfactuals cost: six budgets, two targets, 500 steps, against the peers and over the bare passes.
 
-    python benchmarks/counterfactual.py [--model cifar10-ratio] [--image IMAGE] [--steps 500] [--json FILE]
+    python benchmarks/counterfactual.py [--image IMAGE] [--steps 500] [--rounds 3] [--json FILE]
+    python benchmarks/counterfactual.py --short        # a few steps; its ratios beside the stored ones
 
-The floor is steps x budgets forward and backward passes (gradient of the input) of the same folded network
-in the same batch. The search alone and the whole verb (rounding, scoring, flip radius) are both measured, in
-one process, interleaved with the floor.
+Sides, in one process and in turns, on one image and the weights of one model:
+
+    ours          `ratioctl.counterfactual`, the whole verb: search, rounding to 8 bits inside the ball,
+                  scores of the rounded pictures, flip radius
+    search        the search alone: both targets and all budgets, as the verb runs it
+    pyautoattack  its targeted APGD (cross-entropy) on the module that `ratioctl.load_model` returns, one run
+                  a budget, both targets in one batch
+    torchattacks  its PGDL2, targeted, in the same way, where it is installed
+    floor         steps x budgets x targets passes with the gradient of the input, as fast as we can make them
+
+Confidences are those in the targets, after the model's temperature; ours are of the saved 8-bit pictures,
+the others' of unrounded points. "behind" counts, of all budgets and targets, where ours is lower by more
+than 0.005.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from _result import finish
+from _rounds import beside_stored, interleaved, medians, ratio
 
+import ratioctl
 from ratioctl import images
 from ratioctl import package as packages
 from ratioctl.attack import goals
 from ratioctl.attack.engine import perturb
+from ratioctl.attack.threads import in_parts, one_each
 from ratioctl.nets import from_package, frozen
+from ratioctl.nets.hardware import choose
 from ratioctl.recipe import Attack, Ball
 
 
@@ -29,63 +44,121 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="cifar10-ratio")
     parser.add_argument("--image", default="assets/samples/cat.jpg")
-    parser.add_argument("--target", default="dog")
+    parser.add_argument("--targets", default="dog,horse")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-
-    import ratioctl
+    if options.short:
+        options.steps = 12
 
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
     pixels = images.decode(Path(options.image), size, channels).pixels
-    network = frozen(from_package(package))
-    target = package.label_names.index(options.target)
+    x = torch.from_numpy(images.to_pixels(pixels[None]))
+    names = options.targets.split(",")
+    targets = torch.tensor([package.label_names.index(name) for name in names])
     ladder = package.ladders["2"]
-    x = torch.from_numpy(images.to_pixels(pixels[None])).repeat(len(ladder), 1, 1, 1)
-    x = x.contiguous(memory_format=torch.channels_last)
-    goal = goals.log_probability(torch.full((len(ladder),), target), package.temperature)
-    attack = Attack(ball=Ball(p=2, eps=1), method="apgd", steps=options.steps)
-    eps = torch.tensor(ladder)
+    model = ratioctl.load_model(options.model)
+    network = frozen(from_package(package)).to(memory_format=torch.channels_last)
+    rows = x.repeat(len(ladder) * len(targets), 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    reached: dict[str, torch.Tensor] = {}  # (targets, budgets) confidences
 
-    def floor() -> None:
-        for _ in range(options.steps):
-            z = x.detach().requires_grad_()
-            torch.autograd.grad(network(z).sum(), z)
+    def keep(side: str, found: list[torch.Tensor]) -> None:
+        """`found`: for each budget the points (targets, C, H, W)."""
+        with torch.no_grad():
+            p = [torch.softmax(model(z) / package.temperature, 1) for z in found]
+        reached[side] = torch.stack([q.gather(1, targets[:, None])[:, 0] for q in p], 1)
 
-    def search() -> None:
-        perturb(network, x, goal, attack, eps=eps)
-
-    def verb() -> None:
-        ratioctl.counterfactual(
-            [options.image], target=options.target, model=options.model, steps=options.steps
+    def ours() -> None:
+        answers = ratioctl.counterfactual(
+            [options.image], target=options.targets, model=options.model, steps=options.steps
+        )
+        reached["ours"] = torch.tensor(
+            [[budget.confidence for budget in target.budgets] for target in answers[0].targets]
         )
 
-    sides = {"floor": floor, "search": search, "verb": verb}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    floor()
-    for _ in range(options.rounds):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    ratio = {
-        name: [a / b for a, b in zip(times[name], times["floor"], strict=True)] for name in ("search", "verb")
+    def search() -> None:
+        attack = Attack(ball=Ball(p=2, eps=1), method="apgd", steps=options.steps)
+        for target in targets.tolist():
+            goal = goals.log_probability(torch.full((len(ladder),), target), package.temperature)
+            perturb(network, rows[: len(ladder)], goal, attack, eps=torch.tensor(ladder))
+
+    def pyautoattack() -> None:
+        from pyautoattack.autopgd_base import APGDAttack
+
+        found = []
+        for eps in ladder:
+            attack = APGDAttack(model, n_iter=options.steps, norm="L2", eps=eps, loss="ce-targeted-cfts")
+            both = x.repeat(len(targets), 1, 1, 1)
+            attack.init_hyperparam(both)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                found.append(attack.attack_single_run(both, targets)[0].detach())
+        keep("pyautoattack", found)
+
+    def torchattacks() -> None:
+        from torchattacks import PGDL2
+
+        found = []
+        for eps in ladder:
+            attack = PGDL2(model, eps, 2.5 * eps / options.steps, options.steps, random_start=False)
+            attack.set_mode_targeted_by_label(quiet=True)
+            found.append(attack(x.repeat(len(targets), 1, 1, 1), targets).detach())
+        keep("torchattacks", found)
+
+    def floor() -> None:
+        with one_each(x.device) as count:
+            passes = in_parts(network, count)
+            for _ in range(options.steps):
+                z = rows.detach().requires_grad_()
+                torch.autograd.grad(passes(z).sum(), z)
+
+    sides: dict[str, Callable[[], object]] = {
+        "ours": ours,
+        "search": search,
+        "pyautoattack": pyautoattack,
+        "floor": floor,
     }
+    if find_spec("torchattacks"):
+        sides["torchattacks"] = torchattacks
+    full, options.steps = options.steps, 4
+    for side in sides.values():  # the first time is not counted
+        side()
+    options.steps = full
+    times, worked = interleaved(sides, options.rounds)
+    pairs = {
+        "pyautoattack over ours": ("pyautoattack", "ours"),
+        "ours over floor": ("ours", "floor"),
+        "search over floor": ("search", "floor"),
+    }
+    if "torchattacks" in sides:
+        pairs["torchattacks over ours"] = ("torchattacks", "ours")
     result = {
-        "benchmark": "counterfactual ladder over its bare passes",
-        "search_ratio_median": statistics.median(ratio["search"]),
-        "verb_ratio_median": statistics.median(ratio["verb"]),
-        "floor_s": statistics.median(times["floor"]),
-        "search_s": statistics.median(times["search"]),
-        "verb_s": statistics.median(times["verb"]),
+        "benchmark": "counterfactuals of six budgets and two targets",
+        "ratios": {name: ratio(times, *pair) for name, pair in pairs.items()},
+        "seconds": medians(times),
+        "all_seconds": times,
+        "processor_ratios": {name: ratio(worked, *pair) for name, pair in pairs.items()},
+        "processor_seconds": medians(worked),
+        "confidence": {side: found.mean().item() for side, found in reached.items()},
+        "confidences": {side: found.tolist() for side, found in reached.items()},
+        "behind": {
+            side: int((reached["ours"] < found - 0.005).sum())
+            for side, found in reached.items()
+            if side != "ours"
+        },
         "budgets": list(ladder),
+        "targets": names,
         "steps": options.steps,
         "rounds": options.rounds,
         "model": package.digest,
+        "place": choose().why,
     }
     finish(result, options.json)
+    if options.short:
+        beside_stored(result, "counterfactual")
 
 
 if __name__ == "__main__":

@@ -1,62 +1,73 @@
-"""What the training loop costs over the bare passes it must make, in one process, interleaved.
+"""What a RATIO training step costs: against a plain loop, against torchattacks, and over its bare passes.
 
-    python benchmarks/training.py [--width 16] [--batch 64] [--rounds 5] [--json FILE]
+    python benchmarks/training.py [--width 64] [--batch 32] [--rounds 3] [--json FILE]
+    python benchmarks/training.py --short        # a small step; its ratios beside the stored ones
 
-Both sides make the same number of passes over images of the same shape: T_in and T_out forward passes with
-the gradient of the input on the folded network, one forward pass more for each attack, and one forward and
-backward pass in train mode over all of them. The bare side does nothing else; the loop's side is one update
-as `ratioctl train` makes it: batch from uint8 with crop and flip, attacks, refresh of the folded copy, SGD
-with Nesterov momentum, averaged weights. The data are random pixels: the cost does not depend on them.
+Sides, in one process and in turns:
+
+    ours          one update as `ratioctl train` makes it: batch from uint8 with crop and flip, attacks, SGD
+                  with Nesterov momentum, averaged weights
+    plain         the same mathematics written down plainly: the attack as in the paper, gradients of the
+                  input only, one mixed forward pass, SGD, averaged weights; fp32, eager, PyTorch's default
+                  settings. Its batch is ready in memory, without augmentation
+    torchattacks  the plain update with torchattacks' PGDL2 as both attacks (cross-entropy, without momentum,
+                  without a best point), where it is installed
+    floor         the passes that the mathematics requires, as fast as we can make them, and nothing else:
+                  T_in and T_out passes with the gradient of the input, one forward pass for each attack, one
+                  forward and backward pass in train mode
+
+"agreement" is how far the values that both attacks reach lie apart, ours and the plain one, from the same
+weights and images. The data are random pixels: the cost does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import dataclasses
 import resource
-import statistics
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from _result import finish
+from _rounds import beside_stored, interleaved, medians, ratio
 from torch.nn import functional
 
 from ratioctl import recipe as recipes
+from ratioctl.attack.threads import in_parts, one_each
 from ratioctl.data import loader
 from ratioctl.data.inside import Images
 from ratioctl.nets import build, frozen, refresh
-from ratioctl.nets.hardware import choose
-from ratioctl.objective import losses
+from ratioctl.nets.hardware import Place, choose
+from ratioctl.objective import attacked, losses
 from ratioctl.recipe import Recipe
 from ratioctl.train import _average, _in_precision
 
 
-def images(count: int, labelled: bool) -> Images:
-    rng = np.random.default_rng(0)
-    return Images(
-        pixels=rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-        labels=rng.integers(0, 10, count) if labelled else None,
-        label_names=tuple("abcdefghij") if labelled else (),
-        fingerprint="random",
-        source="random",
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32, help="in-images, and as many out-images")
     parser.add_argument("--in-steps", type=int, default=7)
     parser.add_argument("--out-steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--in-images", type=int, default=50_000, help="held in memory, for the peak")
-    parser.add_argument("--out-images", type=int, default=86_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--images", type=int, default=50_000, help="of each kind held in memory, for the peak"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.short:
+        options.width, options.batch, options.images = 16, 16, 256
+        options.in_steps, options.out_steps = 3, 5
 
     recipe = recipes.load(
         "cifar10-ratio-0.25",
@@ -72,47 +83,80 @@ def main() -> None:
         ],
     )
     place = choose(options.device, options.precision)
-    train, out = images(options.in_images, True), images(options.out_images, False)
+    train, out = images(options.images, True), images(options.images, False)
     torch.manual_seed(0)
     model = build("resnet18", num_classes=10, width=options.width, mean=(0.5,) * 3, std=(0.25,) * 3)
-    model = model.to(place.device).to(memory_format=torch.channels_last)
-    loop, bare = Loop(recipe, model, train, out, place), Bare(recipe, model, place)
-    for side in (loop, bare):
-        side()
-    times: dict[str, list[float]] = {"loop": [], "bare": []}
-    for _ in range(options.rounds):
-        for name, side in (("loop", loop), ("bare", bare)):
-            began = time.perf_counter()
+    model = model.to(place.device)
+    batch = loader.batch_at(0, recipe, train, out, _fill(), place.device)
+    sides: dict[str, Callable[[], object]] = {"ours": Ours(recipe, model, train, out, place)}
+    sides["plain"] = Plain(recipe, model, batch)
+    if find_spec("torchattacks"):
+        sides["torchattacks"] = Plain(recipe, model, batch, packaged=True)
+    sides["floor"] = Floor(recipe, model, place)
+    agreement = agree(recipe, model, batch, place)
+    for (
+        name,
+        side,
+    ) in sides.items():  # the first time is not counted; a large network needs no more than one pass
+        if options.width < 64 or name == "ours":
             side()
-            if place.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - began)
-    ratios = [a / b for a, b in zip(times["loop"], times["bare"], strict=True)]
+    times, worked = interleaved(sides, options.rounds)
+    middle = medians(times)
+    pairs = {"plain over ours": ("plain", "ours"), "ours over floor": ("ours", "floor")}
+    if "torchattacks" in sides:
+        pairs["torchattacks over ours"] = ("torchattacks", "ours")
+    passes = operations(model, options.batch, options.in_steps, options.out_steps)
     result = {
-        "benchmark": "training loop over its bare passes",
-        "ratio_median": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "loop_s": statistics.median(times["loop"]),
-        "bare_s": statistics.median(times["bare"]),
+        "benchmark": "a RATIO training step",
+        "ratios": {name: ratio(times, *pair) for name, pair in pairs.items()},
+        "seconds": middle,
+        "all_seconds": times,
+        "processor_ratios": {name: ratio(worked, *pair) for name, pair in pairs.items()},
+        "processor_seconds": medians(worked),
+        "agreement": agreement,
+        "gflops_of_ours": passes / middle["ours"] / 1e9,
+        "share_of_matrix_peak": passes / middle["ours"] / matrix_peak(place),
         "rounds": options.rounds,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "setting": {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(options).items()},
         "place": place.why,
     }
     finish(result, options.json)
+    if options.short:
+        beside_stored(result, "training-w16")
+
+
+def images(count: int, labelled: bool) -> Images:
+    rng = np.random.default_rng(0)
+    return Images(
+        pixels=rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+        labels=rng.integers(0, 10, count) if labelled else None,
+        label_names=tuple("abcdefghij") if labelled else (),
+        fingerprint="random",
+        source="random",
+    )
+
+
+def _fill() -> torch.Tensor:
+    return torch.tensor([120, 120, 120], dtype=torch.uint8)
+
+
+def _attacks(recipe: Recipe) -> tuple[Any, Any]:
+    return recipe.objective.inside.attack, recipe.objective.outside.attack
 
 
 @dataclasses.dataclass
-class Loop:
+class Ours:
     """One update as `train.fit` makes it."""
 
     recipe: Recipe
-    model: torch.nn.Module
+    source: torch.nn.Module
     train: Images
     out: Images
-    place: object
+    place: Place
 
     def __post_init__(self) -> None:
+        self.model = copy.deepcopy(self.source).to(memory_format=torch.channels_last)
         optim = self.recipe.optim
         self.sgd = torch.optim.SGD(
             self.model.parameters(), lr=1e-6, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay
@@ -124,8 +168,7 @@ class Loop:
         self.update = 0
 
     def __call__(self) -> None:
-        fill = torch.tensor([120, 120, 120], dtype=torch.uint8)
-        batch = loader.batch_at(self.update, self.recipe, self.train, self.out, fill, self.place.device)
+        batch = loader.batch_at(self.update, self.recipe, self.train, self.out, _fill(), self.place.device)
         generator = torch.Generator(self.place.device).manual_seed(self.update)
         refresh(self.twin, self.model)
         self.model.train()
@@ -143,31 +186,168 @@ class Loop:
         self.update += 1
 
 
-class Bare:
-    """The passes alone: the floor that the mathematics requires."""
+class Plain:
+    """The update as one writes it down from the paper; `packaged` takes its attacks from torchattacks."""
 
-    def __init__(self, recipe: Recipe, model: torch.nn.Module, place: object) -> None:
-        self.steps = (recipe.objective.inside.attack.steps, recipe.objective.outside.attack.steps)
+    def __init__(self, recipe: Recipe, source: torch.nn.Module, batch: Any, packaged: bool = False) -> None:
+        self.model, self.average = copy.deepcopy(source), copy.deepcopy(source)
+        self.sgd = torch.optim.SGD(
+            self.model.parameters(),
+            lr=1e-6,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=recipe.optim.weight_decay,
+        )
+        self.x_in, self.y = batch.x_in.contiguous(), batch.y_in
+        self.x_out = batch.x_out.contiguous()
+        self.inside, self.outside = _attacks(recipe)
+        self.packaged = packaged
+
+    def attack(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self.model.eval()
+        if self.packaged:
+            import torchattacks
+
+            made = [
+                torchattacks.PGDL2(self.model, eps=a.ball.eps, alpha=0.1, steps=a.steps, random_start=False)
+                for a in (self.inside, self.outside)
+            ]
+            return made[0](self.x_in, self.y), made[1](self.x_out, self.y)
+        z_in = plain_pgd(self.model, self.x_in, lambda f: plain_margin(f, self.y), self.inside)
+        return z_in, plain_pgd(self.model, self.x_out, to_uniform, self.outside)
+
+    def __call__(self) -> None:
+        z_in, z_out = self.attack()
+        self.model.train()
+        logits = self.model(torch.cat([z_in, z_out]))
+        inside, outside = logits[: len(z_in)], logits[len(z_in) :]
+        loss = functional.cross_entropy(inside, self.y) + to_uniform(outside).mean()
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.mul_(0.999).add_(value, alpha=0.001)
+
+
+def plain_margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.masked_fill(functional.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return others.max(1).values - own
+
+
+def to_uniform(logits: torch.Tensor) -> torch.Tensor:
+    return -functional.log_softmax(logits, dim=1).mean(1)
+
+
+def length_of(d: torch.Tensor) -> torch.Tensor:
+    return d.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def plain_pgd(
+    model: torch.nn.Module, x: torch.Tensor, goal: Callable[[torch.Tensor], torch.Tensor], attack: Any
+) -> torch.Tensor:
+    """Projected gradient ascent in an l2 ball with momentum; the best of all points."""
+    eps = attack.ball.eps
+    length = 2.5 * eps / attack.steps if attack.step_size is None else attack.step_size
+    z, velocity, best, best_value = x.clone(), torch.zeros_like(x), x.clone(), None
+    for step in range(attack.steps + 1):
+        z.requires_grad_(step < attack.steps)
+        with torch.set_grad_enabled(step < attack.steps):
+            value = goal(model(z))
+        reached = value.detach()
+        if best_value is None:
+            best_value = reached
+        else:
+            better = reached > best_value
+            best = torch.where(better.view(-1, 1, 1, 1), z.detach(), best)
+            best_value = torch.where(better, reached, best_value)
+        if step == attack.steps:
+            return best
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        gradient = gradient / gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        velocity = attack.momentum * velocity + gradient
+        direction = velocity / length_of(velocity).clamp_min(1e-30)
+        d = z.detach() + length * direction - x
+        d = d * (eps / length_of(d).clamp_min(1e-30)).clamp_max(1)
+        z = (x + d).clamp(0, 1)
+    raise AssertionError("unreachable")
+
+
+class Floor:
+    """The passes alone: what the mathematics requires."""
+
+    def __init__(self, recipe: Recipe, source: torch.nn.Module, place: Place) -> None:
+        self.steps = [attack.steps for attack in _attacks(recipe)]
         self.place = place
-        self.model = model
-        self.twin = frozen(model)
-        shape = (recipe.optim.batch_size, 3, 32, 32)
-        x = torch.rand(shape, device=place.device).contiguous(memory_format=torch.channels_last)
-        self.x = x
-        self.y = torch.zeros(2 * shape[0], dtype=torch.long, device=place.device)
+        self.model = copy.deepcopy(source).to(memory_format=torch.channels_last)
+        self.twin = frozen(self.model)
+        x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=place.device)
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.y = torch.zeros(2 * len(x), dtype=torch.long, device=place.device)
         self.both = torch.cat([x, x]).contiguous(memory_format=torch.channels_last)
 
     def __call__(self) -> None:
-        frozen_logits, logits = _in_precision(self.twin, self.place), _in_precision(self.model, self.place)
-        for steps in self.steps:
-            for _ in range(steps):
-                z = self.x.detach().requires_grad_()
-                torch.autograd.grad(frozen_logits(z).sum(), z)
-            with torch.no_grad():
-                frozen_logits(self.x)
+        logits = _in_precision(self.model, self.place)
+        with one_each(self.place.device) as count:
+            frozen_logits = in_parts(_in_precision(self.twin, self.place), count)
+            for steps in self.steps:
+                for _ in range(steps):
+                    z = self.x.detach().requires_grad_()
+                    torch.autograd.grad(frozen_logits(z).sum(), z)
+                with torch.no_grad():
+                    frozen_logits(self.x)
         self.model.train()
         functional.cross_entropy(logits(self.both).float(), self.y).backward()
         self.model.zero_grad(set_to_none=True)
+
+
+def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, place: Place) -> dict[str, float]:
+    """The largest difference, over the images, of the values that our attacks and the plain ones reach."""
+    model = copy.deepcopy(source).eval()
+    twin = frozen(copy.deepcopy(source).to(memory_format=torch.channels_last))
+    x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
+    inside, outside = _attacks(recipe)
+    ours = [
+        attacked(_in_precision(twin, place), x, label, term)
+        for x, label, term in ((x_in, y, recipe.objective.inside), (x_out, None, recipe.objective.outside))
+    ]
+    plain = [
+        plain_pgd(model, x_in.contiguous(), lambda f: plain_margin(f, y), inside),
+        plain_pgd(model, x_out.contiguous(), to_uniform, outside),
+    ]
+    with torch.no_grad():
+        goals = (lambda f: plain_margin(f, y), to_uniform)
+        apart = [
+            (goal(model(a)) - goal(model(b))).abs().max().item()
+            for goal, a, b in zip(goals, ours, plain, strict=True)
+        ]
+    return {"inside": apart[0], "outside": apart[1]}
+
+
+def operations(model: torch.nn.Module, batch: int, in_steps: int, out_steps: int) -> float:
+    """Floating-point operations of a step; a backward pass costs a forward pass per gradient it makes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.rand(1, 3, 32, 32, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).eval()(x)
+    forward = counter.get_total_flops()
+    return forward * batch * (2 * (in_steps + out_steps) + 2 + 3 * 2)
+
+
+def matrix_peak(place: Place) -> float:
+    """Operations a second of a product of large square matrices, in the precision of the passes."""
+    size = 8192 if place.device.type == "cuda" else 1536
+    kind = torch.bfloat16 if place.bf16 else torch.float32
+    a = torch.randn(size, size, device=place.device, dtype=kind)
+    best = 0.0
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        for _ in range(5):
+            began = time.perf_counter()
+            (a @ a)[0, 0].item()
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
 
 
 if __name__ == "__main__":
