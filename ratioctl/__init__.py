@@ -124,6 +124,7 @@ def evaluate(
     out: Path | None = None,
     backend: Literal["own", "reference"] | None = None,
     save_adversarial: bool = False,
+    judge: Path | ModelPackage | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -138,6 +139,7 @@ def evaluate(
         out: also write the reports there, and continue what was interrupted there.
         backend: of the robust accuracy: pyautoattack ("reference") or our own engine; None takes the suite's.
         save_adversarial: also keep the attacked images, in `out`/adversarial.
+        judge: of the suite "explanations": another model that says how much of the target it sees.
         watch: called with progress events.
 
     Returns:
@@ -146,20 +148,26 @@ def evaluate(
     import pathlib
 
     from ratioctl import evaluation_report
-    from ratioctl.evaluate import run
 
+    run: Any
+    if suite == "explanations":
+        from ratioctl.explain.suite import run
+
+        own: dict[str, Any] = {"judge": judge}
+    else:
+        from ratioctl.evaluate import run
+
+        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     folder = None if out is None else pathlib.Path(out)
     found = run(
         [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
         data=data,
         ood=ood,
-        suite=suite,
         limit=limit,
         resume=resume,
         write=write,
         out=folder,
-        backend=backend,
-        save_adversarial=save_adversarial,
+        **own,
         device=device,
         precision=precision,
         seed=seed,
@@ -177,7 +185,7 @@ def counterfactual(
     target: str | Sequence[str],
     eps: str | float | Sequence[float] | None = None,
     model: Path | Sequence[Path] = DEFAULT_MODEL,
-    norm: str | float = "2",
+    norm: str | float | Sequence[str | float] = "2",
     steps: int = 500,
     restarts: int = 1,
     seed: int = 0,
@@ -194,12 +202,12 @@ def counterfactual(
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
         model: package folders or names of bundled models.
-        norm: of the ball in which the change stays: "2", "1.5", "1" or "inf".
+        norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
         out: also write there what `ratioctl counterfactual` writes.
     Returns:
-        One explanation for each model and image, models in the outer order.
+        One explanation for each model, norm and image, in that order.
     Raises:
         UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
     """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,9 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 from ratioctl.results import Explanation, Target
 from ratioctl.text import safe_text
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Animation = Literal["gif", "webp"]
 
 _INK, _QUIET, _ACCENT, _RULE = (20, 24, 31), (92, 101, 115), (10, 110, 80), (208, 213, 221)
+_WARNING = (150, 60, 10)
 _CELL, _COLUMNS = 160, 8  # pixels of a picture in a grid at least, columns at most
 
 
@@ -45,21 +52,50 @@ def enlarged(image: np.ndarray, least: int) -> Image.Image:
     return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Shown:
+    """A picture with what stands beside it: its budget, p_target, and how the model sees it."""
+
+    image: np.ndarray
+    caption: str
+    confidence: float
+    predicted: str
+    hit: bool
+
+
+def _shown(explanation: Explanation, target: Target, labels: Sequence[str], norm: str) -> tuple[_Shown, ...]:
+    """The original, then the picture of each budget."""
+    original, name = explanation.original, target.target
+    first = _Shown(
+        image=explanation.input,
+        caption="original",
+        confidence=original.probabilities[list(labels).index(name)],
+        predicted=original.label,
+        hit=original.label == name,
+    )
+    rest = (
+        _Shown(
+            image=budget.image,
+            caption=f"{norm_symbol(norm)} ≤ {budget.eps:g}",
+            confidence=budget.confidence,
+            predicted=budget.predicted,
+            hit=budget.predicted == name,
+        )
+        for budget in target.budgets
+    )
+    return (first, *rest)
+
+
 def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], norm: str) -> Image.Image:
     """The original, then one column per budget, the confidence in the target over each.
 
     As Figure 2 of the RATIO paper; under each picture its budget and how the model sees it, in colour where
-    that is the target.
+    that is the target, and under the original whether it is out of distribution.
     """
-    original, name = explanation.original, target.target
-    confidence = original.probabilities[list(labels).index(name)]
-    cells = [(confidence, explanation.input, "original", original.label)]
-    cells += [
-        (budget.confidence, budget.image, f"{norm_symbol(norm)} ≤ {budget.eps:g}", budget.predicted)
-        for budget in target.budgets
-    ]
-    pictures = [enlarged(cell[1], _CELL) for cell in cells]
-    side, gap, head, foot, margin = pictures[0].width, 12, 30, 44, 16
+    name, cells = target.target, _shown(explanation, target, labels, norm)
+    pictures = [enlarged(cell.image, _CELL) for cell in cells]
+    outside = bool(explanation.original.is_ood)
+    side, gap, head, foot, margin = pictures[0].width, 12, 30, 62 if outside else 44, 16
     columns = min(len(cells), _COLUMNS)
     rows = -(-len(cells) // columns)
     step_x, step_y = side + gap, head + side + foot
@@ -69,16 +105,17 @@ def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], nor
     draw = ImageDraw.Draw(sheet)
     for n, (cell, shown) in enumerate(zip(cells, pictures, strict=True)):
         x, y = margin + n % columns * step_x, margin + n // columns * step_y
-        shown_confidence, _, caption, predicted = cell
-        hit = predicted == name
-        title = f"{_short(name)} {two_digits(shown_confidence)}"
-        _centred(draw, title, x, y, side, 17, _ACCENT if hit else _INK, bold=True)
+        title = f"{_short(name)} {two_digits(cell.confidence)}"
+        _centred(draw, title, x, y, side, 17, _ACCENT if cell.hit else _INK, bold=True)
         sheet.paste(shown, (x, y + head))
         frame = (x - 1, y + head - 1, x + side, y + head + side)
-        draw.rectangle(frame, outline=_ACCENT if hit else _RULE, width=1)
-        _centred(draw, caption, x, y + head + side + 6, side, 13, _INK)
-        seen = f"seen as {_short(predicted)}"
-        _centred(draw, seen, x, y + head + side + 24, side, 13, _ACCENT if hit else _QUIET)
+        draw.rectangle(frame, outline=_ACCENT if cell.hit else _RULE, width=1)
+        under = y + head + side
+        _centred(draw, cell.caption, x, under + 6, side, 13, _INK)
+        seen = f"seen as {_short(cell.predicted)}"
+        _centred(draw, seen, x, under + 24, side, 13, _ACCENT if cell.hit else _QUIET)
+        if outside and n == 0:
+            _centred(draw, "out of distribution", x, under + 42, side, 13, _WARNING, bold=True)
     return sheet
 
 
@@ -110,11 +147,22 @@ def _font(size: int, bold: bool) -> Any:
     return ImageFont.load_default(size)
 
 
-def animated(explanation: Explanation, target: Target, kind: Animation) -> bytes:
-    """From the original through the budgets and back, enlarged, forever."""
-    images = [explanation.input, *(budget.image for budget in target.budgets)]
-    frames = [enlarged(image, 256) for image in images]
-    times = [900, *(350 for _ in frames[1:-1]), 1400] if len(frames) > 1 else [900]
+def animated(
+    explanation: Explanation, target: Target, kind: Animation, *, labels: Sequence[str], norm: str
+) -> bytes:
+    """From the original through the budgets and back, enlarged, forever; budget and confidence below."""
+    cells = _shown(explanation, target, labels, norm)
+    frames = []
+    for cell in cells:
+        shown = enlarged(cell.image, 256)
+        frame = Image.new("RGB", (shown.width, shown.height + 30), (255, 255, 255))
+        frame.paste(shown)
+        draw, half, colour = ImageDraw.Draw(frame), shown.width // 2, _ACCENT if cell.hit else _INK
+        title = f"{_short(target.target)} {two_digits(cell.confidence)}"
+        _centred(draw, cell.caption, 4, shown.height + 6, half - 8, 15, _INK)
+        _centred(draw, title, half + 4, shown.height + 6, half - 8, 15, colour, bold=True)
+        frames.append(frame)
+    times = [1200, *(450 for _ in frames[1:-1]), 1800] if len(frames) > 1 else [1200]  # milliseconds
     frames, times = frames + frames[-2:0:-1], times + times[-2:0:-1]
     stream = io.BytesIO()
     options: dict[str, Any] = {"lossless": True} if kind == "webp" else {"optimize": False}
@@ -141,3 +189,84 @@ def two_digits(confidence: float) -> str:
 def _short(label: str, most: int = 18) -> str:
     text = safe_text(label)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+# --- in a terminal ------------------------------------------------------------------------------------------
+
+
+def preview(
+    console: Console, explanation: Explanation, target: Target, *, labels: Sequence[str], norm: str
+) -> None:
+    """Print the original and counterfactuals in a row, as many as fit, with budgets and confidences.
+
+    By textual-image: sixel or Kitty's protocol where the terminal answers that it knows them, else half
+    blocks. Nothing where there are no colours.
+    """
+    if console.color_system in (None, "windows") or not console.is_terminal:
+        return
+    from rich.text import Text
+
+    cells = _shown(explanation, target, labels, norm)
+    gap, room = 2, console.width - 1
+    fit = max(1, (room + gap) // (_LEAST_COLUMNS + gap))
+    if fit < len(cells):  # the original, and budgets evenly up to the last
+        rest = [1 + round(k * (len(cells) - 2) / max(fit - 2, 1)) for k in range(fit - 1)]
+        cells = (cells[0], *(cells[n] for n in dict.fromkeys(rest)))
+    columns = min(_MOST_COLUMNS, (room + gap) // len(cells) - gap, room) // 2 * 2
+
+    def line(words: Sequence[tuple[str, str]]) -> Text:
+        text = Text(no_wrap=True, overflow="crop")
+        for word, style in words:
+            text.append(f"{word[:columns]:<{columns + gap}}", style=style)
+        return text
+
+    seen = f"{safe_text(explanation.path)}, seen as {_short(explanation.original.label)}"
+    outside = " (out of distribution)" if explanation.original.is_ood else ""
+    with _nobody_asked() as answers:
+        try:
+            from textual_image.renderable import HalfcellImage
+            from textual_image.renderable import Image as BestImage
+        except (ImportError, OSError, ValueError):  # a terminal whose answers nobody can read
+            return
+        if answers:  # some terminals print the question they do not know
+            console.file.write("\r\x1b[2K")
+        kind: Any = BestImage if answers else HalfcellImage
+        pixels = columns if kind is HalfcellImage else 8 * columns
+        strip = _strip([cell.image for cell in cells], pixels, gap * pixels // columns)
+        console.print(Text(f"{seen}{outside}; towards {_short(target.target)}:", style="bold"))
+        console.print(kind(strip, width=len(cells) * (columns + gap) - gap, height=columns // 2))
+    console.print(line([(cell.caption, "") for cell in cells]))
+    marks = [f"{two_digits(cell.confidence)}{' *' if cell.hit else ''}" for cell in cells]
+    styles = ["bold green" if cell.hit else "" for cell in cells]
+    console.print(line(list(zip(marks, styles, strict=True))))
+
+
+_LEAST_COLUMNS, _MOST_COLUMNS = 18, 32  # of a picture in the terminal
+
+
+def _strip(images: Sequence[np.ndarray], side: int, gap: int) -> Image.Image:
+    """Pictures in a row, each `side` pixels wide and high."""
+    strip = Image.new("RGB", (len(images) * (side + gap) - gap, side), (0, 0, 0))
+    for n, image in enumerate(images):
+        shown = picture(image).convert("RGB")
+        how = Image.Resampling.NEAREST if side % shown.width == 0 else Image.Resampling.LANCZOS
+        strip.paste(shown.resize((side, side), how), (n * (side + gap), 0))
+    return strip
+
+
+@contextlib.contextmanager
+def _nobody_asked() -> Iterator[bool]:
+    """Hides stdin from textual-image where it is no terminal, or not ours to read; yields whether it is.
+
+    The library asks the terminal what it can by reading stdin, on import and when it draws.
+    """
+    stdin = sys.__stdin__
+    answers = False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        answers = bool(stdin and stdin.isatty() and os.tcgetpgrp(stdin.fileno()) == os.getpgrp())
+    if not answers:
+        sys.__stdin__ = None  # type: ignore[misc]
+    try:
+        yield answers
+    finally:
+        sys.__stdin__ = stdin  # type: ignore[misc]

@@ -92,7 +92,12 @@ def write_counterfactuals(
                 labels = header["models"][explanation.model]["labels"]
                 done.append(
                     _put_pictures(
-                        explanation, place(explanation.path), labels, header["norm"], put, animation
+                        explanation,
+                        place(explanation.path),
+                        labels,
+                        explanation.norm or header["norm"],
+                        put,
+                        animation,
                     )
                 )
         except KeyboardInterrupt as interrupt:
@@ -147,7 +152,10 @@ def _put_pictures(
         target = replace(target, budgets=tuple(budgets), flip_png=flip_png)
         put(f"{home}/grid.png", png_of(grid(explanation, target, labels=labels, norm=norm)))
         if animation is not None:
-            put(f"{home}/animation.{animation}", animated(explanation, target, animation))
+            put(
+                f"{home}/animation.{animation}",
+                animated(explanation, target, animation, labels=labels, norm=norm),
+            )
         targets.append(target)
     return replace(explanation, targets=tuple(targets), input_png=input_png)
 
@@ -224,18 +232,16 @@ def _unused(name: str, used: set[str]) -> str:
 
 
 def counterfactual_tables(header: Mapping[str, Any], explanations: Sequence[Explanation]) -> Iterator[Table]:
-    """One table for each model: a row per image and target, the confidence by budget, the flip radius.
+    """One table for each model and norm: a row per image and target, confidences by budget, flip radius.
 
     Confidences of pictures that the model sees as the target are marked with `*` (and in colour).
     """
     from rich.table import Table
     from rich.text import Text
 
-    norm = norm_symbol(header["norm"])
-    for number, model in enumerate(header["models"]):
-        mine = [explanation for explanation in explanations if explanation.model == number]
-        if not mine:
-            continue
+    for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
+        mine = [e for e in explanations if (e.model, e.norm or header["norm"]) == (number, norm_name)]
+        model, norm = header["models"][number], norm_symbol(norm_name)
         title = (
             f"{safe_text(model['name'])}: confidence in the target by budget ({norm}; * seen as the target)"
         )
@@ -244,7 +250,9 @@ def counterfactual_tables(header: Mapping[str, Any], explanations: Sequence[Expl
             table.add_column(column, overflow="fold")
         for column in ("0", *(f"{budget.eps:.4g}" for budget in mine[0].targets[0].budgets)):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("flips at", justify="right", no_wrap=True)
+        until = header.get("until")
+        flips = "flips at" if until is None else f"reaches {until:g} at"
+        table.add_column(flips, justify="right", no_wrap=True)
         for explanation in mine:
             original = explanation.original
             seen = f"{safe_text(original.label)} {two_digits(original.confidence)}"

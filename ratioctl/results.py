@@ -236,6 +236,7 @@ class Explanation:
         input: uint8 (H, W, C), the model's 8-bit input.
         input_png: where it was saved, relative to the output folder; None before that.
         notes: what the user is told about it (oriented, cropped, resized, ...).
+        norm: of its budgets, where several norms were asked for; else None, and it is the document's.
     """
 
     path: str
@@ -246,6 +247,7 @@ class Explanation:
     targets: tuple[Target, ...]
     input_png: str | None = None
     notes: tuple[str, ...] = ()
+    norm: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         original = dataclasses.asdict(self.original)
@@ -254,6 +256,7 @@ class Explanation:
             "path": self.path,
             "sha256": self.sha256,
             "model": self.model,
+            **({} if self.norm is None else {"norm": self.norm}),
             "input_png": self.input_png,
             "original": original,
             "targets": [target.to_json() for target in self.targets],

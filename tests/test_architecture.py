@@ -42,11 +42,12 @@ TABLE: dict[str, set[str]] = {
     "pictures": {"results"},
     "report": {"results", "metrics", "explorer", "pictures"},
     "explorer": set(),
-    "evaluation_report": {"results", "metrics"},
+    "evaluation_report": {"results", "metrics", "explanation_tables"},
+    "explanation_tables": {"results", "evaluation_report"},
 }
 TORCH_FREE = (
     *("errors", "recipe", "images", "metrics", "results", "package", "signing", "runtime", "score"),
-    *("report", "evaluation_report", "explorer", "pictures"),
+    *("report", "evaluation_report", "explanation_tables", "explorer", "pictures"),
 )
 CLI_MODULE_LEVEL = {"cli", "errors", "text", "resources"}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ratioctl.results import Explanation
 
 _TOLD = 8  # images whose way to the model's input is told one by one
+_SHOWN = 4  # images and targets previewed in the terminal
 
 
 @command
@@ -45,9 +46,13 @@ def counterfactual(
         ),
     ] = None,
     norm: Annotated[
-        Literal["2", "1.5", "1", "inf"],
-        typer.Option("--norm", metavar="2|1.5|1|inf", help="The norm in which the change is bounded."),
-    ] = "2",
+        list[str] | None,
+        typer.Option(
+            "--norm",
+            metavar="2|1.5|1|inf",
+            help="The norm in which the change is bounded; repeat it to compare. [default: 2]",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps of the search.")] = 500,
     restarts: Annotated[
         int, typer.Option("--restarts", min=1, metavar="N", help="Independent searches.")
@@ -74,7 +79,7 @@ def counterfactual(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page when done.")] = False,
 ) -> int | None:
     """Show how an image must change to become another class."""
-    from ratioctl import explain, report
+    from ratioctl import explain, pictures, report
     from ratioctl.errors import ImageError, Interrupted
 
     asked = explain.prepare(
@@ -82,7 +87,7 @@ def counterfactual(
         target=target,
         eps=eps,
         model=model or [DEFAULT_MODEL],
-        norm=norm,
+        norm=norm or "2",
         steps=steps,
         restarts=restarts,
         seed=context.seed,
@@ -116,7 +121,6 @@ def counterfactual(
                 precision=context.precision,
                 on_error=tell_error,
                 on_picture=tell_picture,
-                on_place=lambda place: context.note(place.why) if context.verbose else None,
                 watch=watch,
             ):
                 finished += 1
@@ -142,8 +146,15 @@ def counterfactual(
         )
     if context.json:
         emit_json({**asked.header, **report.document_body(done, errors)})
-    for table in report.counterfactual_tables(asked.header, done):
-        context.out.print(table)
+    elif not context.quiet:
+        for shown, (explanation, target_of) in enumerate((e, t) for e in done for t in e.targets):
+            if not context.out.is_terminal or (shown >= _SHOWN and not context.verbose):
+                break
+            labels = asked.header["models"][explanation.model]["labels"]
+            norm_of = explanation.norm or asked.header["norm"]
+            pictures.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
+        for table in report.counterfactual_tables(asked.header, done):
+            context.out.print(table)
     if not context.json:
         context.note(f"Pictures, page and numbers: {out / report.PAGE}")
     if open_page:

@@ -92,24 +92,32 @@ class Asked:
         }
         if question.until is not None:
             head["until"] = question.until
-        norms = {question.p for _, question in self.models}
         head["models"] = [
             {
-                **({"norm": recipe.norm_name(question.p)} if len(norms) > 1 else {}),
                 "name": model.name,
                 "digest": model.digest,
                 "temperature": model.temperature,
                 "threshold": model.thresholds.get("tpr95"),
                 "labels": list(model.label_names),
             }
-            for model, question in self.models
+            for model in self.packages
         ]
         return head
 
     @property
+    def packages(self) -> tuple[ModelPackage, ...]:
+        """Every model once."""
+        return tuple({id(model): model for model, _ in self.models}.values())
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Every norm once."""
+        return tuple(dict.fromkeys(question.p for _, question in self.models))
+
+    @property
     def cards(self) -> tuple[str | None, ...]:
         """The models' cards in Markdown."""
-        return tuple(model.card for model, _ in self.models)
+        return tuple(model.card for model in self.packages)
 
 
 # --- the question -------------------------------------------------------------------------------------------
@@ -295,7 +303,7 @@ def _sources(images: Given | Sequence[Given], out: str | os.PathLike[str] | None
     for index, one in enumerate(given):
         if isinstance(one, np.ndarray):
             kept += 1
-            yield Source(path=f"array-{index}", read=functools.partial(_encoded, one))
+            yield Source(path=f"array-{index}", read=functools.partial(encoded, one))
             continue
         ours = _inside(os.fspath(one), out)
         for item in pixels_of.walk([one]):
@@ -314,7 +322,8 @@ def _inside(folder: str, out: str | os.PathLike[str] | None) -> str | None:
     return real + os.sep if os.path.commonpath([real, root]) == root and real != root else None
 
 
-def _encoded(array: np.ndarray) -> bytes:
+def encoded(array: np.ndarray) -> bytes:
+    """uint8 (H, W) or (H, W, C) as a PNG. Raises ImageError."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise ImageError("array", f"is {array.dtype} {array.shape}", "Pass uint8 (H, W) or (H, W, C).")
     squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array

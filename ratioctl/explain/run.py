@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ratioctl import metrics
+from ratioctl import metrics, recipe
 from ratioctl.errors import ImageError
 from ratioctl.explain.answer import Answer, Find, answer_target, drive, plain
 from ratioctl.explain.question import Asked, Picture, Question, Source, load
@@ -27,8 +28,8 @@ def explain(
     precision: str = "auto",
     on_error: Callable[[str, ImageError], None] | None = None,
     on_picture: Callable[[Picture], None] | None = None,
-    on_place: Callable[[Place], None] | None = None,
     watch: Callable[[float], None] | None = None,
+    together: int | None = None,
 ) -> Iterator[Explanation]:
     """Answer a request, image by image as they are done; models in the outer order.
 
@@ -37,13 +38,15 @@ def explain(
             ImageError is raised.
         on_picture: told of each image when it was read for the first time.
         watch: told how many of the images, over all models, are done; fractions while searching.
+        together: how many images and targets share a batch; None chooses. With 1 nothing depends on the
+            companions, not even by rounding.
     """
     if on_error is None:
         for source in asked.sources:  # now rather than after an hour's search
             load(source, asked.models[0][0])
     unreadable: set[int] = set()
 
-    def pictures(model: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
+    def pictures(turn: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
         for index, source in enumerate(asked.sources):
             if index in unreadable:
                 continue
@@ -55,14 +58,16 @@ def explain(
                 unreadable.add(index)
                 on_error(source.path, error)
                 continue
-            if on_picture is not None and model == 0:
+            if on_picture is not None and turn == 0:
                 on_picture(picture)
             yield source, picture
 
     place: Place | None = None
     done = 0
-    for model, (spec, question) in enumerate(asked.models):
-        given = pictures(model, spec)
+    packages = [id(spec) for spec in asked.packages]
+    for turn, (spec, question) in enumerate(asked.models):
+        given = pictures(turn, spec)
+        norm = recipe.norm_name(question.p) if len(asked.norms) > 1 else None
         first = next(given, None)
         if first is None:
             continue
@@ -70,8 +75,6 @@ def explain(
             from ratioctl.nets.hardware import choose
 
             place = choose(device, precision)
-            if on_place is not None:
-                on_place(place)
         told = float(done)
 
         def progress(images: float, before: int = done) -> None:
@@ -80,16 +83,14 @@ def explain(
             if watch is not None:
                 watch(told)
 
-        for explanation in _answered(_chain(first, given), spec, question, place, model, progress):
-            yield explanation
+        model = packages.index(id(spec))
+        for explanation in _answered(
+            itertools.chain([first], given), spec, question, place, model, progress, together
+        ):
+            yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
         if watch is not None:
             watch(float(done))
-
-
-def _chain(first: tuple[Source, Picture], rest: Iterable[tuple[Source, Picture]]) -> Iterator:
-    yield first
-    yield from rest
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -118,6 +119,7 @@ def _answered(
     place: Place,
     index: int,
     progress: Callable[[float], None],
+    together: int | None,
 ) -> Iterator[Explanation]:
     """The explanations of one model, in order: images and targets share batches, a few at a time."""
     from ratioctl.explain.batches import jobs_together, searcher
@@ -125,7 +127,7 @@ def _answered(
 
     predict = predictor(spec, place.device)
     search = searcher(predict, spec, question, place)
-    most = jobs_together(place, question, spec.input_size[1])
+    most = together or jobs_together(place, question, spec.input_size[1])
     done = 0.0
 
     def scores(images: np.ndarray) -> np.ndarray:

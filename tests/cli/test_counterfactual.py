@@ -131,8 +131,162 @@ def test_people_get_a_table_and_are_told_where_to_look(
     assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
     assert run(*line, "-q") == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    assert captured.out == captured.err == ""
     assert not (tmp_path / "o" / "one" / "dog" / "animation.gif").exists()  # a file of the earlier answer
+
+
+def in_a_terminal(line: list[str], answer: bytes = b"", columns: int = 80, **environment: str) -> str:
+    """What a process prints on a pseudo-terminal that answers the question for its attributes so."""
+    import fcntl
+    import os
+    import pty
+    import struct
+    import termios
+
+    main_end, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    quiet = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    environment = {**quiet, "TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
+    process = subprocess.Popen(
+        line, stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL, env=environment, close_fds=True,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            part = os.read(main_end, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+        if answer and b"\x1b[c" in part:
+            os.write(main_end, answer)
+    os.close(main_end)
+    assert process.wait() == 0, seen
+    return seen.decode()
+
+
+PREVIEW = """
+import sys
+import numpy as np
+from rich.console import Console
+from ratioctl import pictures
+from ratioctl.results import Budget, Explanation, Original, Target
+grey, red = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), (200, 10, 20), np.uint8)
+budgets = tuple(
+    Budget(eps=eps, image=red, confidence=0.7, confidence_float=0.7, predicted="dog",
+           probabilities=(0.3, 0.7), distance={"l2": eps})
+    for eps in (1, 2, 3, 4, 5, 6)
+)
+target = Target(target="dog", budgets=budgets, flip_eps=1.0, flip_image=red)
+original = Original(label="cat", confidence=0.9, probabilities=(0.9, 0.1), is_ood=True)
+explanation = Explanation(path="a.png", sha256="", model=0, input=grey, original=original, targets=(target,))
+pictures.preview(Console(highlight=False), explanation, target, labels=["cat", "dog"], norm="2")
+"""
+
+
+def test_a_preview_in_half_blocks_sixels_or_not_at_all() -> None:
+    line = [sys.executable, "-c", PREVIEW]
+    shown = in_a_terminal(line)
+    assert "a.png, seen as cat (out of distribution); towards dog" in shown
+    assert "▀" in shown
+    assert "38;2;128;128;128" in shown
+    assert "38;2;200;10;20" in shown
+    assert shown.index("original") < shown.index("≤ 1") < shown.index("≤ 6")
+    assert "0.10" in shown
+    assert shown.count("0.70 *") == 3  # as many budgets as fit
+    assert in_a_terminal(line, columns=200).count("0.70 *") == 6
+    sixels = in_a_terminal(line, answer=b"\x1b[?62;4c")
+    assert "\x1bPq" in sixels or "\x1bP0" in sixels
+    assert "▀" not in sixels
+    assert "▀" not in in_a_terminal(line, TERM="dumb")
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_the_preview_stands_before_the_table_on_a_terminal(
+    small_package: Path, photographs: Path, tmp_path: Path
+) -> None:
+    line = [sys.executable, "-m", "ratioctl", "counterfactual", str(photographs / "one.png")]
+    line += ["--model", str(small_package), "--target", "dog", "--out", str(tmp_path / "o")]
+    line += ["--eps", "0.5", "--steps", "1", "--device", "cpu"]
+    shown = in_a_terminal(line, columns=120)
+    assert 0 < shown.index("▀") < shown.index("flips at")
+    assert in_a_terminal([*line, "-q"]) == ""
+
+
+def test_open_shows_the_page_in_the_browser(
+    small_package: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser of our own, as a user would name one: in a fresh process, which reads BROWSER."""
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    out = tmp_path / "an swer"
+    line = [sys.executable, "-m", "ratioctl", "counterfactual", str(photographs / "one.png"), "--open"]
+    line += ["--model", str(small_package), "--target", "dog", "--out", str(out), "--device", "cpu"]
+    subprocess.run([*line, "--eps", "0.5", "--steps", "1"], check=True, capture_output=True)
+    assert opened.read_text() == (out / "index.html").resolve().as_uri()
+
+
+@pytest.mark.parametrize("norm", ["1", "1.5", "2", "inf"])
+def test_saved_pictures_change_inside_the_region_alone(
+    small_package: Path, photographs: Path, tmp_path: Path, norm: str
+) -> None:
+    out = tmp_path / "out"
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 1:4] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    line = [photographs, "--model", small_package, "--target", "dog", "--norm", norm, "--steps", "4"]
+    assert run(*line, "--region", tmp_path / "mask.png", "--out", out, "-q") == 0
+    assert run(*line, "--region", "1,2,3,4", "--out", tmp_path / "box", "-q") == 0
+    saved = sorted(path for path in out.rglob("*.png") if path.name.startswith(("eps-", "flip")))
+    assert len(saved) >= 9
+    for path in saved:
+        changed = (pixels(path) != pixels(path.parent.parent / "input.png")).any(2)
+        assert not changed[mask == 0].any()
+        assert path.read_bytes() == (tmp_path / "box" / path.relative_to(out)).read_bytes()
+    assert any((pixels(path) != pixels(path.parent.parent / "input.png")).any() for path in saved)
+
+
+def test_several_norms_stand_side_by_side(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [photographs / "one.png", "--model", small_package, "--target", "dog", "--steps", "2"]
+    assert run(*line, "--norm", "2", "--norm", "1.5", "--out", tmp_path / "o") == 0
+    shown = capsys.readouterr().out
+    assert "(l₂; *" in shown
+    assert "(l₁.₅; *" in shown
+    document = json.loads((tmp_path / "o" / "counterfactuals.json").read_text())
+    assert [(image["model"], image["norm"]) for image in document["images"]] == [(0, "2"), (0, "1.5")]
+    assert [image["input_png"] for image in document["images"]] == ["one/input.png", "one-2/input.png"]
+    assert run(*line, "--norm", "2", "--norm", "1", "--eps", "1") == 2
+    assert "each norm has its own ladder" in capsys.readouterr().err
+
+
+def test_an_animation_is_a_loop_from_the_original_to_the_largest_budget_and_back(
+    small_package: Path, photographs: Path, tmp_path: Path
+) -> None:
+    line = [photographs / "one.png", "--model", small_package, "--target", "dog", "--steps", "2", "-q"]
+    for kind in ("gif", "webp"):
+        out = tmp_path / kind
+        assert run(*line, "--format", kind, "--out", out) == 0
+        with Image.open(out / "one" / "dog" / f"animation.{kind}") as film:
+            assert film.n_frames == 6  # original, three budgets, and back  # type: ignore[attr-defined]
+            assert film.info["loop"] == 0
+            times = []
+            for frame in range(6):
+                film.seek(frame)
+                film.load()
+                times.append(film.info["duration"])
+                if frame == 0:
+                    first = np.asarray(film.convert("RGB"), dtype=int)
+            assert times[0] > times[1]
+            assert times[3] > times[2]
+        original = np.asarray(Image.open(out / "one" / "input.png"), dtype=int)
+        assert np.abs(first[:256].reshape(8, 32, 8, 32, 3)[:, 16, :, 16] - original).mean() < 6
 
 
 def test_several_models_side_by_side(

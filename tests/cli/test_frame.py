@@ -23,6 +23,7 @@ OPTIONS: dict[str, set[str]] = {
     "calibrate": {"--data", "--objective", "--out", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
+        "--judge",
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),

@@ -292,15 +292,18 @@ def test_targets_by_number(small_package: Path) -> None:
 def test_several_norms(small_package: Path, photographs: Path) -> None:
     asked = ask_small(small_package, photographs / "one.png", norm=["2", "1.5", "2"], steps=2)
     assert [question.p for _, question in asked.models] == [2.0, 1.5]
-    assert [model["norm"] for model in asked.header["models"]] == ["2", "1.5"]
+    assert [model["name"] for model in asked.header["models"]] == ["small"]
     assert asked.header["norm"] == "2"
+    assert len(asked.cards) == 1
     assert [len(question.eps) for _, question in asked.models] == [3, 6]
     answers = list(explain.explain(asked))
-    assert [one.model for one in answers] == [0, 1]
+    assert [(one.model, one.norm) for one in answers] == [(0, "2"), (0, "1.5")]
     for one, (_, question) in zip(answers, asked.models, strict=True):
         for budget in one.targets[0].budgets:
             assert norm(budget.image, one.input, question.p) <= budget.eps
-    assert "norm" not in ask_small(small_package, photographs).header["models"][0]
+    (alone,) = explain.explain(ask_small(small_package, photographs / "one.png", norm="1.5", steps=2))
+    assert "norm" not in alone.to_json()
+    assert answers[1].to_json() == {**alone.to_json(), "norm": "1.5"}
     with pytest.raises(UsageError, match="each norm has its own ladder"):
         ask_small(small_package, photographs, norm=["2", "1"], eps=1)
 

@@ -267,6 +267,25 @@ def test_grid_has_a_column_for_each_budget(size: int, side: int) -> None:
     assert lefts == sorted(lefts)
 
 
+def test_grid_says_where_the_original_is_out_of_distribution() -> None:
+    """In the first column, below how it is seen, in a colour of its own."""
+    from dataclasses import replace
+
+    from ratioctl.pictures import _WARNING
+
+    sheets = []
+    for is_ood in (False, None, True):
+        explanation = explained(eps=(0.5, 1, 2))
+        explanation = replace(explanation, original=replace(explanation.original, is_ood=is_ood))
+        sheets.append(np.asarray(report.grid(explanation, explanation.targets[0], labels=LABELS, norm="2")))
+    assert np.array_equal(sheets[0], sheets[1])
+    assert not (sheets[0] == _WARNING).all(2).any()
+    rows, columns = np.nonzero((sheets[2] == _WARNING).all(2))
+    assert len(rows) > 50
+    assert columns.max() < 16 + 160 < sheets[2].shape[1] / 2
+    assert rows.min() > sheets[0].shape[0] - 30
+
+
 def test_many_budgets_take_several_rows() -> None:
     explanation = explained(eps=tuple(range(1, 20)))
     sheet = report.grid(explanation, explanation.targets[0], labels=LABELS, norm="inf")
@@ -285,7 +304,7 @@ def test_animation_goes_through_the_budgets_and_back(tmp_path: Path, kind: Any) 
     report.write_counterfactuals(tmp_path, HEADER, [explained(eps=(1, 2, 3))], animation=kind)
     with Image.open(tmp_path / "cat" / "dog" / f"animation.{kind}") as film:
         assert film.n_frames == 6  # type: ignore[attr-defined]
-        assert film.size == (256, 256)
+        assert film.size == (256, 286)  # and a line for budget and confidence
         middles = []
         for n in range(6):
             film.seek(n)
