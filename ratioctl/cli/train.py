@@ -48,11 +48,8 @@ def train(
     start = None if init is None else packages.read(packages.find(init))
 
     from ratioctl.calibrate import calibrate
-    from ratioctl.nets.hardware import choose
     from ratioctl.train import fit
 
-    if context.verbose:
-        context.note(f"Computing on {choose(context.device, context.precision).why}")
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     sets = [part for setting in changes for part in ("--set", setting)]
     again = ["ratioctl", "train", recipe, *sets, "--out", str(folder), "--resume"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,7 +27,7 @@ class Place:
 
 
 def choose(device: str = "auto", precision: str = "auto") -> Place:
-    """The place for `--device` and `--precision`.
+    """The place for `--device` and `--precision`; logged as information, which `--verbose` shows.
 
     bf16 is chosen where the processor has instructions for it (without them it is some ten times slower
     than fp32 on a CPU, measured).
@@ -58,10 +59,14 @@ def choose(device: str = "auto", precision: str = "auto") -> Place:
         "fp32": "asked for",
         "bf16": "asked for" + ("" if able else ", though the processor has no instructions for it"),
     }[precision]
-    name = (
-        torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
-    return Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {reason}")
+    if chosen.type == "cuda":
+        name = torch.cuda.get_device_name(chosen)
+    else:
+        count = torch.get_num_threads()
+        name = "1 thread" if count == 1 else f"{count} threads, in attacks each with its part of the batch"
+    place = Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {reason}")
+    logging.getLogger(__name__).info("Computing on %s", place.why)
+    return place
 
 
 def has_bf16(device: torch.device) -> bool:
