@@ -100,14 +100,16 @@ def counterfactual(
 
     def tell_error(path: str, error: ImageError) -> None:
         errors.append({"path": path, "error": error.reason})
-        context.warn(str(error))
+        with _above_the_bar(context):
+            context.warn(str(error))
 
     def tell_picture(picture: explain.Picture) -> None:
         nonlocal told
         if picture.notes:
             told += 1
             if told <= _TOLD or context.verbose:
-                context.note(f"{picture.path}: {'; '.join(picture.notes)}")
+                with _above_the_bar(context):
+                    context.note(f"{picture.path}: {'; '.join(picture.notes)}")
 
     finished = 0
     total = len(asked.sources) * len(asked.models)
@@ -162,6 +164,15 @@ def counterfactual(
 
         webbrowser.open((out / report.PAGE).resolve().as_uri())
     return 3 if errors else None
+
+
+@contextlib.contextmanager
+def _above_the_bar(context: Context) -> Iterator[None]:
+    """What is written to stderr within goes to a line of its own; the bar is drawn again below it."""
+    if context.console.is_terminal and not context.quiet:
+        context.console.file.write("\r\x1b[2K")
+        context.console.file.flush()
+    yield
 
 
 @contextlib.contextmanager

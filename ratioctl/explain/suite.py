@@ -467,7 +467,7 @@ def _outside(
     """The confidence profile: how sure the model can be made of what it does not know."""
     mean = functools.partial(_mean, name, about)
     threshold = subject.package.thresholds.get("tpr95")
-    profile = [(None, found["before"].max(1))]
+    profile: list[tuple[Ball | None, np.ndarray]] = [(None, found["before"].max(1))]
     profile += [(subject.ball(eps), found["largest"][:, r]) for r, eps in enumerate(subject.eps)]
     rows = []
     for ball, confidences in profile:
