@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "corpus"
 FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file() and path.suffix != ".md")
-SMALL = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SMALL = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def _load() -> ModuleType:
