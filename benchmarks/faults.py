@@ -541,6 +541,18 @@ def suffer(forks: Forks, known: Reference, folder: Path, fault: Mapping[str, Any
     return outcome(forks, known, folder, ended, (0, 6))
 
 
+def added(earlier: Any, now: Any) -> Any:
+    """The figures of several runs: counts, lists and seconds are added, the rest is that of this run."""
+    if isinstance(now, Mapping) and isinstance(earlier, Mapping):
+        both = {key: added(earlier[key], value) for key, value in now.items() if key in earlier}
+        both |= {key: value for key, value in earlier.items() if key not in now}
+        points = {"write points": now["write points"]} if "write points" in now else {}
+        return {**now, **both, **points}
+    if isinstance(now, list | int | float) and isinstance(earlier, list | int | float):
+        return earlier + now  # type: ignore[operator]
+    return now
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -548,16 +560,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one command")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no fault after so long")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="figures that are there already are added to")
     options = parser.parse_args()
     from _result import finish
 
     generator = random.Random(options.seed)
     began = time.perf_counter()
-    figures: dict[str, Any] = {
-        "benchmark": "faults: killed and starved at write points",
-        "seed": options.seed,
-    }
+    figures: dict[str, Any] = {"benchmark": "faults: killed and starved at write points"}
     broken: list[dict[str, Any]] = []
     with Forks() as forks, tempfile.TemporaryDirectory(prefix="faults-cases-") as scratch:
         root = Path(scratch)
@@ -588,7 +597,9 @@ def main() -> None:
             count = {key: sum(row[key] for row in rows.values()) for key in ("faults", "survived")}
             print(f"{family}: {count['survived']} of {count['faults']} survived", file=sys.stderr)
             figures[family] = {**rows, "all": count}
-    figures |= {"broken": broken, "seconds": time.perf_counter() - began}
+    figures |= {"broken": broken, "seeds": [options.seed], "seconds": time.perf_counter() - began}
+    if options.json is not None and options.json.exists():
+        figures = added(json.loads(options.json.read_bytes()), figures)
     finish(figures, options.json)
     sys.exit(bool(broken))
 
