@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -222,6 +223,7 @@ def preview(
 
     seen = f"{safe_text(explanation.path)}, seen as {_short(explanation.original.label)}"
     outside = " (out of distribution)" if explanation.original.is_ood else ""
+    logging.getLogger("textual_image").setLevel(logging.ERROR)  # it tells of terminals that do not answer
     with _nobody_asked() as answers:
         try:
             from textual_image.renderable import HalfcellImage
