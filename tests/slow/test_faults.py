@@ -253,7 +253,7 @@ def test_a_folder_that_vanishes_under_the_process(name: str, forks: Any, known: 
     assert faults.differences(faults.content(folder), reference.result) == []
 
 
-@pytest.mark.parametrize("name", ["train", "calibrate", "counterfactual", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["train", "calibrate", "counterfactual", "evaluate"])
 def test_a_second_writer_is_told_who_is_first(name: str, forks: Any, cases: Any, tmp_path: Path) -> None:
     case = cases[name]
     folder = faults.fresh(case, tmp_path / "work")
