@@ -51,7 +51,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     found = [_summary(evaluation)]
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
-        found.append(_detection(model, suffix))
+        found += _detection(model, suffix)
         operating = _operating(model, suffix)
         if operating.rows:
             found.append(operating)
@@ -216,16 +216,18 @@ def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a["index"].shape == b["index"].shape and bool((a["index"] == b["index"]).all())
 
 
-def _detection(model: Evaluated, suffix: str) -> Table:
-    """The form of Table 5: every out-distribution, clean and worst case."""
+def _detection(model: Evaluated, suffix: str) -> list[Table]:
+    """The form of Table 5: every out-distribution, clean and worst case; two tables, for 80 columns."""
     sets = list(dict.fromkeys(m.dataset for m in model.report.measurements if m.name == "auroc"))
-    columns = (
+    first = (
         ("AUROC", "auroc", False),
         ("AUROC worst case", "auroc", True),
         ("AUROC ties lost", "conservative_auroc", True),
         ("AUROC in attacked", "auroc_inside_attacked", True),
         ("FPR@ 95TPR", "fpr_at_95_tpr", False),
         ("FPR@ 95TPR worst case", "fpr_at_95_tpr", True),
+    )
+    second = (
         ("AUPR out", "aupr_out", False),
         ("AUPR in", "aupr_in", False),
         ("MMC", "mmc", False),
@@ -233,20 +235,25 @@ def _detection(model: Evaluated, suffix: str) -> Table:
     )
     ball = next((m.ball for m in model.report.measurements if _is_worst(m, "auroc")), None)
     inner = next((m.ball for m in model.report.measurements if m.name == "auroc_inside_attacked"), None)
-    rows = tuple(
-        (dataset, *(_percent(find(model, name, dataset, attacked)) for _, name, attacked in columns))
-        for dataset in sets
-    )
     note = (
-        f"Worst case: out-images attacked in {ball_text(ball)}; ties lost: the same, ties counting "
-        f"against us. In attacked: in-images in {ball_text(inner)} against unchanged out-images."
+        f"Worst case: out-images attacked in {ball_text(ball)}; ties lost: the same, ties counting against "
+        f"us. In attacked: in-images in {ball_text(inner)} against unchanged out-images."
     )
-    return Table(
-        title=f"Out-distributions{suffix}",
-        header=("per cent", *(title for title, _, _ in columns)),
-        rows=rows,
-        note=note,
-    )
+    return [
+        Table(
+            title=title + suffix,
+            header=("per cent", *(name for name, _, _ in columns)),
+            rows=tuple(
+                (dataset, *(_percent(find(model, name, dataset, attacked)) for _, name, attacked in columns))
+                for dataset in sets
+            ),
+            note=below,
+        )
+        for title, columns, below in (
+            ("Out-distributions", first, note),
+            ("Out-distributions, precision and confidence", second, ""),
+        )
+    ]
 
 
 def _operating(model: Evaluated, suffix: str) -> Table:
@@ -303,7 +310,7 @@ def rich_tables(evaluation: Evaluation) -> list[RenderableType]:
     for table in tables(evaluation):
         grid = Rich(title=Text(safe_text(table.title), style="bold"), title_justify="left")
         for k, title in enumerate(table.header):
-            grid.add_column(Text(safe_text(title)), justify="left" if k == 0 else "right", min_width=6)
+            grid.add_column(Text(safe_text(title)), justify="left" if k == 0 else "right", min_width=5)
         for r, row in enumerate(table.rows):
             cells = []
             for c, cell in enumerate(row):

@@ -28,7 +28,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float, float], 
             settings=[
                 f"evaluation.robust=[{{p=2, eps={inside}}}]",
                 f"evaluation.outside_eps={outside}",
-                "optim.epochs=6",
             ],
             device="cpu",
             precision="fp32",
@@ -69,7 +68,7 @@ def test_a_plain_model_falls_under_attack_inside_and_outside(
 
 @pytest.mark.slow
 def test_an_attack_weakened_to_one_step_is_noticed(plain: Callable[[float, float], ModelPackage]) -> None:
-    package = plain(0.75, 1.5)
+    package = plain(0.5, 1.0)
     quick = dataclasses.replace(SUITES["quick"], curve=0)
     weak = dataclasses.replace(
         quick, attacks=("apgd-ce",), budget=Budget(steps=1), outside_steps=1, outside_targets=0
