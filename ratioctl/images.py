@@ -643,8 +643,6 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[_Member]:
                         records = _pax_records(extended)
                         long_name = records.get("path", long_name)
                         long_size = int(records.get("size", long_size))
-                        if long_size < 0 and "size" in records:
-                            raise _DamagedError("an extended header states a negative size")
                         if any(key.startswith("GNU.sparse.") for key in records):
                             raise _DamagedError("it holds sparse files; pack it without --sparse")
                     continue
