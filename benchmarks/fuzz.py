@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -99,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         fuzz_one(options.child, options.inputs, options.limit_s, options.keep, options.json)
-    import atheris  # here, so that its absence is said before anything runs
+    import atheris  # noqa: F401 - here, so that its absence is said before anything runs
     from _fuzzed import TARGETS
     from _result import finish
 
@@ -109,9 +110,15 @@ def main() -> None:
         print(json.dumps(parts[-1]), file=sys.stderr)
     total = sum(part["inputs"] or 0 for part in parts)
     faults = sum(len(part["faults"]) for part in parts)
-    version = getattr(atheris, "__version__", "3")
     finish(
-        {"benchmark": "fuzz", "atheris": version, "inputs": total, "faults": faults, "parsers": parts},
+        {
+            "benchmark": "fuzz",
+            "atheris": importlib.metadata.version("atheris"),
+            "most": {"inputs": options.inputs, "seconds": options.limit_s},  # of each parser
+            "inputs": total,
+            "faults": faults,
+            "parsers": parts,
+        },
         options.json,
     )
 
