@@ -43,7 +43,7 @@ from ratioctl import recipe as recipes
 from ratioctl.attack.threads import in_parts, one_each
 from ratioctl.data import loader
 from ratioctl.data.inside import Images
-from ratioctl.nets import build, frozen, refresh
+from ratioctl.nets import build, frozen, quicken, refresh
 from ratioctl.nets.hardware import Place, choose
 from ratioctl.objective import attacked, losses
 from ratioctl.recipe import Recipe
@@ -164,7 +164,7 @@ class Ours:
         self.average = {
             k: v.clone() for k, v in self.model.network.state_dict().items() if v.is_floating_point()
         }
-        self.twin = frozen(self.model)
+        self.twin = quicken(frozen(self.model))
         self.update = 0
 
     def __call__(self) -> None:
@@ -281,7 +281,7 @@ class Floor:
         self.steps = [attack.steps for attack in _attacks(recipe)]
         self.place = place
         self.model = copy.deepcopy(source).to(memory_format=torch.channels_last)
-        self.twin = frozen(self.model)
+        self.twin = quicken(frozen(self.model))
         x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=place.device)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(2 * len(x), dtype=torch.long, device=place.device)
@@ -305,7 +305,7 @@ class Floor:
 def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, place: Place) -> dict[str, float]:
     """The largest difference, over the images, of the values that our attacks and the plain ones reach."""
     model = copy.deepcopy(source).eval()
-    twin = frozen(copy.deepcopy(source).to(memory_format=torch.channels_last))
+    twin = quicken(frozen(copy.deepcopy(source).to(memory_format=torch.channels_last)))
     x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
     inside, outside = _attacks(recipe)
     ours = [
