@@ -10,7 +10,7 @@ folded network over one on the other). `--sides second` runs the package with an
 spread.
 
 A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
-when all are there, they are summed up.
+the pieces that both sides have finished are summed up.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ def main() -> None:
             result = run(side, folded if side == "own" else plain, x[at], y[at], ball)
             part(options.parts, side, start).write_text(json.dumps(result), encoding="utf-8")
             print(side, start, f"{result['seconds']:.0f} s, {sum(result['robust'])} robust", flush=True)
-    sides = {
-        side: [json.loads(part(options.parts, side, start).read_text()) for start in starts]
-        for side in SIDES
-        if all(part(options.parts, side, start).exists() for start in starts)
-    }
-    if not {"own", "package"} <= sides.keys():
+    both = [s for s in starts if all(part(options.parts, side, s).exists() for side in ("own", "package"))]
+    if not both:
         return
+    sides = {
+        side: [json.loads(part(options.parts, side, start).read_text()) for start in both]
+        for side in SIDES
+        if all(part(options.parts, side, start).exists() for start in both)
+    }
     source = options.source.replace("\\", "/").rsplit("/", 1)[-1]
     result = {
         "benchmark": "our ensemble against pyautoattack standard",
@@ -86,7 +87,7 @@ def main() -> None:
         "model_digest": found.digest,
         "data": source,
         "ball": str(ball),
-        "images": len(x),
+        "images": sum(len(piece["robust"]) for piece in sides["own"]),
         "batch_size": options.piece,
         **summed(sides),
         "pass_ratio": pass_ratio(plain, folded, x[: options.piece // 2]),
