@@ -89,11 +89,13 @@ def test_no_road_decides_otherwise_beyond_its_margin(
     assert abs(flags["confidence"][0] - outputs["confidence"][0]) < 1e-6
 
 
-def test_a_folder_gives_the_same_rows_on_both_roads_and_twice(
-    model: package.ModelPackage, tmp_path: Path
-) -> None:
+def test_a_folder_gives_the_same_rows_twice(model: package.ModelPackage, tmp_path: Path) -> None:
     samples = resources.folder("assets") / "samples"
     first, second = (list(ratioctl.ood_score(samples, model=model, probabilities=True)) for _ in range(2))
-    assert first == second
     assert len(first) == 13
     assert all(row.error is None for row in first)
+    assert [(row.path, row.label, row.is_ood) for row in first] == [
+        (row.path, row.label, row.is_ood) for row in second
+    ]
+    once, again = (np.array([row.probabilities for row in rows]) for rows in (first, second))
+    assert np.abs(once - again).max() < 1e-6
