@@ -59,10 +59,10 @@ def test_a_plain_model_falls_under_attack_inside_and_outside(
     package = plain(2.0, 3.0)
     report = evaluated(package, dataclasses.replace(SUITES["quick"], curve=0))
     assert value(report, "accuracy", "digits:test", False) > 0.9
-    assert value(report, "robust_accuracy", "digits:test", True) == 0
+    assert value(report, "robust_accuracy", "digits:test", True) <= 0.05
     assert value(report, "auroc", "mean", False) > 0.8
-    assert value(report, "auroc", "mean", True) < 0.03
-    assert value(report, "mmc", "mean", True) > 0.99
+    assert value(report, "auroc", "mean", True) < 0.1
+    assert value(report, "mmc", "mean", True) > 0.95
     assert value(report, "ece_mixture", "digits:test + flower + uniform", False) > 0.3
 
 
