@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from ratioctl import evaluation_report
@@ -63,11 +64,33 @@ def test_the_report_opens_with_its_figures_and_asks_the_network_for_nothing(
         return box.width > 200 && box.height > 100 && svg.querySelectorAll('polyline, rect').length > 1;
     })"""
     assert page.evaluate(drawn) == [True] * 5
+    overlaps = """[...document.querySelectorAll('figure > svg')].flatMap(svg => {
+        const boxes = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
+        return boxes.filter((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1
+            && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3));
+    }).length"""
     colour = "getComputedStyle(document.querySelector('polyline.line')).stroke"
     assert page.evaluate(colour) not in ("none", "rgb(0, 0, 0)")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for width in (380, 1400):
+        page.page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        assert page.evaluate(overlaps) == 0, width
+    assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('table tr')].every(r => r.querySelector('th[scope]'))"
+    )
     assert page.requests == [report.as_uri()]
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(report: Path, open_page: Callable[..., Any], scheme: str) -> None:
+    page = open_page(report, color_scheme=scheme)
+    found = Axe().run(page.page).response["violations"]
+    serious = [
+        (rule["id"], rule["nodes"][0]["html"]) for rule in found if rule["impact"] in ("serious", "critical")
+    ]
+    assert not serious, serious
 
 
 def test_the_browser_tests_can_fail(tmp_path: Path, open_page: Callable[[Path], Any]) -> None:

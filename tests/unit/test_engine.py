@@ -409,3 +409,21 @@ def test_apgd_beats_pgd_and_l1_is_sparse(digits: tuple[nn.Module, Tensor, Tensor
     changed = (run(1.0, "apgd").x != x).flatten(1).float().mean().item()
     assert changed < 0.25
     assert (run(2.0, "apgd").x != x).flatten(1).float().mean().item() > 0.5
+
+
+@pytest.mark.parametrize(("p", "method"), LEGAL)
+def test_points_to_begin_from_are_candidates(
+    net: nn.Module, batch: tuple[Tensor, Tensor], p: float, method: str
+) -> None:
+    """What comes back is no worse than where it began, nor than the input where that was a bad place."""
+    x0, y = batch
+    goal = goals.cross_entropy(y)
+    good = perturb(net, x0, goal, _attack(p, method, steps=20))
+    again = perturb(net, x0, goal, _attack(p, method, steps=1), begin=good.x)
+    assert (again.value >= good.value - 1e-5).all()
+    _assert_feasible(again, x0, p, EPS[p])
+    bad = perturb(net, x0, lambda f: -goal(f), _attack(p, method, steps=20)).x
+    result = perturb(net, x0, goal, _attack(p, method, steps=1), begin=bad)
+    with torch.no_grad():
+        assert (goal(net(bad)) < goal(net(x0))).any()
+        assert (result.value >= goal(net(x0)) - 1e-5).all()
