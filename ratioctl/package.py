@@ -59,6 +59,7 @@ __all__ = [
     "check",
     "find",
     "parse_config",
+    "parse_document",
     "parse_weights",
     "portable_config",
     "read",
@@ -224,7 +225,7 @@ def check(path: str | os.PathLike[str]) -> list[tuple[str, str | None]]:
     folder = Path(path)
     shown = folder / "config.json"
     try:
-        config = _document(_config_bytes(folder), shown)
+        config = parse_document(_config_bytes(folder), shown)
         spec = parse_config(config, shown, name=_folder_name(folder))
         files = _files(config, shown)
     except PackageError as error:
@@ -349,10 +350,10 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
         raise bad("pretrained_cfg.input_size", f"is {size}; channels are 1 or 3, sides at most 16384")
     mean = _numbers(pixels.get("mean"), size[0])
     if mean is None or max(map(abs, mean)) > LARGEST:
-        raise bad("pretrained_cfg.mean", f"must be {size[0]} finite number(s)")
+        raise bad("pretrained_cfg.mean", f"must be {size[0]} number(s) of at most {LARGEST:g} in size")
     std = _numbers(pixels.get("std"), size[0])
     if std is None or not 1 / LARGEST <= min(std) <= max(std) <= LARGEST:
-        raise bad("pretrained_cfg.std", f"must be {size[0]} finite number(s) above 0")
+        raise bad("pretrained_cfg.std", f"must be {size[0]} number(s) from {1 / LARGEST:g} to {LARGEST:g}")
     interpolation = pixels.get("interpolation", "bicubic")
     if not isinstance(interpolation, str):
         raise bad("pretrained_cfg.interpolation", "must be a name")
@@ -362,7 +363,7 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
         raise bad("ratio.score", f'is {score!r:.40}; this ratioctl knows "{SCORE}"')
     temperature = _number(ratio.get("temperature", 1.0))
     if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
-        raise bad("ratio.temperature", "must be a finite number above 0")
+        raise bad("ratio.temperature", f"must be a number from {1 / LARGEST:g} to {LARGEST:g}")
     thresholds = ratio.get("thresholds", {})
     checked = {key: _number(value) for key, value in _table(thresholds, bad, "ratio.thresholds").items()}
     if any(value is None or not 0 <= value <= 1 for value in checked.values()):
@@ -407,7 +408,7 @@ def parse_weights(data: bytes, where: object) -> dict[str, np.ndarray]:
     length = int.from_bytes(data[:8], "little")
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise bad(f"claims a header of {length} bytes in a file of {len(data)}")
-    header = _document(data[8 : 8 + length], f"{where} (header)")
+    header = parse_document(data[8 : 8 + length], f"{where} (header)")
     if not isinstance(header, dict):
         raise bad("has a header that is no table of tensors")
     body = memoryview(data)[8 + length :]
@@ -450,7 +451,7 @@ def parse_weights(data: bytes, where: object) -> dict[str, np.ndarray]:
 
 def _read(folder: Path, raw: bytes, *, verify: bool) -> ModelPackage:
     where = folder / "config.json"
-    config = _document(raw, where)
+    config = parse_document(raw, where)
     spec = parse_config(config, where, name=_folder_name(folder))
     files = _files(config, where)
     for name, recorded in files.items():
@@ -462,6 +463,8 @@ def _read(folder: Path, raw: bytes, *, verify: bool) -> ModelPackage:
     texts = {}
     for role in (RECIPE, CARD):
         if role in actual:
+            if _regular(actual[role]).st_size > MAX_CONFIG_BYTES:
+                raise PackageError(actual[role], f"is larger than {MAX_CONFIG_BYTES >> 20} MiB", AGAIN)
             try:
                 texts[role] = _bytes(actual[role]).decode("utf-8")
             except UnicodeDecodeError:
@@ -539,8 +542,12 @@ def _mismatch(path: Path) -> PackageError:
     return PackageError(path, "does not match its recorded SHA-256; it changed after packaging", AGAIN)
 
 
-def _document(raw: bytes, where: object) -> Any:
-    """JSON without duplicate keys, NaN or infinity."""
+def parse_document(raw: bytes, where: object) -> Any:
+    """JSON without duplicate keys, NaN or infinity, at most MAX_DEPTH deep.
+
+    Raises:
+        PackageError: anything else; `where` is what the message calls it.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -749,7 +756,10 @@ def update(
             kept = {name: recorded for name, recorded in kept.items() if _plain(name) != ONNX}
         elif old.onnx_path is not None and config_changes:
             stated = {**document["ratio"], "digest": old.digest}
-            contents[ONNX] = _restamped(_bytes(old.onnx_path), {**document, "ratio": stated})
+            data = _bytes(old.onnx_path)
+            if hashlib.sha256(data).hexdigest() != kept[old.onnx_path.name]:  # no new hash for damage
+                raise _mismatch(old.onnx_path)
+            contents[ONNX] = _restamped(data, {**document, "ratio": stated})
         _replace(folder, document, kept, contents)
     return read(folder)
 
@@ -881,7 +891,7 @@ def _replace(
 
 def _named_now(folder: Path) -> set[str]:
     try:
-        config = _document(_config_bytes(folder), "")
+        config = parse_document(_config_bytes(folder), "")
         return set(_files(config, folder)) if isinstance(config.get("ratio"), dict) else set()
     except (PackageError, AttributeError):
         return set()
@@ -914,7 +924,7 @@ def _sweep_siblings(target: Path) -> None:
     for partial in target.parent.glob(f".{glob.escape(target.name)}.*-*.partial"):
         writer = partial.name.rsplit(".", 2)[1].partition("-")[0]
         with contextlib.suppress(OSError, RatioctlError):
-            dead = writer.isdigit() and not alive(int(writer))
+            dead = writer.isdecimal() and not alive(int(writer))
             if dead or time.time() - partial.stat().st_mtime > 60:
                 with lock(partial):
                     shutil.rmtree(partial)

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, find, parse_config, read
+from ratioctl.package import ModelPackage, Spec, find, parse_config, parse_document, read
 
 EXPORT = "Export it again with `ratioctl export`."
+MAX_BYTES = 2**31 - 1  # of one file in the format's encoding
 CONFIG, ABOUT = "ratioctl", "ratioctl.export"  # metadata: the package's config; what holds of the graph alone
 OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
 
@@ -59,7 +60,7 @@ class Runtime:
         Raises:
             PackageError: the graph fails, or gives something else than it says it does.
         """
-        fitting = self._fitting(images)
+        fitting = self.fitting(images)
         try:
             values = self.session.run(list(outputs), {"image": fitting})
         except Exception as error:  # onnxruntime's own classes share no base
@@ -72,7 +73,12 @@ class Runtime:
                 raise PackageError(self.path, reason, EXPORT)
         return found
 
-    def _fitting(self, images: np.ndarray) -> np.ndarray:
+    def fitting(self, images: np.ndarray) -> np.ndarray:
+        """The images as the graph's input takes them, contiguous; images as for `predict`.
+
+        Raises:
+            ValueError: another shape than the model's.
+        """
         channels, height, width = self.spec.input_size
         eight_bits = images.dtype == np.uint8
         wanted = (height, width, channels) if eight_bits else (channels, height, width)
@@ -99,14 +105,18 @@ def load(
         device: "cpu", or "cuda"/"cuda:N" where onnxruntime was built for it.
 
     Raises:
-        PackageError: missing, damaged, not written by ratioctl, or without its external data.
+        PackageError: missing, damaged, not written by ratioctl, with tensors in other files, or inside a
+            package that is another model.
     """
-    path = _file(model)
+    path, package = _file(model)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise PackageError(path, "is not a plain file", EXPORT)
-        if path.stat().st_size == 0:
+        if status.st_size == 0:
             raise PackageError(path, "is empty", EXPORT)
+        if status.st_size > MAX_BYTES:
+            raise PackageError(path, "is larger than 2 GiB, so it is no ONNX file", EXPORT)
         data = path.read_bytes()
     except FileNotFoundError:
         raise PackageError(path, "there is no such file", EXPORT) from None
@@ -114,25 +124,32 @@ def load(
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
     _insist_on_one_file(data, path)
     session = _session(data, path, threads, device)
-    metadata = session.get_modelmeta().custom_metadata_map
-    spec = _spec(metadata, path)
+    try:  # onnxruntime decodes texts when it is asked for them
+        metadata = session.get_modelmeta().custom_metadata_map
+        spec = _spec(metadata, path)
+        input_type = _input_type(session, spec, path)
+    except UnicodeDecodeError:
+        raise PackageError(path, "holds names or metadata that are not UTF-8 text", EXPORT) from None
+    if package and (spec.label_names, spec.input_size) != (package.label_names, package.input_size):
+        raise PackageError(path, "has other classes or another input than its package", EXPORT)
     return Runtime(
         path=path,
         spec=spec,
-        input_type=_input_type(session, spec, path),
+        input_type=input_type,
         threshold=_threshold(metadata),
         session=session,
     )
 
 
-def _file(model: str | os.PathLike[str] | ModelPackage) -> Path:
+def _file(model: str | os.PathLike[str] | ModelPackage) -> tuple[Path, ModelPackage | None]:
+    """The file, and the package that carries it, where it is in one."""
     if not isinstance(model, ModelPackage):
         if os.fspath(model).endswith(".onnx") and not Path(model).is_dir():
-            return Path(model)
+            return Path(model), None
         model = read(find(model))
     if model.onnx_path is None:
         raise PackageError(model.path, "carries no model.onnx", "`ratioctl export` makes one.")
-    return model.onnx_path
+    return model.onnx_path, model
 
 
 def _insist_on_one_file(data: bytes, path: Path) -> None:
@@ -145,10 +162,11 @@ def _insist_on_one_file(data: bytes, path: Path) -> None:
     def outside(message: Message) -> str | None:
         if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
             return next((entry.value for entry in message.external_data if entry.key == "location"), "?")
-        for _, value in message.ListFields():
-            parts = [value] if isinstance(value, Message) else value if hasattr(value, "__len__") else []
-            for part in parts:
-                if isinstance(part, Message) and (found := outside(part)) is not None:
+        for field, value in message.ListFields():
+            if field.message_type is None:  # numbers and bytes, some of them millions long
+                continue
+            for part in [value] if isinstance(value, Message) else value:
+                if (found := outside(part)) is not None:
                     return found
         return None
 
@@ -205,18 +223,15 @@ def _spec(metadata: dict[str, str], path: Path) -> Spec:
             'was not exported by ratioctl: its metadata has no "ratioctl" entry',
             "See `ratioctl export`.",
         )
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        raise PackageError(path, 'has a "ratioctl" metadata entry that is not valid JSON', EXPORT) from None
+    config = parse_document(text.encode("utf-8", "surrogatepass"), f"{path} (metadata {CONFIG})")
     return parse_config(config, path, name=path.stem)
 
 
 def _threshold(metadata: dict[str, str]) -> float | None:
     try:
         return float(json.loads(metadata[ABOUT])["threshold"])
-    except (KeyError, ValueError, TypeError, RecursionError):  # a note: its absence is no fault
-        return None
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
+        return None  # a note: its absence is no fault
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,58 @@ def test_a_package_with_an_export_can_be_loaded(tmp_path: Path, images: np.ndarr
     made = package.update(made, onnx=save(tmp_path / "m.onnx"))
     for model in (made, made.path, str(tmp_path / "m.onnx")):
         assert runtime.load(model, threads=1).predict(images).shape == (5, 3)
+
+
+def test_a_package_with_the_export_of_another_model_is_refused(tmp_path: Path) -> None:
+    other = {**CONFIG, "label_names": ["dog", "cat", "frog"]}
+    data = graph(config=other).SerializeToString()
+    mixed = package.write(tmp_path / "m", config=CONFIG, weights={"w": WEIGHTS}, onnx=data)
+    with pytest.raises(PackageError, match="has other classes or another input than its package"):
+        runtime.load(mixed)
+
+
+def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx")
+    os.truncate(path, 2**40)
+    with pytest.raises(PackageError, match="is larger than 2 GiB"):
+        runtime.load(path)
+
+
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ('"x": NaN', "NaN is no finite number"),
+        ('"x": ' + "[" * 200 + "]" * 200, "nested too deeply"),
+        ('"label_names": ["a", "b", "c"]', "stands there twice"),
+    ],
+)
+def test_metadata_are_read_as_strictly_as_a_package(tmp_path: Path, addition: str, said: str) -> None:
+    text = f"{json.dumps(CONFIG)[:-1]}, {addition}}}"
+    with pytest.raises(PackageError, match=said):
+        runtime.load(save(tmp_path / "m.onnx", config=text))
+
+
+def test_metadata_that_are_no_text(tmp_path: Path) -> None:
+    whole = graph().SerializeToString()
+    for old, new in ((b"frog", b"f\xff\xfeg"), (b"ratioctl", b"ratio\xff\xfel")):
+        assert old in whole
+        (tmp_path / "m.onnx").write_bytes(whole.replace(old, new))
+        with pytest.raises(PackageError, match="not UTF-8 text"):
+            runtime.load(tmp_path / "m.onnx")
+
+
+def test_a_threshold_in_the_metadata_that_is_none(tmp_path: Path) -> None:
+    model = graph()
+    entry = model.metadata_props.add()
+    entry.key = runtime.ABOUT
+    for text, threshold in (
+        ('{"threshold": 0.25}', 0.25),
+        ("[]", None),
+        ('{"threshold": 1' + "0" * 400 + "}", None),
+    ):
+        entry.value = text
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        assert runtime.load(tmp_path / "m.onnx").threshold == threshold
 
 
 def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
