@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import pickle
 import re
 import struct
@@ -31,6 +32,7 @@ ALIASES = (
     *(("shortcut", "downsample"), ("convShortcut", "shortcut.0"), ("fc", "classifier"), ("fc", "head")),
     *(("linear", "fc"), ("linear", "classifier"), ("linear", "head"), ("linear", "fc.1")),
 )
+MAX_NEST = 8  # tables in tables; a pickle may hold itself
 MEANS, STDS = ("mean", "mu", "_mean"), ("std", "sigma", "_std")
 COMMON = {  # normalisations that people train with, for `measure`
     "that changes nothing": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -92,6 +94,8 @@ def read(path: str | Path) -> Checkpoint:
         raise UsageError(path, "does not exist", "Check the spelling of the path.")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(path, "is of an unknown kind", f"Weights are read from {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise UsageError(path, "is not a plain file", "Copy the weights into one.")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -105,7 +109,7 @@ def read(path: str | Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():  # that this is a TorchScript archive is said below
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         if not re.search(r"GLOBAL|Unsupported class|instantiate|TorchScript", str(error)):
             raise _damaged(path, error) from None
@@ -118,9 +122,19 @@ def read(path: str | Path) -> Checkpoint:
         raise _damaged(path, error) from None
     state, nest = _state(loaded, path)
     for name, tensor in state.items():
+        if not _plain(tensor):
+            reason = f'holds "{name}" as {tensor.dtype} in another form than plain numbers'
+            raise PackageError(path, reason, "Save float tensors: quantise and prune after the export.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise PackageError(path, f'holds values that are not finite in "{name}"', "Use another epoch's.")
     return Checkpoint(path=path, state=state, nest=nest, sha256=digest)
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether the file holds every one of its real numbers: neither sparse, quantised nor repeated views."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _damaged(path: Path, error: Exception) -> PackageError:
@@ -131,8 +145,8 @@ def _damaged(path: Path, error: Exception) -> PackageError:
 def _state(loaded: object, path: Path) -> tuple[dict[str, Tensor], str]:
     """The table of tensors in what was loaded, and where it lay."""
     nest: list[str] = []
-    while isinstance(loaded, Mapping):
-        tensors = {str(k): v.detach().cpu() for k, v in loaded.items() if isinstance(v, Tensor)}
+    while isinstance(loaded, Mapping) and len(nest) < MAX_NEST:
+        tensors = {str(k): v.detach() for k, v in loaded.items() if isinstance(v, Tensor)}
         if len(tensors) > 1:
             return tensors, ".".join(nest)
         inner = next((k for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
@@ -236,7 +250,9 @@ def _matched(
     state: Mapping[str, Tensor], target: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, dict[str, str]]:
     """(prefix, {their name: ours}) for the prefix under which the most names fit."""
-    prefixes = {""} | {".".join(k.split(".")[:n]) + "." for k in state for n in range(1, k.count(".") + 1)}
+    prefixes = {""} | {
+        ".".join(k.split(".")[:n]) + "." for k in state for n in range(1, min(k.count("."), MAX_NEST) + 1)
+    }
     best: tuple[str, dict[str, str]] = ("", {})
     for prefix in sorted(prefixes, key=lambda p: (len(p), p)):
         names: dict[str, str] = {}
@@ -294,7 +310,7 @@ def _insist_on_fit(
 
 def _some(names: Sequence[str], most: int = 6) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: " * (len(names) > 1) + ", ".join(names[:most]) + rest
+    return f"{len(names)}: " * (len(names) > 1) + ", ".join(f"{name:.100}" for name in names[:most]) + rest
 
 
 # --- normalisation ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -168,9 +169,31 @@ def test_files_that_are_no_checkpoints(
     broken = {**narrow.state_dict(), "bn1.weight": torch.tensor([1.0, float("nan")])}
     with pytest.raises(PackageError, match=r'not finite in "bn1\.weight"'):
         foreign.read(saved(tmp_path / "nan.pt", broken))
-    for path in (tmp_path / "missing.pt", tmp_path):
+    os.mkfifo(tmp_path / "fifo.pt")
+    for path in (tmp_path / "missing.pt", tmp_path, tmp_path / "fifo.pt"):
         with pytest.raises(UsageError):
             foreign.read(path)
+
+
+def test_checkpoints_that_hold_more_than_their_file_does(tmp_path: Path) -> None:
+    """A table inside itself, a terabyte of one number, and tensors that are no plain arrays."""
+    loop: dict[str, Any] = {}
+    loop["state_dict"] = loop
+    with pytest.raises(PackageError, match="not a state dict"):
+        foreign.read(saved(tmp_path / "loop.pt", loop))
+    odd = {
+        "wide": torch.zeros(1).expand(10**6, 10**6),
+        "sparse": torch.eye(3).to_sparse(),
+        "complex": torch.zeros(3, dtype=torch.complex64),
+        "nowhere": torch.zeros(3, device="meta"),
+    }
+    for name, tensor in odd.items():
+        with pytest.raises(PackageError, match=f'holds "{name}" as .* in another form than plain numbers'):
+            foreign.read(saved(tmp_path / "odd.pt", {name: tensor, "b": torch.zeros(2)}))
+    state = {"a." * 30_000 + "w": torch.zeros(1), "b": torch.zeros(1)}
+    checkpoint = foreign.read(saved(tmp_path / "deep.pt", state))
+    with pytest.raises(UsageError, match="does not fit resnet18"):
+        foreign.fit(checkpoint, "resnet18", **PLAIN)
 
 
 def test_a_normalisation_must_be_given() -> None:
