@@ -42,13 +42,15 @@ def sweep(folder: Path, name: str) -> None:
     """Remove what writers of `name` (a pattern) in `folder` left when they were killed."""
     for left in folder.glob(f".{name}.*.tmp~"):
         number = left.name.split(".")[-2]
-        if number.isdigit() and not alive(int(number)):
+        if number.isdecimal() and not alive(int(number)):
             with contextlib.suppress(OSError):
                 left.unlink()
 
 
 def alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Whether a process of that number runs on this machine; true where that cannot be asked."""
+    if os.name == "nt":  # signal 0 is Ctrl-C there
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -95,18 +97,22 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
     Pipes and devices are written as they are.
 
     Raises:
-        DiskError, OutputError: as `write_file`.
+        DiskError, OutputError: as `write_file`; also where another process began to write the same file.
     """
     with writing(path):
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
             with path.open("wb") as stream:
                 yield stream
             return
-        with partial(path).open("wb") as stream:
+        unfinished = partial(path)
+        unfinished.unlink(missing_ok=True)  # through a link planted there nothing is written
+        with unfinished.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial(path), path.resolve())
+            if not (unfinished.exists() and os.path.samestat(os.fstat(stream.fileno()), unfinished.stat())):
+                raise OutputError(path, "was taken over by another process that writes it", "Try again.")
+        os.replace(unfinished, path.resolve())
         sync_folder(path.resolve().parent)
 
 

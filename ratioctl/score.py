@@ -15,8 +15,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Literal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def batches(
     probabilities: bool = False,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
-) -> Any:
+) -> Generator[list[ScoreRow], None, None]:
     """As `ood_score`, in lists as they are finished: a generator, to be closed."""
     limit = package.threshold(model.spec, threshold)
     _, height, width = model.spec.input_size
@@ -260,7 +260,7 @@ def _in_order(
     *,
     batch: int,
     workers: int,
-) -> Iterator[list[ScoreRow]]:
+) -> Generator[list[ScoreRow], None, None]:
     """`work` over batches of items in `workers` threads, results in the order of the items.
 
     One more thread lists the items. Threads start with the first `next` and end with the generator; one that

@@ -32,9 +32,13 @@ def ood_score(
         str, typer.Option("--threshold", metavar="tpr95|tpr99|FLOAT", help="Below this confidence: out.")
     ] = "tpr95",
     row_format: Annotated[
-        Literal["table", "csv", "jsonl", "parquet"],
-        typer.Option("--format", metavar="FORMAT", help="table, csv, jsonl or parquet."),
-    ] = "table",
+        Literal["table", "csv", "jsonl", "parquet"] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="table, csv, jsonl or parquet. Default: what the name of --output ends with, else table.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout.")
     ] = None,
@@ -58,6 +62,7 @@ def ood_score(
     from ratioctl.cli import _rows
     from ratioctl.files import partial, streaming
 
+    row_format = row_format or _format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
     started = time.monotonic()
@@ -99,7 +104,8 @@ def ood_score(
                 failed += sum(row.error is not None for row in rows)
                 watch(count, out, failed)
         except KeyboardInterrupt as stop:
-            kept = f"Their rows are in {partial(output)}." if output is not None else ""
+            held = None if output is None else partial(output)  # pipes and devices have none
+            kept = f"Their rows are in {held}." if held is not None and held.exists() else ""
             reason = f"stopped after {_images(count)}"
             raise Interrupted("ood-score", reason, kept, signum=getattr(stop, "signum", 2)) from None
     seconds = time.monotonic() - started
@@ -128,6 +134,14 @@ def ood_score(
     if fail_on_ood and out:
         return 4
     return 3 if failed and not skip_errors else 0
+
+
+def _format_of(output: Path | None) -> Literal["table", "csv", "jsonl", "parquet"]:
+    """The format that a file's name asks for: rows in scores.csv are CSV, not a table of 4 digits."""
+    suffix = "" if output is None else output.suffix.lower()
+    named: dict[str, Literal["csv", "jsonl", "parquet"]]
+    named = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+    return named.get(suffix, "table")
 
 
 def _images(count: int) -> str:

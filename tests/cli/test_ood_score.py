@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from ratioctl.cli import main
+from ratioctl.errors import OutputError
+from ratioctl.files import partial, streaming, write_file
 
 SURE = math.exp(2) / (math.exp(2) + 2)
 HEADER = ["path", "label", "confidence", "ood_score", "is_ood", "error"]
@@ -36,8 +39,6 @@ def test_csv_to_the_letter(tiny_onnx: Path, colours: Path, capsys: pytest.Captur
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[0] == ",".join(HEADER)
-    sure = re.match(r"0\.\d{9}", f"{SURE:.9f}")
-    assert sure is not None
     red = lines[5].split(",")
     assert red[:2] == [f"{colours}/red.png", "red"]
     assert re.fullmatch(r"0\.\d{1,9}", red[2])
@@ -99,6 +100,19 @@ def test_parquet_in_row_groups(
     assert rows[2]["confidence"] is None
     assert rows[2]["is_ood"] is None
     assert rows[4]["p:red"] == pytest.approx(SURE, abs=1e-6)
+
+
+def test_the_name_of_the_output_chooses_its_format(tiny_onnx: Path, colours: Path, tmp_path: Path) -> None:
+    line = (colours, "--model", tiny_onnx, "-q", "--output")
+    for name in ("rows.csv", "rows.JSONL", "rows.parquet", "rows.txt"):
+        assert run(*line, tmp_path / name) == 0
+    assert run(*line, tmp_path / "asked.csv", "--format", "jsonl") == 0
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == HEADER
+    for name in ("rows.JSONL", "asked.csv"):
+        assert list(json.loads((tmp_path / name).read_text().splitlines()[0])) == HEADER
+    assert (tmp_path / "rows.parquet").read_bytes()[:4] == b"PAR1"
+    assert (tmp_path / "rows.txt").read_text().split()[:6] == HEADER
 
 
 def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +177,7 @@ def test_json_is_the_summary_alone(
     assert (summary["images"], summary["out_of_distribution"], summary["errors"]) == (5, 1, 1)
     assert summary["threshold"] == {"name": "tpr99", "confidence": 0.7}
     assert summary["road"] == "onnx"
-    assert summary["images_per_second"] > 0
+    assert summary["images_per_second"] == pytest.approx(5 / summary["seconds"])
     assert len(file.read_text().splitlines()) == 6
     assert run(colours / "red.png", "--model", tiny_onnx, "--json", "--threshold", "0.5") == 0
     summary = json.loads(capsys.readouterr().out)
@@ -291,6 +305,39 @@ def test_a_present_output_survives_a_wrong_command(
     assert run(colours, "--model", tiny_onnx, "--output", file, "--threshold", "x") == 2
     assert file.read_text() == "precious"
     capsys.readouterr()
+
+
+def test_an_output_is_nobody_elses(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link planted where the rows grow is not followed, and of two writers the first is told."""
+    file, mine = tmp_path / "rows.csv", tmp_path / "mine.txt"
+    mine.write_text("precious")
+    partial(file).symlink_to(mine)
+    line = [colours, "--model", tiny_onnx, "--format", "csv", "--output", file]
+    assert run(*line) == 0
+    assert mine.read_text() == "precious"
+    rows = file.read_text()
+    assert len(rows.splitlines()) == 5
+    first = contextlib.ExitStack()
+    slow = first.enter_context(streaming(file))
+    slow.write(b"half")
+    with streaming(file) as second:
+        second.write(b"whole")
+        slow.write(b" a row")
+        slow.flush()
+    with pytest.raises(OutputError, match="taken over by another process"):
+        first.close()
+    assert file.read_text() == "whole"
+    assert not partial(file).exists()
+    capsys.readouterr()
+
+
+def test_leftovers_of_odd_names_hinder_no_write(tmp_path: Path) -> None:
+    for number in ("\u00b2", "\u0663", "", "-1", "9" * 40):
+        (tmp_path / f".x.{number}.tmp~").touch()
+    write_file(tmp_path / "x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
 
 
 def test_a_process_needs_no_torch_and_reads_a_list(tiny_package: Path, colours: Path) -> None:
