@@ -717,13 +717,16 @@ def _skip(raw: BinaryIO, size: int) -> None:
 def _pax_records(block: bytes) -> dict[str, str]:
     """The `LENGTH KEY=VALUE` lines of an extended header."""
     records = {}
-    while block.strip(b"\0"):
-        length = int(block[: block.index(b" ")])
-        if not 0 < length <= len(block):
+    block = block.rstrip(b"\0")
+    at = 0
+    while at < len(block):
+        space = block.index(b" ", at, at + 20)
+        end = at + int(block[at:space])
+        if not space < end <= len(block):
             raise _DamagedError("an extended header is damaged")
-        key, _, value = block[block.index(b" ") + 1 : length - 1].partition(b"=")
+        key, _, value = block[space + 1 : end - 1].partition(b"=")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        block = block[length:]
+        at = end
     return records
 
 

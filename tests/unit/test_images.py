@@ -687,6 +687,19 @@ def test_shown_is_always_printable(text):
     assert images.shown(text).isprintable()
 
 
+def test_extended_headers_are_read_to_the_letter():
+    for block, records in (
+        (b"12 path=a b\n\0\0", {"path": "a b"}),
+        (b"8 k=1\n2\n9 size=7\n", {"k": "1\n2", "size": "7"}),
+        (b"\0" * 512, {}),
+        (b"5 a=\n" * 200_000, {"a": ""}),
+    ):
+        assert images._pax_records(block) == records
+    for block in (b"99 path=a\n", b"0 a=\n", b"-5 a=\n", b"x a=\n", b"9" * 10**6):
+        with pytest.raises((images._DamagedError, ValueError)):
+            images._pax_records(block)
+
+
 def test_folders_deeper_than_pythons_stack(tmp_path):
     depth = 400
     folder = tmp_path.joinpath(*["d"] * depth)
