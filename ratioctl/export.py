@@ -91,7 +91,7 @@ class Exported:
     """What was written, and what was measured before.
 
     Attributes:
-        files: in the order they were written; `path` is the ONNX file among them.
+        files: in the order they were written; `path`, the ONNX file, is the first.
         package: the package that carries the file now; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
         parity: onnxruntime against torch, of the file as it is; None for a quantised file (see `cost`).
@@ -181,7 +181,7 @@ def export(
     else:
         files = _lay_out(target, name, content, package, input_type, layout)
     return Exported(
-        path=next(file for file in files if file.suffix == ".onnx"),
+        path=files[0],
         files=tuple(files),
         package=written,
         input_type=input_type,
@@ -207,6 +207,10 @@ def _check_target(target: Path, layout: Layout) -> None:
     if layout == "file":
         if target.is_dir():
             raise OutputError(target, "is a folder", f"Name a file, for example {target / 'model.onnx'}.")
+        if target.exists() and not target.is_file():
+            raise OutputError(
+                target, "is a device or a pipe, and the file is put in its place whole", "Name a file."
+            )
         if not target.absolute().parent.is_dir():
             raise OutputError(target, "cannot be written: there is no such folder", "Make it first.")
         if not os.access(target.absolute().parent, os.W_OK):
@@ -425,7 +429,7 @@ def _quantised(
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = [plain._fitting(held[ranges[k : k + 32]]) for k in range(0, len(ranges), 32)]
+            self.left = [plain.fitting(held[ranges[k : k + 32]]) for k in range(0, len(ranges), 32)]
 
         def get_next(self) -> dict[str, Any] | None:
             return {"image": self.left.pop(0)} if self.left else None

@@ -223,6 +223,7 @@ def test_what_departs_from_the_package_goes_beside_it(
     done = export.export(pets, threshold="tpr99")
     assert (done.path, done.package) == (Path("tiny-pets.onnx"), None)
     assert done.threshold == pets.thresholds["tpr99"]
+    assert export.export(pets, output="model.bin").path == Path("model.bin")
     assert package.read(pets.path).onnx_path is None
     monkeypatch.setattr("ratioctl.resources.folder", lambda name: tmp_path)
     assert export.export(pets, input_type="uint8").path == Path("tiny-pets.onnx"), "bundled"
@@ -281,7 +282,8 @@ def test_places_that_cannot_be_written_are_refused_before_tracing(
         raise AssertionError("traced")
 
     monkeypatch.setattr(export, "graph", never)
-    for output in (tmp_path, tmp_path / "no" / "such" / "m.onnx"):
+    os.mkfifo(tmp_path / "pipe")
+    for output in (tmp_path, tmp_path / "no" / "such" / "m.onnx", tmp_path / "pipe"):
         with pytest.raises(OutputError):
             export.export(pets, output=output)
     with pytest.raises(UsageError, match="makes a folder"):
