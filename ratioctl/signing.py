@@ -50,8 +50,13 @@ def new_key(stem: Path, password: str | None = None) -> tuple[Path, Path]:
         password: encrypts the secret key (scrypt); None leaves it plain, for machines that sign alone.
 
     Raises:
-        OutputError: one of the files exists, or cannot be written.
+        UsageError: a name that ends in no file's; OutputError: one of the files exists.
+        OutputError, DiskError: they cannot be written; what was begun is removed.
     """
+    if not stem.name:
+        raise UsageError(
+            stem, "is no name of a file", "For example: release, for release.key and release.pub."
+        )
     minisign = _minisign()
     secret, public = stem.with_name(stem.name + ".key"), stem.with_name(stem.name + ".pub")
     for path in (secret, public):
@@ -63,12 +68,16 @@ def new_key(stem: Path, password: str | None = None) -> tuple[Path, Path]:
     make_folder(stem.parent)
     with writing(secret):
         descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as stream:
-            stream.write(bytes(pair.secret_key) + b"\n")
-            stream.flush()
-            os.fsync(descriptor)
-    sync_folder(secret.parent)
-    write_file(public, bytes(pair.public_key) + b"\n")
+        try:
+            with open(descriptor, "wb") as stream:
+                stream.write(bytes(pair.secret_key) + b"\n")
+                stream.flush()
+                os.fsync(descriptor)
+            sync_folder(secret.parent)
+            write_file(public, bytes(pair.public_key) + b"\n")
+        except BaseException:
+            secret.unlink()
+            raise
     return secret, public
 
 

@@ -106,7 +106,7 @@ def _labels(given: str) -> list[str]:
         is_file = False
     if is_file:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise UsageError(given, "is not UTF-8 text", "Write one class name a line.") from None
         names = [line.strip() for line in lines if line.strip()]

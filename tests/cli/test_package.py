@@ -36,7 +36,7 @@ def test_a_packaged_model_scores(
     weights: Path, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = tmp_path / "labels.txt"
-    labels.write_text("cat\n dog, the small one \n\nfrog\n")
+    labels.write_text("\ufeffcat\n dog, the small one \n\nfrog\n", encoding="utf-8")
     out = tmp_path / "pets"
     line = [weights, "--arch", "resnet18", "--labels", labels, "--out", out, "--input-size", "8"]
     assert run(*line, "--mean", "0.5,0.5,0.5", "--std", "0.25") == 0

@@ -81,6 +81,7 @@ def test_usage(tiny_package: Path, key: Path, capsys: pytest.CaptureFixture[str]
         ["sign"],
         ["sign", str(tiny_package)],
         ["sign", str(tiny_package), "--new-key", "x"],
+        ["sign", "--new-key", "."],
         ["sign", str(tiny_package), "--key", str(tiny_package / "config.json")],
         ["verify", str(tiny_package), "--public-key", str(tiny_package)],
     ):
