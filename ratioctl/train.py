@@ -40,6 +40,7 @@ from ratioctl.errors import Interrupted, PackageError, RecipeError, TrainingErro
 from ratioctl.nets import classifier as nets
 from ratioctl.nets.classifier import Classifier
 from ratioctl.nets.hardware import Place, choose
+from ratioctl.nets.winograd import quicken
 from ratioctl.objective import losses
 from ratioctl.recipe import Attack, Objective, Recipe, Term
 
@@ -172,7 +173,7 @@ def _loop(
         # gradient's, another layout takes another kernel, and a resumed run would differ in the last bit.
         state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
         sgd.state[p]["momentum_buffer"] = state.momentum[name]
-    eval_net = nets.frozen(model)
+    eval_net = quicken(nets.frozen(model))
     logits_of, train_logits = _in_precision(eval_net, place), _in_precision(model, place)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     batches = loader.stream(
