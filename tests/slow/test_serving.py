@@ -121,6 +121,20 @@ def test_the_node_service(folder: Path, expected: list[ScoreRow]) -> None:
     assert label == ratioctl.load_model().config["label_names"].index(exact.label)  # type: ignore[index]
     assert confidence == pytest.approx(exact.confidence, abs=1e-4)
     assert is_ood is exact.is_ood
+    # Transparency and orientation as `ood-score` takes them: each changes the answer if it is overlooked.
+    sure = max(expected, key=lambda row: row.confidence or 0)
+    picture = Image.fromarray(images.decode(sure.path, 32).pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(folder / "turned.jpg", quality=100, subsampling=0, exif=turned)
+    hole = Image.new("L", picture.size, 255)
+    hole.paste(0, (0, 0, 32, 12))
+    picture.putalpha(hole)
+    picture.save(folder / "hole.png")
+    for name in ("hole.png", "turned.jpg"):
+        (row,) = ratioctl.ood_score([folder / name], model=folder / "model.onnx")
+        assert row.confidence != pytest.approx(sure.confidence, abs=0.05)
+        assert node(folder, str(folder / name))[1] == pytest.approx(row.confidence, abs=0.01)
 
 
 def node(folder: Path, image: str) -> tuple[int, float, bool]:
