@@ -128,7 +128,7 @@ def ood_score(
         )
     named = f", {threshold}" if threshold in spec.thresholds else ""
     context.note(
-        f"{_images(count)} in {seconds:.1f} s ({count / seconds:,.0f} a second): "
+        f"{_images(count)} in {seconds:.1f} s ({_pace(count / seconds)} a second): "
         f"{out:,} out of distribution (confidence below {limit:.4g}{named}), {failed:,} could not be read."
     )
     if fail_on_ood and out:
@@ -146,6 +146,10 @@ def _format_of(output: Path | None) -> Literal["table", "csv", "jsonl", "parquet
 
 def _images(count: int) -> str:
     return f"{count:,} image" if count == 1 else f"{count:,} images"
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 @contextlib.contextmanager
@@ -170,7 +174,7 @@ def _progress(context: Context, *, shown: bool) -> Iterator[Callable[[int, int, 
             pace = count / max(time.monotonic() - began, 1e-9)
             bar.update(
                 task,
-                description=f"{_images(count)}, {out:,} out, {failed:,} unreadable, {pace:,.0f} a second",
+                description=f"{_images(count)}, {out:,} out, {failed:,} unreadable, {_pace(pace)} a second",
             )
 
         yield move

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ratioctl.cli import main
+from ratioctl.cli.ood_score import _pace
 from ratioctl.errors import OutputError
 from ratioctl.files import partial, streaming, write_file
 
@@ -113,6 +114,10 @@ def test_the_name_of_the_output_chooses_its_format(tiny_onnx: Path, colours: Pat
         assert list(json.loads((tmp_path / name).read_text().splitlines()[0])) == HEADER
     assert (tmp_path / "rows.parquet").read_bytes()[:4] == b"PAR1"
     assert (tmp_path / "rows.txt").read_text().split()[:6] == HEADER
+
+
+def test_a_slow_pace_is_no_nought() -> None:
+    assert [_pace(rate) for rate in (0.115, 2.94, 1234.5)] == ["0.12", "2.9", "1,234"]
 
 
 def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
