@@ -25,6 +25,7 @@ import logging
 import lzma
 import os
 import stat
+import struct
 import sys
 import tempfile
 import threading
@@ -439,6 +440,9 @@ def _what_is_it(data: bytes) -> str:
 
 
 def _damage(kind: str, e: Exception) -> str:
+    # A field that should be there is not, which Pillow tells in words of Python, at times in a SyntaxError.
+    if isinstance(e.__cause__ or e, struct.error | IndexError):
+        return f"is a {kind} image that is cut short or damaged"
     detail = shown(str(e) or type(e).__name__)[:200]
     if "truncated" in detail.lower() or "Truncated" in detail or isinstance(e, EOFError):
         return f"is a {kind} image that is cut short ({detail})"

@@ -1298,3 +1298,9 @@ def test_the_cache_folder(monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         monkeypatch.setenv("HOME", "/home/nobody")
         assert images.cache_dir() == Path("/home/nobody/.cache/ratioctl")
+
+
+def test_a_missing_field_is_told_in_words_of_images() -> None:
+    with pytest.raises(ImageError) as error:
+        images.decode(b"\x89PNG\r\n\x1a\nxx", 32)
+    assert error.value.reason == "is a PNG image that is cut short or damaged"
