@@ -28,7 +28,7 @@ import ratioctl
 from ratioctl import evaluation_report, recipe
 from ratioctl import package as packages
 from ratioctl.attack.ensemble import Budget
-from ratioctl.evaluate import run as evaluation
+from ratioctl.evaluate import run as evaluate
 from ratioctl.evaluate.suites import Suite
 from ratioctl.recipe import Recipe, Term
 from ratioctl.train import schedule_attacks
@@ -242,7 +242,7 @@ def main() -> None:
     if options.train_only:
         return
     folder = out / f"report-{options.what}"
-    result = evaluation.run(
+    result = evaluate(
         [out / run.name / "package" for run in runs],
         data=data,
         ood=ood,
