@@ -447,13 +447,14 @@ def page(evaluation: Evaluation) -> str:
             }
             sets.setdefault(picture.dataset, []).append(shown)
         galleries.append(sets)
-    return templates.get_template("evaluation.html").render(
+    text = templates.get_template("evaluation.html").render(
         evaluation=evaluation,
         tables=tables(evaluation),
         figures=[figures(model) for model in evaluation.models],
         galleries=galleries,
         environment=_environment(evaluation),
     )
+    return "\n".join(map(safe_text, text.split("\n")))  # names of models and sets come from outside
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -293,10 +293,6 @@ class Optim(_Value):
     def _nesterov_needs_momentum(self) -> Optim:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum > 0")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs = {self.warmup_epochs:g} is longer than epochs = {self.epochs:g}"
-            )
         if self.drops and self.schedule != "step":
             raise ValueError(f'drops belong to schedule = "step", not "{self.schedule}"')
         if any(a >= b for a, b in zip((0.0, *self.drops), self.drops, strict=False)):

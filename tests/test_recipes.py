@@ -486,12 +486,6 @@ def test_true_and_false_are_no_numbers(setting: str) -> None:
     assert recipes.load("digits-plain", ["optim.nesterov=false"]).optim.nesterov is False
 
 
-def test_a_warm_up_longer_than_the_training_is_refused() -> None:
-    assert "warmup_epochs = 3 is longer than epochs = 2" in refusal(
-        "digits-plain", "optim.epochs=2", "optim.warmup_epochs=3"
-    )
-
-
 def test_an_inherited_autoaugment_can_be_switched_off() -> None:
     assert recipes.load("cifar10-plain").data.augment.autoaugment == "cifar10"
     off = recipes.load("cifar10-plain", ["data.augment.autoaugment=none"])

@@ -23,7 +23,7 @@ OPTIONS: dict[str, set[str]] = {
     "calibrate": {"--data", "--objective", "--out", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
-        "--judge",
+        *("--judge", "--backend", "--save-adversarial"),
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
@@ -33,7 +33,10 @@ OPTIONS: dict[str, set[str]] = {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
         *("--fail-on-ood", "--skip-errors"),
     },
-    "export": {"--output", "--input", "--threshold", "--int8", "--layout", "--opset"},
+    "export": {
+        *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
+        *("--data", "--download"),
+    },
     "package": {"--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"},
     "inspect": set(),
     "verify": {"--public-key"},
