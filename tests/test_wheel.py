@@ -42,6 +42,7 @@ def run(site: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess
 
 def test_recipes_and_models_travel(site: Path, tmp_path: Path) -> None:
     assert (site / "ratioctl/recipes/digits-ratio.toml").is_file()
+    assert sorted(path.name for path in (site / "ratioctl/assets").iterdir()) == ["models", "samples"]
     listed = run(site, tmp_path, "models", "--json")
     assert listed.returncode == 0, listed.stderr
     inspected = run(site, tmp_path, "inspect", "cifar10-ratio", "--json")
