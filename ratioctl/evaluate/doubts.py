@@ -14,6 +14,7 @@ from ratioctl.recipe import Ball, Calibration
 FEW = 1000
 STUCK = 0.01  # share of zero gradients that is worth a word
 CONVERGED = 0.05  # of the survivors, or of confidence, that a longer search may still find
+SATURATED = 0.02  # below this distance of the mean confidence from 1 there is nothing left to find
 
 
 def zero_gradients(what: str, stuck: int, attacked: int) -> str | None:
@@ -75,8 +76,11 @@ def not_converged_inside(ball: Ball, broken: np.ndarray, steps: int) -> str | No
 def not_converged_outside(
     name: str, ball: Ball, found: np.ndarray, longer: np.ndarray, steps: int
 ) -> str | None:
-    """A longer search must not raise the worst-case confidence much."""
-    if len(found) and float(np.mean(np.maximum(longer - found, 0))) > CONVERGED:
+    """A longer search must not raise the worst-case confidence much, nor halve what is missing to 1."""
+    if not len(found):
+        return None
+    missing, after = 1 - float(found.mean()), 1 - float(np.maximum(longer, found).mean())
+    if missing - after > CONVERGED or (missing > SATURATED and after < missing / 2):
         return (
             f"worst case on {name} ({ball}): a search of {steps} steps raised the mean confidence from "
             f"{found.mean():.3f} to {np.maximum(longer, found).mean():.3f}; the attack is too weak, the "

@@ -68,7 +68,7 @@ def test_a_plain_model_falls_under_attack_inside_and_outside(
 
 @pytest.mark.slow
 def test_an_attack_weakened_to_one_step_is_noticed(plain: Callable[[float, float], ModelPackage]) -> None:
-    package = plain(0.5, 1.0)
+    package = plain(0.5, 3.0)
     quick = dataclasses.replace(SUITES["quick"], curve=0)
     weak = dataclasses.replace(
         quick, attacks=("apgd-ce",), budget=Budget(steps=1), outside_steps=1, outside_targets=0

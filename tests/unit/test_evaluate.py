@@ -295,6 +295,10 @@ def known_package(**ratio: Any) -> Any:
             lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.5), 200),
             lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.31), 200),
         ),
+        (  # a sharp model: three points are little to add, and all that was missing
+            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.96), np.full(9, 0.99), 200),
+            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.99), np.full(9, 0.9999), 200),
+        ),
         (
             lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.59])),
             lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.6])),
