@@ -21,18 +21,8 @@ from pathlib import Path
 from _result import finish
 from _rounds import beside_stored
 
-COMMANDS = (
-    "train",
-    "calibrate",
-    "evaluate",
-    "counterfactual",
-    "ood-score",
-    "export",
-    "package",
-    "inspect",
-    "verify",
-    "models",
-)
+from ratioctl.cli import COMMANDS
+
 IMAGE = "assets/samples/cat.jpg"
 ONNX = "import numpy, PIL.Image, onnxruntime; onnxruntime.InferenceSession({!r})"
 

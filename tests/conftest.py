@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,3 +168,22 @@ def photographs(tmp_path: Path) -> Path:
     for name, shape in (("one", (8, 8, 3)), ("two", (8, 8, 3)), ("wide", (10, 12, 3))):
         Image.fromarray(generator.integers(40, 215, shape, dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def npm_install() -> Callable[..., None]:
+    """npm_install(folder, package, ...); skips where npm cannot, and fails there under CI."""
+
+    def install(folder: Path, *wanted: str) -> None:
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("no npm on this machine")
+        (folder / "package.json").write_text('{"private": true}')
+        line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", *wanted]
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            if os.environ.get("CI"):
+                pytest.fail(done.stderr)
+            pytest.skip(f"{wanted[0]} cannot be installed: " + done.stderr.strip()[-200:])
+
+    return install

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,19 +38,10 @@ const run = async () => {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory, npm_install: Callable[..., None]) -> Path:
     """onnxruntime-web's folder of built files."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("no npm on this machine")
     folder = tmp_path_factory.mktemp("web")
-    (folder / "package.json").write_text('{"private": true}')
-    line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-web@^1.20"]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(done.stderr)
-        pytest.skip("onnxruntime-web cannot be installed: " + done.stderr.strip()[-200:])
+    npm_install(folder, "onnxruntime-web@^1.20")
     return folder / "node_modules" / "onnxruntime-web" / "dist"
 
 

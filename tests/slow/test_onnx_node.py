@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,10 @@ def sample_images(size: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node(tmp_path_factory: pytest.TempPathFactory, npm_install: Callable[..., None]) -> Path:
     """A folder with onnxruntime-node in it; its processor library comes inside the npm package."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("no npm on this machine")
     folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"private": true}')
-    line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node@^1.20"]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(done.stderr)
-        pytest.skip("onnxruntime-node cannot be installed: " + done.stderr.strip()[-200:])
+    npm_install(folder, "onnxruntime-node@^1.20")
     (folder / "run.js").write_text(SCRIPT)
     return folder
 
