@@ -70,9 +70,9 @@ import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from ratioctl import images, runtime
+from ratioctl import images, resources, runtime
 loaded = runtime.load(sys.argv[2], threads=1)
-with ThreadPoolExecutor(runtime.usable_processors()) as pool:
+with ThreadPoolExecutor(resources.processors()) as pool:
     started = time.perf_counter()
     paths = sorted(Path(sys.argv[1]).rglob("*.jpg"))
     parts = [paths[k : k + 32] for k in range(0, len(paths), 32)]

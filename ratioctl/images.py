@@ -52,6 +52,7 @@ from PIL import (
 )
 from PIL import __version__ as pillow_version
 
+from ratioctl import resources
 from ratioctl.errors import ImageError, SourceError
 
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM"
@@ -1128,7 +1129,7 @@ def _decode_all(
     failed: dict[int, str] = {}
     images = np.empty((0, size, size, channels), dtype=np.uint8)
     rows = 0
-    threads = workers or os.cpu_count() or 1
+    threads = workers or resources.processors()
 
     def wanted(name: str) -> bool:
         return split is None or split in name.split("/", 2)[:2]

@@ -1,5 +1,6 @@
-"""Where bundled recipes and assets are: beside the package in a checkout, inside it in a wheel."""
+"""What lies at hand: bundled files (beside the package in a checkout, inside a wheel), and processors."""
 
+import os
 from pathlib import Path
 
 
@@ -8,3 +9,10 @@ def folder(name: str) -> Path:
     here = Path(__file__).resolve().parent
     inside = here / name
     return inside if inside.is_dir() else here.parent / name
+
+
+def processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ratioctl import resources
 from ratioctl.errors import PackageError
 from ratioctl.package import ModelPackage, Spec, find, parse_config, parse_document, read
 
@@ -187,7 +188,7 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_processors()
+    options.intra_op_num_threads = threads or resources.processors()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -206,13 +207,6 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes share no base
         raise PackageError(path, f"is damaged or no ONNX file ({_detail(error)})", EXPORT) from None
-
-
-def usable_processors() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _spec(metadata: dict[str, str], path: Path) -> Spec:

@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from ratioctl import images, metrics, package
+from ratioctl import images, metrics, package, resources
 from ratioctl.errors import ImageError, PackageError, SourceError, UsageError
 from ratioctl.package import Spec
 from ratioctl.results import ScoreRow
@@ -111,7 +111,7 @@ def batches(
         return rows_of(batch, model, threshold=limit, probabilities=probabilities)
 
     size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
-    return _in_order(items, work, batch=size, workers=workers or _processors())
+    return _in_order(items, work, batch=size, workers=workers or resources.processors())
 
 
 # --- what is scored -----------------------------------------------------------------------------------------
@@ -243,12 +243,6 @@ def _attacked(
     # The clean image lies in the ball, so it is a candidate too.
     worst: list[float | None] = np.maximum(model.worst_case(pixels), confidences).tolist()
     return worst
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # --- the pipe -----------------------------------------------------------------------------------------------
