@@ -382,6 +382,17 @@ def test_own_answers_are_no_questions(small_package: Path, photographs: Path) ->
     assert len(ask_small(small_package, out, out=out).sources) == 1
 
 
+@pytest.mark.parametrize(("eps", "warned"), [("0.5..3", False), ("3.1", True), (None, False)])
+def test_budgets_far_beyond_the_ladder_are_warned_of(
+    small_package: Path, photographs: Path, eps: str | None, warned: bool
+) -> None:
+    """The ladder ends at 1; three times that is the most."""
+    asked = explain.prepare([photographs], target="dog", model=small_package, eps=eps)
+    assert bool(asked.warnings) is warned
+    if warned:
+        assert "--eps 3.1 is far beyond the useful range of small in l2, about 0.25 to 1" in asked.warnings[0]
+
+
 def test_ladder_is_the_model_s_own(small_package: Path, photographs: Path) -> None:
     (_, question) = ask_small(small_package, photographs).models[0]
     assert question.eps == (0.25, 0.5, 1.0)
@@ -458,15 +469,15 @@ def test_confidences_are_those_of_a_fresh_scoring(small_package: Path, photograp
 
 
 def test_companions_change_nothing(small_package: Path, photographs: Path) -> None:
-    """A whole ladder has a batch of its own on a CPU: the same to the bit, whoever else is asked about."""
+    """With batches of its own an answer is the same to the bit, whoever else is asked about."""
     eps = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
     asked = ask_small(small_package, photographs, target="dog,air/plane", restarts=2, eps=eps, steps=4)
-    together = list(explain.explain(asked))
-    assert [Path(one.path).name for one in together] == ["one.png", "two.png", "wide.png"]
+    apart = list(explain.explain(asked, together=1))
+    assert [Path(one.path).name for one in apart] == ["one.png", "two.png", "wide.png"]
     (alone,) = explain.explain(
         ask_small(small_package, photographs / "two.png", target="air/plane", restarts=2, eps=eps, steps=4)
     )
-    assert same(dataclasses.replace(together[1], targets=together[1].targets[1:]), alone)
+    assert same(dataclasses.replace(apart[1], targets=apart[1].targets[1:]), alone)
     (other,) = explain.explain(
         ask_small(
             small_package,
