@@ -1,7 +1,8 @@
 """Results as people see them: pictures, grids, pages, tables in the terminal.
 
 Counterfactuals go to a folder: pictures as each image is done, then `index.html`, `counterfactuals.json`
-last, so that a folder with that file is complete.
+last, so that a folder with that file is complete. Where it is there already, the new answers grow in a hidden
+folder inside and take the old ones' place once they are complete; see `_take_over`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DOCUMENT, PAGE = "counterfactuals.json", "index.html"
+GROWING, COMPLETE, STOPPED = ".answers.partial", ".answers", ".interrupted"  # folders of new answers
+STALE = "stale.json"  # among complete answers: which files of the old ones go
 OURS = re.compile(r"(input|grid|flip|eps-[0-9.e+-]+)\.png|animation\.(gif|webp)")
 
 
@@ -44,8 +48,10 @@ def write_counterfactuals(
 ) -> list[Explanation]:
     """Write the folder of `ratioctl counterfactual`; explanations are taken as they come.
 
-    Files of an earlier answer that this one does not have are removed, other files are left alone. When the
-    explanations are interrupted, what is done is written with page and document, then the interrupt goes on.
+    Files of an earlier answer that this one does not have are removed, other files are left alone; until the
+    new answer is complete the earlier one stays as it is, and for good where nothing could be answered. When
+    the explanations are interrupted, what is done is written with page and document, then the interrupt goes
+    on, with the folder as its attribute `saved`: `out`, or `out`/.interrupted beside an earlier answer.
 
     Args:
         header: of the document, everything before "images".
@@ -60,24 +66,30 @@ def write_counterfactuals(
         DiskError: the disk is full or failed.
     """
     folder = files.make_folder(Path(out))
-    taken = [os.path.realpath(path) for path in inputs]
+    taken = {os.path.realpath(path) for path in inputs}
     done: list[Explanation] = []
     with contextlib.ExitStack() as stack:
         with files.writing(folder):
             stack.enter_context(files.lock(folder))
         _refuse_foreign(folder)
-        before = _earlier_files(folder)
+        _take_over(folder)
+        _discard(folder / GROWING)
+        earlier = (folder / DOCUMENT).exists()
+        root = folder / GROWING if earlier else folder
+        if earlier:
+            stack.callback(_discard, root)
         written: set[str] = set()
         pictures: dict[str, bytes] = {}  # those that the document names, for the page
 
         def put(name: str, data: bytes) -> None:
-            target = folder / name
-            if os.path.realpath(target) in taken:
+            if os.path.realpath(folder / name) in taken:
                 raise OutputError(
-                    target, "is one of the images to explain and would be overwritten", "Name another --out."
+                    folder / name,
+                    "is one of the images to explain and would be overwritten",
+                    "Name another --out.",
                 )
-            files.make_folder(target.parent)
-            files.write_file(target, data)
+            files.make_folder((root / name).parent)
+            files.write_file(root / name, data)
             written.add(name)
             if name.endswith(".png") and not name.endswith("/grid.png"):
                 pictures[name] = data
@@ -86,9 +98,6 @@ def write_counterfactuals(
         place = _places()
         try:
             for explanation in explanations:
-                if not done:  # from here on the old document would speak of new pictures
-                    with files.writing(folder):
-                        (folder / DOCUMENT).unlink(missing_ok=True)
                 labels = header["models"][explanation.model]["labels"]
                 done.append(
                     _put_pictures(
@@ -102,18 +111,85 @@ def write_counterfactuals(
                 )
         except KeyboardInterrupt as interrupt:
             stopped = interrupt
-        if stopped is None or done:
+        if done or (stopped is None and not earlier):
             document = {**header, **document_body(done, errors)}
             notes = [explanation.notes for explanation in done]
             put(PAGE, explorer.page(document, pictures, notes=notes, cards=cards).encode())
             put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-            for name in sorted(before - written):
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
-                    (folder / name).parent.rmdir()  # only if that was the last
+            if earlier and stopped is None:
+                stale = {
+                    name for name in _earlier_files(folder) if os.path.realpath(folder / name) not in taken
+                }
+                files.write_file(root / STALE, json.dumps(sorted(stale - written)).encode())
+                _make_room(folder, written)
+                with files.writing(folder):
+                    os.rename(root, folder / COMPLETE)
+                _take_over(folder)
+            elif earlier:
+                _discard(folder / STOPPED)
+                with files.writing(folder):
+                    os.rename(root, folder / STOPPED)
         if stopped is not None:
+            if done:
+                setattr(stopped, "saved", folder / STOPPED if earlier else folder)  # noqa: B010 - as it comes
             raise stopped
     return done
+
+
+def _make_room(folder: Path, names: Iterable[str]) -> None:
+    """Make the folders that files of these names need; raises OutputError where something is in the way."""
+    for name in sorted(names):
+        files.make_folder((folder / name).parent)
+        if (folder / name).is_dir():
+            raise OutputError(folder / name, "is a folder, and a file belongs there", "Name another --out.")
+
+
+def _take_over(folder: Path) -> None:
+    """Put the complete answers of `folder`/.answers, if there are any, in the place of the old ones.
+
+    The old document goes first and the new one comes last, so that no document ever speaks of other pictures;
+    whatever dies in between, all of the new answer is there, and the next command begins with the rest.
+    """
+    new = folder / COMPLETE
+    if not new.is_dir() or new.is_symlink():
+        return
+    with files.writing(folder):
+        if (new / DOCUMENT).exists():
+            (folder / DOCUMENT).unlink(missing_ok=True)
+            files.sync_folder(folder)
+        names = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+        for name in sorted(set(names) - {STALE}, key=lambda name: (name == DOCUMENT, name == PAGE, name)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, folder / name)
+        files.sync_folder(folder)
+        left = 0
+        for name in _stale(folder, new / STALE):
+            try:
+                (folder / name).unlink()
+            except OSError:  # costs nothing but tidiness; the next command tries again
+                left += 1
+            with contextlib.suppress(OSError):
+                for parent in Path(name).parents[:-1]:
+                    (folder / parent).rmdir()  # only if that was the last
+    if not left:
+        _discard(new)
+
+
+def _stale(folder: Path, listed: Path) -> list[str]:
+    try:
+        names = json.loads(listed.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [name for name in names if isinstance(name, str) and _is_ours(folder, name)]
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder of ours with what is in it, if it is there; of a link, the link."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 def document_body(
@@ -195,7 +271,7 @@ def _is_ours(folder: Path, name: str) -> bool:
 
 def _places() -> Callable[[str], str]:
     """A function from paths to folder names, "-2", "-3", ... appended where a stem occurs again."""
-    used = {DOCUMENT, PAGE, ".lock"}
+    used = {DOCUMENT, PAGE, ".lock", GROWING, COMPLETE, STOPPED}
 
     def place(path: str) -> str:
         base = path.rsplit("/", 1)[-1]

@@ -95,6 +95,8 @@ def counterfactual(
         region=region,
         out=out,
     )
+    for doubt in asked.warnings:
+        context.warn(doubt)
     errors: list[dict[str, str]] = []
     told = 0
 
@@ -112,6 +114,7 @@ def counterfactual(
                     context.note(f"{picture.path}: {'; '.join(picture.notes)}")
 
     finished = 0
+    earlier = (out / report.DOCUMENT).exists()
     total = len(asked.sources) * len(asked.models)
     with _progress(context, total) as watch:
 
@@ -140,8 +143,14 @@ def counterfactual(
             )
         except KeyboardInterrupt as stop:
             reason = f"stopped with {finished} of {total} images done"
-            kept = f"They are in {out / report.PAGE}." if finished else "Nothing was written."
-            raise Interrupted(out, reason, kept, signum=getattr(stop, "signum", 2)) from None
+            saved: Path | None = getattr(stop, "saved", None)
+            steps_on = ["The same command starts again."]
+            if (out / report.DOCUMENT).exists() and saved != out:
+                steps_on.insert(0, f"The earlier answers in {out} stay.")
+            if saved is not None:
+                steps_on.insert(0, f"They are in {saved / report.PAGE}.")
+            step = " ".join(steps_on)
+            raise Interrupted(out, reason, step, signum=getattr(stop, "signum", 2)) from None
     if told > _TOLD and not context.verbose:
         context.note(
             f"... and {told - _TOLD} more images were fitted to the model's input (--verbose lists them)"
@@ -157,8 +166,10 @@ def counterfactual(
             pictures.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
         for table in report.counterfactual_tables(asked.header, done):
             context.out.print(table)
-    if not context.json:
+    if not context.json and (done or not earlier):
         context.note(f"Pictures, page and numbers: {out / report.PAGE}")
+    elif not context.json:
+        context.note(f"Nothing was written; the earlier answers in {out} stay.")
     if open_page:
         import webbrowser
 

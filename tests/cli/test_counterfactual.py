@@ -316,6 +316,21 @@ def test_only_unreadable(small_package: Path, tmp_path: Path, capsys: pytest.Cap
     assert json.loads((tmp_path / "o" / "counterfactuals.json").read_text()) == document
 
 
+def test_only_unreadable_over_earlier_answers(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay, and it says so."""
+    image, out = tmp_path / "text.png", tmp_path / "o"
+    image.write_text("not a picture")
+    line = ("--model", small_package, "--target", "dog", "--out", out, *QUICK)
+    assert run(photographs, *line) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(image, *line) == 3
+    assert f"the earlier answers in {out} stay" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [

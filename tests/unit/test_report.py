@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +182,15 @@ def test_a_document_from_elsewhere_deletes_nothing(tmp_path: Path, name: Any) ->
     assert all(path.read_text() == "dear" for path in kept)
 
 
-def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in listing(folder) if name != ".lock"}
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rerun: bool) -> None:
+    if rerun:
+        report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    before = contents(tmp_path)
 
     def full(*arguments: Any, **options: Any) -> str:
         raise DiskError("disk", "is full")
@@ -187,9 +198,174 @@ def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(explorer, "page", full)
     with pytest.raises(DiskError):
         report.write_counterfactuals(tmp_path, HEADER, [explained("dog.png")])
-    assert not (tmp_path / "counterfactuals.json").exists()
-    assert (tmp_path / "dog" / "input.png").exists()
+    if rerun:
+        assert contents(tmp_path) == before
+    else:
+        assert not (tmp_path / "counterfactuals.json").exists()
+        assert (tmp_path / "dog" / "input.png").exists(), "what is done can be looked at"
     assert not list(tmp_path.rglob("*~"))
+
+
+class Disk:
+    """Calls `look` before every operation that changes the disk, and raises `error` at number `at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.at, self.watching = 0, -1, False
+        self.error: BaseException = OSError(errno.EIO, os.strerror(errno.EIO))
+        self.look: Callable[[], None] = lambda: None
+        for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
+            monkeypatch.setattr(os, name, self.wrapped(getattr(os, name)))
+
+    def wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.watching:
+                self.watching = False  # what the test does itself is not watched
+                self.look()
+                self.watching = True
+                self.count += 1
+                if self.count == self.at:
+                    raise self.error
+            return real(*arguments, **options)
+
+        return call
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Callable[[Path], None]]:
+    """(old answers, the folder that asking anew makes of them, a function that asks anew).
+
+    Both have cat/dog/eps-0.5.png, with other pixels; only the old ones another image, budget, animation.
+    """
+
+    def page(document: Any, pictures: Any, **options: Any) -> str:
+        return '<meta name="generator" content="ratioctl">' + json.dumps(document)
+
+    monkeypatch.setattr(explorer, "page", page)
+    monkeypatch.setattr(report, "grid", lambda explanation, *_, **__: Image.fromarray(explanation.input))
+
+    def ask(folder: Path) -> None:
+        report.write_counterfactuals(folder, HEADER, [explained(size=5, eps=(0.5, 2))])
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    report.write_counterfactuals(old, HEADER, [explained(), explained("zebra.png")], animation="gif")
+    (old / "notes.txt").write_text("mine")
+    shutil.copytree(old, new)
+    ask(new)
+    assert len(listing(old)) == 15
+    assert len(listing(new)) == 8
+    return old, new, ask
+
+
+def test_at_every_moment_of_a_rerun_the_document_speaks_of_the_pictures_beside_it(
+    answers: tuple[Path, Path, Callable[[Path], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had died there: old answers or new ones, never some of each, and the next command works."""
+    old, new, ask = answers
+    before, after = contents(old), contents(new)
+    work = Path(shutil.copytree(old, tmp_path / "work"))
+    seen: list[str] = []
+
+    def look() -> None:
+        there = contents(work)
+        document = there.get(report.DOCUMENT)
+        if document is None:
+            assert all(name in there or f".answers/{name}" in there for name in after), "both are gone"
+            seen.append("neither")
+        else:
+            whole = after if document == after[report.DOCUMENT] else before
+            assert {name: there[name] for name in whole} == whole
+            seen.append("new" if whole is after else "old")
+        if seen[-1] == "old" and len(seen) % 5:  # each costs a rerun
+            return
+        copy = shutil.copytree(work, tmp_path / f"moment-{len(seen)}")
+        ask(copy)
+        assert contents(copy) == after
+        assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+
+    disk = Disk(monkeypatch)
+    disk.look, disk.watching = look, True
+    ask(work)
+    disk.watching = False
+    assert [what for what, _ in itertools.groupby(seen)] == ["old", "neither", "new"]
+    assert seen.count("old") > 20
+    assert contents(work) == after
+
+
+def test_a_disk_that_fails_in_a_rerun_costs_nothing(
+    answers: tuple[Path, Path, Callable[[Path], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, ask = answers
+    before, after = contents(old), contents(new)
+    disk = Disk(monkeypatch)
+    ends = set()
+    for step in range(1, 200, 2):
+        work = Path(shutil.copytree(old, tmp_path / f"work-{step}"))
+        disk.count, disk.at, disk.watching = 0, step, True
+        try:
+            ask(work)
+            failed = False
+        except DiskError:
+            failed = True
+        disk.watching = False
+        there = contents(work)
+        if (work / report.COMPLETE).exists():
+            ends.add("to be finished")
+        else:
+            ends.add("old" if there == before else "new" if there == after else "mixed")
+            assert failed == (there == before)
+        ask(work)
+        assert contents(work) == after
+        if disk.count < step:
+            break
+    assert ends == {"old", "to be finished", "new"}
+
+
+def test_an_interrupted_rerun_leaves_the_old_answers_and_keeps_the_new_ones_beside_them(
+    tmp_path: Path,
+) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained(), explained("old.png")])
+    before = contents(tmp_path)
+
+    def answers() -> Iterator[Explanation]:
+        yield explained("dog.png")
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            report.write_counterfactuals(tmp_path, HEADER, answers())
+        saved = tmp_path / ".interrupted"
+        assert getattr(caught.value, "saved") == saved  # noqa: B009
+        document = json.loads((saved / "counterfactuals.json").read_text())
+        assert [image["path"] for image in document["images"]] == ["dog.png"]
+        assert (saved / document["images"][0]["input_png"]).is_file()
+        now = contents(tmp_path)
+        assert {name: data for name, data in now.items() if not name.startswith(".interrupted/")} == before
+
+
+def test_a_rerun_that_answers_nothing_replaces_nothing(tmp_path: Path) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    before = contents(tmp_path)
+    assert (
+        report.write_counterfactuals(tmp_path, HEADER, [], errors=[{"path": "x", "error": "is empty"}]) == []
+    )
+    assert contents(tmp_path) == before
+
+
+def test_a_picture_that_is_asked_about_is_not_tidied_away(tmp_path: Path) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    mine = tmp_path / "cat" / "dog" / "eps-1.png"
+    report.write_counterfactuals(tmp_path, HEADER, [explained("eps-1.png")], inputs=[mine])
+    assert np.array_equal(np.asarray(Image.open(mine)), shade(21))
+    assert not (tmp_path / "cat" / "dog" / "eps-0.5.png").exists()
+
+
+def test_what_is_in_the_way_of_new_answers_is_found_before_the_old_ones_go(tmp_path: Path) -> None:
+    report.write_counterfactuals(tmp_path, HEADER, [explained()])
+    (tmp_path / "dog").write_text("a file where a folder should be")
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="dog"):
+        report.write_counterfactuals(tmp_path, HEADER, [explained("dog.png")])
+    assert contents(tmp_path) == before
 
 
 def test_a_fault_before_the_first_answer_leaves_the_old_ones(tmp_path: Path) -> None:
