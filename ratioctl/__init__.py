@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "cifar10-ratio"
+_WORST_CASE_STEPS = 100  # of each of the three searches for a worst case
 
 
 def train(
@@ -317,32 +318,62 @@ def _scoring_model(
         with turn:
             return network.predict(images)
 
-    attacked = None
+    attacked = pace = None
     if worst_case is not None:
-        attacked = _worst_case(network, found.temperature, worst_case, seed, turn)
-    return Model(spec=found, predict=predict, road="torch", parallel=False, worst_case=attacked)
+        attacked, pace = _worst_case(network, found, worst_case, seed, turn)
+    return Model(
+        spec=found,
+        predict=predict,
+        road="torch",
+        parallel=False,
+        worst_case=attacked,
+        worst_case_pace=pace,
+    )
 
 
 def _worst_case(
-    network: Predictor, temperature: float, eps: float, seed: int, turn: threading.Lock
-) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 (N, H, W, C) -> (N,) the highest confidences found in the l2 balls of radius `eps`."""
+    network: Predictor, package: ModelPackage, eps: float, seed: int, turn: threading.Lock
+) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
+    """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
+
+    See `ratioctl.score.Model`: uint8 (N, H, W, C) -> (N,), and a number of images -> seconds for each.
+    """
+    import time
+
     import torch
 
     from ratioctl.attack.ensemble import worst_case_confidence
     from ratioctl.images import to_pixels
     from ratioctl.recipe import Ball
+    from ratioctl.score import batch_size
+
+    def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
+        found = worst_case_confidence(
+            network.network,
+            x,
+            Ball(p=2.0, eps=eps),
+            temperature=package.temperature,
+            steps=steps,
+            restarts=1,
+            seed=seed,
+        )
+        return found.confidence.cpu().numpy()
 
     def search(images: np.ndarray) -> np.ndarray:
         with turn:
-            x = torch.from_numpy(to_pixels(images)).to(network.device)
-            ball = Ball(p=2.0, eps=eps)
-            found = worst_case_confidence(
-                network.network, x, ball, temperature=temperature, restarts=1, seed=seed
-            )
-            return found.confidence.cpu().numpy()
+            return confidences(torch.from_numpy(to_pixels(images)).to(network.device), _WORST_CASE_STEPS)
 
-    return search
+    def pace(images: int) -> float:
+        channels, height, width = package.input_size
+        few = max(1, min(images, batch_size(height)))
+        x = torch.full((few, channels, height, width), 0.5, device=network.device)
+        confidences(x, 1)  # the first passes cost more
+        started, some = time.perf_counter(), 4
+        confidences(x, some)
+        # Forward passes before and after the steps cost about as much as one more step.
+        return (time.perf_counter() - started) / few * (_WORST_CASE_STEPS + 1) / (some + 1)
+
+    return search, pace
 
 
 def export(

@@ -125,6 +125,7 @@ def export(
     opset: int | None = None,
     data: str | None = None,
     download: bool = False,
+    begin: Callable[[], object] | None = None,
 ) -> Exported:
     """Write a package as ONNX.
 
@@ -139,6 +140,7 @@ def export(
         int8: quantise, calibrated on `data`, or on the held-out images of the package's recipe.
         opset: the ONNX operator set; default OPSET.
         data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
+        begin: called when everything was checked, before the work that takes long.
 
     Raises:
         PackageError: the package, or UncalibratedError: its threshold is missing.
@@ -157,6 +159,8 @@ def export(
     if not inside:
         _check_target(target, layout)
     held = _held_out(package, data, download) if int8 else None
+    if begin is not None:
+        begin()
     content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
     cost = None
     with _scratch(content) as (path, loaded):

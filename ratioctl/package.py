@@ -182,6 +182,10 @@ def find(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Path:
             if (path / "package" / "config.json").is_file():
                 raise PackageError(path, "is a run folder", f"Its package is {path / 'package'}.")
             raise PackageError(path, "has no config.json, so it is not a package", _hint(text, names))
+        if path.is_file() and path.suffix == ".onnx":
+            reason = "is an exported ONNX file, which has no weights to work on"
+            step = "Name the package it was made from; `ood-score` and `inspect` take the file itself."
+            raise PackageError(path, reason, step)
         if path.exists():
             raise PackageError(path, "is a file, not a package folder", "Name the folder it is in.")
     except PermissionError as error:

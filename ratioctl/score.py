@@ -42,6 +42,7 @@ class Model:
         road: what computes, for the summary.
         parallel: `predict` may run in several threads at once, each on one processor.
         worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
+        worst_case_pace: measures how many seconds `worst_case` takes for each of so many images.
         own_threshold: what the flag inside an exported file compares with; None elsewhere.
     """
 
@@ -50,6 +51,7 @@ class Model:
     road: Literal["onnx", "torch"]
     parallel: bool
     worst_case: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
     own_threshold: float | None = None
 
 
@@ -71,7 +73,7 @@ def ood_score(
         workers: threads; None takes one per processor this process may use.
 
     Raises (at once, not at the first row):
-        SourceError: nothing of `paths` exists or holds images.
+        SourceError: nothing of `paths` exists or holds images; at the end of an empty list on stdin.
         UsageError: a threshold that is neither a name of the model's nor a confidence.
         UncalibratedError: a name, and the model has no thresholds.
     """
@@ -110,8 +112,12 @@ def batches(
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
         return rows_of(batch, model, threshold=limit, probabilities=probabilities)
 
-    size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
-    return _in_order(items, work, batch=size, workers=workers or resources.processors())
+    return _in_order(items, work, batch=batch_size(height), workers=workers or resources.processors())
+
+
+def batch_size(size: int) -> int:
+    """Images of one batch at most, for inputs of `size` x `size` pixels."""
+    return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // size**2))
 
 
 # --- what is scored -----------------------------------------------------------------------------------------
@@ -132,19 +138,23 @@ def items_of(
 
     Raises (at once):
         SourceError: no path names anything; a single one is a slip of the keyboard, not an unreadable image.
+            At its end, where the list on stdin is empty and all there is: what wrote it may have failed.
     """
     if stdin is None and any(os.fspath(path) == "-" for path in paths):
         stdin = _unlocked_stdin()
     if all(os.fspath(path) == "-" for path in paths):
-        return images.walk(paths[:1], stdin=stdin)
-    parts: list[Iterator[images.Item] | Unreadable] = []
+        return _listed(stdin, alone=True)
+    parts: list[Iterator[images.Item | Unreadable] | Unreadable] = []
     refused: SourceError | None = None
     listed = False
     for path in paths:
         text = os.fspath(path)
         if text == "-" and listed:
             continue  # a list is read once
-        listed = listed or text == "-"
+        if text == "-":
+            listed = True
+            parts.append(_listed(stdin, alone=False))
+            continue
         try:
             parts.append(images.walk([text], stdin=stdin))
         except SourceError as error:
@@ -161,6 +171,20 @@ def items_of(
                 yield from part
 
     return chained()
+
+
+def _listed(stdin: BinaryIO | None, *, alone: bool) -> Iterator[images.Item | Unreadable]:
+    """What the list on stdin names; an empty one is an error, or `Unreadable` where it is not alone."""
+    items = images.walk(["-"], stdin=stdin)
+    first = next(items, None)
+    if first is not None:
+        yield first
+        yield from items
+        return
+    reason = "the list of paths on standard input is empty"
+    if alone:
+        raise SourceError("-", reason, "Check the command that writes it.")
+    yield Unreadable(path="-", reason=reason)
 
 
 def _unlocked_stdin() -> BinaryIO:

@@ -213,9 +213,8 @@ def _report(error: BaseException, *, json: bool) -> int:
         traceback.print_exception(error)
     known = _as_known(error)
     try:
-        show = getattr(error, "show", None)
-        if callable(show):  # a usage error found by the parser: usage line, hint, message
-            show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
         else:
             typer.echo(_coloured("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), err=True)
         if json and not _emitted:
@@ -248,7 +247,7 @@ def _as_known(error: BaseException) -> RatioctlError:
         known.exit_code = 128 + signum
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
-        return UsageError("usage", getattr(error, "format_message")())  # noqa: B009 - typed as Any
+        return _parser_error(error)
     if isinstance(error, OSError) and error.errno is not None:
         from ratioctl.files import DISK_ERRORS
 
@@ -264,6 +263,43 @@ def _as_known(error: BaseException) -> RatioctlError:
     return RatioctlError(
         "unexpected fault", detail, "Please report it; RATIOCTL_DEBUG=1 shows where it happened."
     )
+
+
+# Of pydantic's kinds, which the parser passes on, those whose words are not ours.
+_KINDS = {
+    "int_parsing": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_parsing": "is not a number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
+def _parser_error(error: Any) -> UsageError:
+    """What the command line's parser found wrong: the option as it was given, the reason, where to look."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    program = "ratioctl" if context is None else context.command_path
+    step = "" if context is None else f"See `{program} --help`."
+    reason = getattr(error, "message", None) or error.format_message()
+    if parameter is None:
+        thing = getattr(error, "option_name", None) or program
+        near = getattr(error, "possibilities", None)
+        if near:
+            step = f"Did you mean {' or '.join(sorted(near))}? {step}"
+        for head in (f"Option {thing!r} ", f": {thing}"):
+            reason = reason.replace(head, "")
+    else:
+        is_option = parameter.param_type_name == "option"
+        thing = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name
+        if type(error).__name__ == "MissingParameter":
+            return UsageError(thing, "is missing", step)
+        errors = getattr(error.__cause__, "errors", None)
+        if callable(errors):
+            found = errors()[0]
+            reason = _KINDS.get(found["type"], found["msg"]).format(**found.get("ctx", {}))
+            reason = reason.removeprefix("Value error, ").removeprefix(f"{found['input']!r} ")
+            thing = f"{thing} {found['input']}"
+    return UsageError(thing, reason[:1].lower() + reason[1:], step)
 
 
 def _lines(text: str) -> str:

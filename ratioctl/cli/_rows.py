@@ -1,4 +1,4 @@
-"""Score rows as a table (for people: 4 digits), CSV, JSON lines or Parquet, batch by batch onto a stream."""
+"""Score rows as a table, CSV, JSON lines or Parquet, numbers of 9 digits, batch by batch onto a stream."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def writer(kind: str, stream: IO[bytes], names: Sequence[str], labels: Sequence[
         widths[1] = max(len("label"), *(len(safe_text(label)) for label in labels))
         for k, name in enumerate(names):
             if name not in ("path", "label", "is_ood", "error", "worst_case_is_ood"):
-                widths[k] = max(widths[k], len("0.1234"))
+                widths[k] = max(widths[k], len("0.123456789"))
 
         def line(cells: Sequence[str]) -> str:
             padded = [safe_text(cell).ljust(width) for cell, width in zip(cells, widths, strict=True)]
             return "  ".join(padded).rstrip() + "\n"
 
         def encode(rows: Sequence[ScoreRow]) -> str:
-            return "".join(line(_texts(values(row, names), digits=4)) for row in rows)
+            return "".join(line(_texts(values(row, names))) for row in rows)
 
         stream.write(line([safe_text(name) for name in names]).encode())
 
@@ -78,13 +78,13 @@ def writer(kind: str, stream: IO[bytes], names: Sequence[str], labels: Sequence[
     return write, lambda: None
 
 
-def _texts(cells: Sequence[Value], *, digits: int = 9) -> list[str]:
+def _texts(cells: Sequence[Value]) -> list[str]:
     return [
         ""
         if v is None
         else ("false", "true")[v]
         if isinstance(v, bool)
-        else f"{v:.{digits}g}"
+        else f"{v:.9g}"
         if isinstance(v, float)
         else v
         for v in cells

@@ -48,7 +48,6 @@ def export(
     """Write one self-contained ONNX file with the flags inside."""
     from ratioctl.export import export as run
 
-    context.note("Tracing the network; this takes a while.")
     done = run(
         model,
         output=output,
@@ -59,6 +58,7 @@ def export(
         opset=opset,
         data=data,
         download=download,
+        begin=lambda: context.note("Tracing the network; this takes a while."),
     )
     for doubt in done.warnings:
         context.warn(doubt)

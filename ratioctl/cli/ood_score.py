@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
 from ratioctl.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from ratioctl.score import Model
 
 
 @command
@@ -47,7 +50,12 @@ def ood_score(
     ] = False,
     worst_case: Annotated[
         float | None,
-        typer.Option("--worst-case", metavar="EPS", help="Add the highest confidence in this l2 ball."),
+        typer.Option(
+            "--worst-case",
+            metavar="EPS",
+            help="Add the highest confidence found in this l2 ball. Costs 300 passes forward and back for "
+            "each image; how long that takes is said first.",
+        ),
     ] = None,
     fail_on_ood: Annotated[
         bool, typer.Option("--fail-on-ood", help="Exit with 4 if anything is out of distribution.")
@@ -84,6 +92,7 @@ def ood_score(
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
     names = _rows.columns(spec.label_names if probabilities else None, worst_case=worst_case is not None)
     count = out = failed = 0
+    total = _estimate(context, opened, paths)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(batches))
         write = None
@@ -94,7 +103,8 @@ def ood_score(
                 row_format, stream if output is not None else sys.stdout.buffer, names, spec.label_names
             )
             stack.callback(close)
-        watch = stack.enter_context(_progress(context, shown=output is not None or not sys.stdout.isatty()))
+        shown = output is not None or not sys.stdout.isatty()
+        watch = stack.enter_context(_progress(context, shown=shown, total=total))
         try:
             for rows in batches:
                 if write is not None:
@@ -137,7 +147,7 @@ def ood_score(
 
 
 def _format_of(output: Path | None) -> Literal["table", "csv", "jsonl", "parquet"]:
-    """The format that a file's name asks for: rows in scores.csv are CSV, not a table of 4 digits."""
+    """The format that a file's name asks for: rows in scores.csv are CSV, not a table for people."""
     suffix = "" if output is None else output.suffix.lower()
     named: dict[str, Literal["csv", "jsonl", "parquet"]]
     named = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -152,11 +162,51 @@ def _pace(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
+def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
+    """Say how long the worst case of all images will take; how many they are, where that can be known."""
+    from ratioctl import score
+    from ratioctl.cli.evaluate import duration
+
+    if model.worst_case_pace is None or context.quiet:
+        return None
+    if "-" in paths:  # a list that is still being written
+        each = model.worst_case_pace(score.MAX_BATCH)
+        context.note(f"The worst case takes about {each:.2g} s an image.")
+        return None
+    total = sum(1 for _ in score.items_of(paths))
+    each = model.worst_case_pace(total)
+    context.note(f"This takes about {duration(total * each)}: {_images(total)}, {each:.2g} s each.")
+    return total
+
+
 @contextlib.contextmanager
-def _progress(context: Context, *, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """Calls of the yielded function (images, flagged, unreadable) move a line on a terminal's stderr."""
+def _progress(
+    context: Context, *, shown: bool, total: int | None = None
+) -> Iterator[Callable[[int, int, int], None]]:
+    """Calls of the yielded function (images, flagged, unreadable) move a line on a terminal's stderr.
+
+    Elsewhere they say something every tenth of the work where its `total` is known: it is long then.
+    """
+    from ratioctl.cli.evaluate import duration
+
+    began = time.monotonic()
+    of = "" if total is None else f" of {total:,}"
+
+    def left(count: int) -> str:
+        if total is None or not count:
+            return ""
+        return f", {duration((time.monotonic() - began) * max(total - count, 0) / count)} left"
+
     if context.quiet or not shown or not sys.stderr.isatty():
-        yield lambda count, out, failed: None
+        tenth = 0
+
+        def tell(count: int, out: int, failed: int) -> None:
+            nonlocal tenth
+            if total is not None and shown and tenth < 10 * count // total < 10:
+                tenth = 10 * count // total
+                context.note(f"{count / total:.0%} ({count:,}{of} images, {out:,} out){left(count)}")
+
+        yield tell
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -168,13 +218,14 @@ def _progress(context: Context, *, shown: bool) -> Iterator[Callable[[int, int, 
         transient=True,
     ) as bar:
         task = bar.add_task("listing images")
-        began = time.monotonic()
 
         def move(count: int, out: int, failed: int) -> None:
             pace = count / max(time.monotonic() - began, 1e-9)
+            number = _images(count) if total is None else f"{count:,}{of} images"
+            pace_left = f"{_pace(pace)} a second{left(count)}"
             bar.update(
                 task,
-                description=f"{_images(count)}, {out:,} out, {failed:,} unreadable, {_pace(pace)} a second",
+                description=f"{number}, {out:,} out, {failed:,} unreadable, {pace_left}",
             )
 
         yield move

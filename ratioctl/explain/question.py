@@ -26,6 +26,7 @@ from ratioctl.ranges import check_budgets, parse_range
 SCHEMA = "ratioctl/counterfactuals/1"
 NORMS = {"1": 1.0, "1.5": 1.5, "2": 2.0, "inf": math.inf}
 QUESTIONS = ("predicted", "second", "all")
+FAR = 3  # ends of a model's ladder; at 4 a search reached 0.21 where the ladder's end reached 0.86
 
 Given = str | os.PathLike[str] | np.ndarray
 
@@ -74,10 +75,14 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
-    """A checked request: every model with its question, once for each norm, and the images."""
+    """A checked request: every model with its question, once for each norm, and the images.
+
+    `warnings` say what can be asked and hardly answered.
+    """
 
     models: tuple[tuple[ModelPackage, Question], ...]
     sources: tuple[Source, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def header(self) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def prepare(
     names = [model] if isinstance(model, str | os.PathLike) else list(model)
     if not names:
         raise UsageError("--model", "names no model", "See `ratioctl models`.")
-    models = []
+    models, doubts = [], []
     for name in names:
         found = package.read(package.find(os.fspath(name)))
         channels, height, width = found.input_size
@@ -182,6 +187,12 @@ def prepare(
         for p in norms:
             ladder = found.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
             chosen = ladder if budgets is None else budgets
+            if chosen[-1] > FAR * ladder[-1]:
+                doubts.append(
+                    f"--eps {chosen[-1]:g} is far beyond the useful range of {found.name} in "
+                    f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
+                    "within, and the search finds less in it than in a smaller ball"
+                )
             question = Question(
                 targets=resolve_targets(target, found),
                 p=p,
@@ -195,7 +206,7 @@ def prepare(
                 beyond=(ladder[-1],) if chosen[0] > ladder[-1] else (),
             )
             models.append((found, question))
-    return Asked(models=tuple(models), sources=tuple(_sources(images, out)))
+    return Asked(models=tuple(models), sources=tuple(_sources(images, out)), warnings=tuple(doubts))
 
 
 def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:

@@ -428,3 +428,13 @@ def test_an_interrupt_says_what_is_done(
     assert run(*line) == 130
     assert "stopped with 1 of 3 images done" in capsys.readouterr().err
     assert len(json.loads((out / "counterfactuals.json").read_text())["images"]) == 1
+
+
+def test_a_budget_beyond_all_use_is_warned_of(
+    small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [photographs / "one.png", "--model", small_package, "--target", "dog", "--steps", "1", "-q"]
+    assert run(*line, "--eps", "50", "--out", tmp_path / "far") == 0
+    assert "Warning: --eps 50 is far beyond the useful range of small in l2" in capsys.readouterr().err
+    assert run(*line, "--eps", "0.5", "--out", tmp_path / "near") == 0
+    assert "useful range" not in capsys.readouterr().err

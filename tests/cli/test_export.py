@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ratioctl import package
 from ratioctl.cli import main
 from ratioctl.errors import OutputError
 
@@ -20,6 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def answer(model: Any, **options: Any) -> Any:
+        options.pop("begin")()
         calls.append({"model": model, **options})
         same = room.Agreement(n=256, difference=3e-7, labels=0, flags=0)
         cost = room.Cost(
@@ -55,7 +58,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "some-model"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert captured.err == "Tracing the network; this takes a while.\n"
     assert lines == [
         "m.onnx",
         "1.0 MiB, opset 18, float input, out of distribution below confidence 0.5",
@@ -114,3 +119,19 @@ def test_exit_codes(
     monkeypatch.undo()
     assert main(["export", "no-such-model"]) == 5
     capsys.readouterr()
+
+
+def test_what_is_refused_is_refused_before_the_tracing_is_announced(
+    small_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(small_package, raw)
+    package.update(package.read(raw), config_changes={"ratio": {"thresholds": {}}})
+    assert main(["export", str(raw)]) == 5
+    assert capsys.readouterr().err.startswith(f"Error: {package.read(raw).name}: ")
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    for line in (["export"], ["calibrate"], ["evaluate", "--data", "digits:test"], ["verify"]):
+        assert main([*line, str(tmp_path / "m.onnx")]) == 5
+        err = capsys.readouterr().err
+        assert "m.onnx: is an exported ONNX file" in err
+        assert "Name the package it was made from" in err

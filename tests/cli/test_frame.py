@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -115,6 +116,56 @@ def test_wrong_usage_exits_with_2(line: list[str], said: str, capsys: pytest.Cap
     assert captured.out == ""
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("typer._coercion") is None, reason="an older Typer's words")
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "ood-score x J --format xml",
+            "--format xml: is not one of 'table', 'csv', 'jsonl', 'parquet'. "
+            "See `ratioctl ood-score --help`.",
+        ),
+        (
+            "export J --layout x",
+            "--layout x: is not one of 'file', 'triton', 'kserve'. See `ratioctl export --help`.",
+        ),
+        (
+            "ood-score x J --worst-case abc",
+            "--worst-case abc: is not a number. See `ratioctl ood-score --help`.",
+        ),
+        ("models J --seed 1.5", "--seed 1.5: is not a whole number. See `ratioctl models --help`."),
+        (
+            "counterfactual a J --target b --steps 0",
+            "--steps 0: must be at least 1. See `ratioctl counterfactual --help`.",
+        ),
+        ("counterfactual J a", "--target: is missing. See `ratioctl counterfactual --help`."),
+        ("ood-score J", "PATH: is missing. See `ratioctl ood-score --help`."),
+        ("models J --jsno", "--jsno: no such option. Did you mean --json? See `ratioctl models --help`."),
+        ("inspect J --seed", "--seed: requires an argument."),
+        (
+            "models J extra",
+            "ratioctl models: got unexpected extra argument(s) (extra). See `ratioctl models --help`.",
+        ),
+        (
+            "counterfactal J",
+            "ratioctl: no such command 'counterfactal'. Did you mean 'counterfactual'? "
+            "See `ratioctl --help`.",
+        ),
+    ],
+)
+def test_the_parsers_errors_read_like_ours(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The thing as it was given, the reason, the next step: in one line, and not in pydantic's words."""
+    assert main(["--json" if word == "J" else word for word in line.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"Error: {says}\n"
+    assert json.loads(captured.out)["error"]["message"] == says
+
+
+def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Usage: ratioctl [OPTIONS] COMMAND" in capsys.readouterr().err
 
 
 def test_a_usage_error_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:

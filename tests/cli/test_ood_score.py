@@ -129,7 +129,8 @@ def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.
     assert "\\n" in lines[5]
     assert "\\x1b[2J" in lines[5]
     assert len(lines) == 7
-    assert lines[1].split()[2:4] == [f"{SURE:.4g}", f"{1 - SURE:.4g}"]
+    assert [float(cell) for cell in lines[1].split()[2:4]] == pytest.approx([SURE, 1 - SURE], abs=1e-7)
+    assert all(re.fullmatch(r"0\.\d{9,10}", cell) for cell in lines[1].split()[2:4]), "9 significant digits"
 
 
 def test_one_image_is_one(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +344,41 @@ def test_leftovers_of_odd_names_hinder_no_write(tmp_path: Path) -> None:
         (tmp_path / f".x.{number}.tmp~").touch()
     write_file(tmp_path / "x", b"1")
     assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_an_empty_list_is_no_clean_bill(tiny_package: Path, colours: Path, tmp_path: Path) -> None:
+    """A pipe whose first command failed must not end as if everything had been in distribution."""
+    for listed in (b"", b"\n\n", b"\0"):
+        done = subprocess.run(
+            program("-", "--model", str(tiny_package), "--format", "csv", "--fail-on-ood"),
+            input=listed,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert b"Error: -: the list of paths on standard input is empty" in done.stderr
+    file = tmp_path / "rows.csv"
+    file.write_text("precious")
+    done = subprocess.run(
+        program("-", str(colours / "red.png"), "--model", str(tiny_package), "--format", "jsonl"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["path"], row["label"], row["error"]) for row in rows] == [
+        ("-", None, "the list of paths on standard input is empty"),
+        (str(colours / "red.png"), "red", None),
+    ]
+    done = subprocess.run(
+        program("-", "--model", str(tiny_package), "--output", str(file)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert file.read_text() == "precious"
 
 
 def test_a_process_needs_no_torch_and_reads_a_list(tiny_package: Path, colours: Path) -> None:

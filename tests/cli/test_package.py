@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import io
 import json
+import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,6 @@ from PIL import Image
 
 import ratioctl
 from ratioctl import package
-from ratioctl.attack import ensemble
 from ratioctl.cli import main
 from ratioctl.nets import build
 
@@ -68,20 +70,52 @@ def test_worst_case_is_at_least_the_clean_confidence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    thorough = ensemble.worst_case_confidence
-    monkeypatch.setattr(ensemble, "worst_case_confidence", functools.partial(thorough, steps=4))
+    monkeypatch.setattr(ratioctl, "_WORST_CASE_STEPS", 4)
     out = tmp_path / "pets"
     line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
     assert run(*line, "--mean", "0", "--std", "1") == 0
     capsys.readouterr()
     scored = [str(colours), "--model", str(out), "--threshold", "0.5", "--format", "jsonl"]
     assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
-    rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    captured = capsys.readouterr()
+    assert re.search(r"^This takes about \d+ s: 4 images, \d\S* s each\.$", captured.err, re.M)
+    rows = [json.loads(text) for text in captured.out.splitlines()]
     assert len(rows) == 4
     for row in rows:
         assert row["worst_case_confidence"] > row["confidence"]
         assert row["worst_case_is_ood"] is (row["worst_case_confidence"] < 0.5)
         assert list(row)[-2:] == ["worst_case_confidence", "worst_case_is_ood"]
+    monkeypatch.setattr("ratioctl.score.MAX_BATCH", 1)
+    assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
+    err = capsys.readouterr().err
+    assert re.findall(r"^(\d+%) \((\d) of 4 images, \d out\), \d+ s left$", err, re.M) == [
+        *(("25%", "1"), ("50%", "2"), ("75%", "3"))
+    ]
+    for quiet in ([*scored, "--worst-case", "0.5", "-q"], scored):
+        assert main(["ood-score", *quiet]) == 0
+        err = capsys.readouterr().err
+        assert "takes about" not in err
+        assert "left" not in err
+
+
+def test_a_list_on_stdin_is_told_the_pace_of_its_worst_case(
+    weights: Path,
+    tmp_path: Path,
+    colours: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ratioctl, "_WORST_CASE_STEPS", 4)
+    out = tmp_path / "pets"
+    line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
+    assert run(*line, "--mean", "0", "--std", "1") == 0
+    capsys.readouterr()
+    listed = io.BytesIO(f"{colours}/red.png\n".encode())
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=listed))
+    assert main(["ood-score", "-", "--model", str(out), "--threshold", "0.5", "--worst-case", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"^The worst case takes about \S+ s an image\.$", captured.err, re.M)
+    assert "red.png" in captured.out
 
 
 def test_the_data_tell_a_wrong_normalisation(
