@@ -7,13 +7,15 @@ unlink, mkdir, rmdir, truncate, below the command's own folder. A first run of e
 `--kills` more runs are killed (SIGKILL), most at a write point, some of these with half of the bytes written,
 the others at any time at all; `--disk` more meet a full or failing disk at a write point. After each fault
 
-- every file under a final name is whole, and every package that was there before can be read,
+- every file under a final name is whole, every package that was there before can be read, and a document of
+  counterfactuals speaks of the very pictures beside it (the old ones until the new ones are complete),
 - the same command, with `--resume` where it is `train`, ends as if nothing had happened: the same files, byte
   for byte but for the times it took, and nothing left over.
 
 The processes are forked from one that has imported everything, so that a hundred of them take minutes; each
 is set up, run and ended as `python -m ratioctl` is. The faults are put in from outside, by exchanging
-functions of `os` and `io` in the forked process: the product knows nothing of them.
+functions of `os` and `io` in the forked process: the product knows nothing of them. A run that `--seconds`
+cut short is continued with another `--seed` into the same `--json`: the same seed would repeat its faults.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -59,8 +62,8 @@ def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
     Args:
         fault: {"at": number of the write point, from 1; 0 for none; "kind": "kill", "torn" (kill after half
             of the bytes), "signal" ("signum" to itself), "gone" (the folder "what" is removed), "slow" (every
-            point sleeps "seconds"), or an errno's name, then this point and all later ones that need space
-            fail; "once": only this one does}.
+            point sleeps "seconds"), "quota" (set by `_be`), or an errno's name, then this point and all later
+            ones that need space fail; "once": only this one does}.
         trace: descriptor that gets a line "number call path" for each point.
     """
     root = os.path.realpath(root)
@@ -194,6 +197,8 @@ def _be(order: Mapping[str, Any]) -> None:
             os.setgroups([])
             os.setgid(order["user"])
             os.setuid(order["user"])
+        if order["fault"].get("kind") == "quota":  # the system cuts the write that crosses it short
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["fault"]["bytes"],) * 2)
         interpose(order["root"], order["fault"], trace)
         from ratioctl.cli import main
 
@@ -312,6 +317,7 @@ class Case:
         again: what a user types after a fault.
         packages: below the folder, readable at every moment.
         changing: packages that are there only once the command was there.
+        answers: folders below that hold whole counterfactuals, old or new, at every moment.
     """
 
     name: str
@@ -320,6 +326,7 @@ class Case:
     again: tuple[str, ...]
     packages: tuple[str, ...] = ()
     changing: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 TINY = (
@@ -341,9 +348,9 @@ def cases(forks: Forks, folder: Path) -> dict[str, Case]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    made = {name: folder / name for name in ("empty", "model", "questions")}
-    for path in made.values():
-        path.mkdir(parents=True)
+    made = {name: folder / name for name in ("empty", "model", "questions", "answered")}
+    for name in ("empty", "model", "questions"):
+        made[name].mkdir(parents=True)
     train = ("train", "digits-ratio", *TINY, "--out", "run", "-q", "--device", "cpu")
     done = forks.run(train, made["model"])
     assert done.returncode == 0, done.said
@@ -368,6 +375,10 @@ def cases(forks: Forks, folder: Path) -> dict[str, Case]:
         "0.5,1",
     )
     ask += ("--steps", "5", "--out", "answers", "-q", "--device", "cpu")
+    shutil.copytree(made["questions"], made["answered"])
+    first = [{"3,8": "8,1", "0.5,1": "0.5,2"}.get(part, part) for part in ask]
+    done = forks.run([*first, "--format", "gif"], made["answered"])
+    assert done.returncode == 0, done.said
     export = ("export", "net", "-q")
     return {
         case.name: case
@@ -383,6 +394,14 @@ def cases(forks: Forks, folder: Path) -> dict[str, Case]:
             Case(name="calibrate", start=made["model"], args=calibrate, again=calibrate, packages=("net",)),
             Case(name="export", start=made["model"], args=export, again=export, packages=("net",)),
             Case(name="counterfactual", start=made["questions"], args=ask, again=ask, packages=("net",)),
+            Case(
+                name="counterfactual over earlier ones",
+                start=made["answered"],
+                args=ask,
+                again=ask,
+                packages=("net",),
+                answers=("answers",),
+            ),
         )
     }
 
@@ -393,10 +412,14 @@ def half_written(root: Path, case: Case) -> list[str]:
     import onnx
     from PIL import Image
 
-    from ratioctl import package
+    from ratioctl import package, report
     from ratioctl.errors import PackageError
 
     found = []
+    for name in case.answers:
+        places = [root / name / report.DOCUMENT, root / name / report.COMPLETE / report.DOCUMENT]
+        if not any(place.exists() for place in places):
+            found.append(f"{name}: neither the old answers nor the new ones")
     for name in (*case.packages, *case.changing):
         if name in case.packages or (root / name).exists():
             try:
@@ -410,6 +433,8 @@ def half_written(root: Path, case: Case) -> list[str]:
                 document = json.loads(data)
                 for name in document.get("files", {}) if path.name == "state.json" else ():
                     package.parse_weights((path.parent / name).read_bytes(), name)
+                if path.name == report.DOCUMENT and path.parent.name != report.COMPLETE:
+                    found += mixed(path)
             elif path.suffix == ".jsonl":
                 assert not data or data.endswith(b"\n"), "ends within a line"
                 [json.loads(line) for line in data.splitlines()]
@@ -431,6 +456,25 @@ def half_written(root: Path, case: Case) -> list[str]:
                 pyarrow.parquet.read_table(io.BytesIO(data))
         except Exception as error:
             found.append(f"{path.relative_to(root)}: {type(error).__name__}: {error}")
+    return found
+
+
+def mixed(document: Path) -> list[str]:
+    """The pictures that are not those a document of counterfactuals speaks of, by their distances."""
+    import numpy as np
+    from PIL import Image
+
+    def pixels(name: str) -> Any:
+        with Image.open(document.parent / name) as image:
+            return np.asarray(image, np.float64) / 255
+
+    found = []
+    for image in json.loads(document.read_bytes())["images"]:
+        original = pixels(image["input_png"])
+        for budget in (budget for target in image["targets"] for budget in target["budgets"]):
+            distance = np.linalg.norm(pixels(budget["png"]) - original)
+            if abs(distance - budget["distance"]["l2"]) > 1e-6:
+                found.append(f"{budget['png']} is another one than {document.name} speaks of")
     return found
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from ratioctl.errors import DiskError, OutputError
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -146,13 +147,15 @@ def _is_temporary(name: str | bytes) -> bool:
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder/.lock` against other writers; released by the system if we die.
 
+    Where the system or a network's file system has no locks, two writers are up to the user.
+
     Raises:
         OutputError: somebody else holds it; the message says who.
     """
     path = folder / ".lock"
     try:
         import fcntl
-    except ImportError:  # a system without it: two writers are then up to the user
+    except ImportError:
         yield
         return
     while True:
@@ -167,7 +170,19 @@ def lock(folder: Path) -> Iterator[None]:
             raise OutputError(
                 folder, f"is being written by {holder}", "Wait for it to end, then try again."
             ) from None
+        except FileNotFoundError:  # removed while we looked
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            descriptor = -1
+            break
         os.close(descriptor)  # its last holder removed it between our two steps
+    if descriptor < 0:
+        yield
+        return
     try:
         os.ftruncate(descriptor, 0)
         program = Path(sys.argv[0]).name if sys.argv else "python"

@@ -553,6 +553,21 @@ def test_a_second_writer_is_told_who_is_first(pkg: package.ModelPackage) -> None
     assert ".lock" not in names(pkg.path)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_can_be_written(
+    number: int, pkg: package.ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some of those in networks are."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert package.update(pkg, card="# New\n").card == "# New\n"
+    assert not (pkg.path / ".lock").exists()
+
+
 def test_what_a_killed_writer_left_does_not_hinder(pkg: package.ModelPackage) -> None:
     """kill -9 in the middle of a change: the lock is free, the leftovers go with the next change."""
     program = (
