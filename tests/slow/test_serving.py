@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,28 +59,42 @@ def expected() -> list[ScoreRow]:
 
 def test_the_python_service(folder: Path, expected: list[ScoreRow]) -> None:
     code = block("python", "serve_forever")
-    assert lines_of(code) <= 10
+    assert lines_of(code) <= 14
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert "8000" in code
     program = f"import sys\nsys.modules['torch'] = None\n{code.replace('8000', str(port))}"
     child = subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.DEVNULL)
+
+    def ask(body: bytes | None) -> tuple[int, Any]:
+        for _ in range(300):
+            try:
+                request = urllib.request.Request(f"http://127.0.0.1:{port}", data=body)
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return response.status, json.load(response)
+            except urllib.error.HTTPError as refused:
+                with refused:
+                    return refused.code, json.load(refused)
+            except urllib.error.URLError:
+                assert child.poll() is None, "the service ended"
+                time.sleep(0.2)  # it starts
+        raise AssertionError("no answer")
+
+    picture = Path(expected[0].path).read_bytes()
     try:
+        for body, says in (
+            (b"no image", "is text, not an image"),
+            (picture[:100], "cut short"),
+            (b"", "is empty"),
+            (None, "is empty"),  # a GET
+        ):
+            status, answer = ask(body)
+            assert status == 422
+            assert says in answer["error"]
         for row in expected:
-            answer = None
-            for _ in range(300):
-                try:
-                    request = urllib.request.Request(
-                        f"http://127.0.0.1:{port}", data=Path(row.path).read_bytes()
-                    )
-                    with urllib.request.urlopen(request, timeout=60) as response:
-                        answer = json.load(response)
-                    break
-                except urllib.error.URLError:
-                    assert child.poll() is None, "the service ended"
-                    time.sleep(0.2)  # it starts
-            assert answer is not None
+            status, answer = ask(Path(row.path).read_bytes())
+            assert status == 200
             assert answer[0] == row.label
             assert answer[1] == pytest.approx(row.confidence, abs=1e-4)
             assert answer[2] is row.is_ood
