@@ -731,8 +731,8 @@ def update(
     Args:
         config_changes: merged key by key at the top and within `ratio` and `pretrained_cfg`; deeper values
             are replaced whole.
-        card: the new README.md. None renders it anew where the present one was rendered, and leaves one
-            that somebody wrote.
+        card: the new README.md. None renders it anew where the present one was rendered, keeping what was
+            added at its end, and leaves one that somebody wrote.
         onnx: the export. None keeps the present one, with the new config in its metadata, unless the digest
             changes: an export with the old temperature or thresholds inside is removed.
 
@@ -752,8 +752,10 @@ def update(
         contents: dict[str, bytes] = {}
         if card is not None:
             contents[CARD] = card.encode()
-        elif old.card is None or old.card == render_card(old.config):
+        elif old.card is None:
             contents[CARD] = render_card(document).encode()
+        elif old.card.startswith(rendered := render_card(old.config)):
+            contents[CARD] = (render_card(document) + old.card.removeprefix(rendered)).encode()
         if onnx is not None:
             contents[ONNX] = _given(onnx)
         elif _digest(spec, kept) != old.digest:

@@ -418,6 +418,14 @@ def test_update_leaves_a_card_that_somebody_wrote(pkg: package.ModelPackage) -> 
     assert package.update(mine, config_changes={"ratio": {"temperature": 0.6}}).card == "# Mine\n"
 
 
+def test_update_keeps_what_was_added_to_a_rendered_card(pkg: package.ModelPackage) -> None:
+    assert pkg.card is not None
+    mine = package.update(pkg, card=pkg.card + "\n## Looked at\n\nForty images.\n")
+    new = package.update(mine, config_changes={"ratio": {"temperature": 0.6}})
+    assert new.card == package.render_card(new.config) + "\n## Looked at\n\nForty images.\n"
+    assert "temperature 0.6 " in new.card
+
+
 def test_update_starts_from_what_is_on_disk_now(pkg: package.ModelPackage) -> None:
     package.update(pkg, config_changes={"ratio": {"temperature": 0.6}})
     new = package.update(pkg, config_changes={"ratio": {"thresholds": {"tpr95": 0.2}}})
