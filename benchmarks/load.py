@@ -10,6 +10,8 @@ and the error it must have.
 Calls: the verbs of `import ratioctl` in one process, mostly `ood_score` (a third of them abandoned after the
 first row, or failing), among them the slow verbs a few times. Memory, open files and threads are sampled
 between the calls.
+
+The two parts may be run one after the other into one `--json` (`--calls 0`, then `--images 0`).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from typing import Any
 import numpy as np
 from _result import finish
 from PIL import Image
+
+from ratioctl.files import partial
 
 LABELS = ["left", "middle", "right"]
 KINDS = 64  # different files; hard links to one file are limited to 65,000 on ext4
@@ -166,10 +170,11 @@ def sample(pid: int | str) -> dict[str, int]:
 def watched(line: Sequence[str], rows: Path, every_s: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a command; its JSON summary, and samples with the bytes of rows written by then."""
     samples = []
+    growing = partial(rows)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             try:
-                written = rows.stat().st_size if rows.exists() else 0
+                written = growing.stat().st_size if growing.exists() else 0
                 samples.append({"written": written, **sample(process.pid)})
             except OSError:  # it ended between two looks
                 break
@@ -353,6 +358,8 @@ def main() -> None:
         if options.calls:
             package_of(base / "model")
             result["calls"] = many_calls(options.calls, base)
+    if options.json is not None and options.json.exists():
+        result = {**json.loads(options.json.read_bytes()), **result}
     finish(result, options.json)
 
 
