@@ -1,6 +1,6 @@
 """Our ensemble against `pyautoattack`'s standard version: the same verdicts, and what each costs.
 
-    python benchmarks/autoattack.py cifar10.tar.xz:test --parts parts --json autoattack.json
+    python benchmarks/autoattack.py cifar10.tar.xz:test --json autoattack.json
 
 Both sides attack the same images of one model in l2 0.5, piece by piece and in one run after the other, with
 all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=1000, help="stop after so many new ones")
     parser.add_argument("--sides", default="own,package", help="of own, package, second")
     parser.add_argument("--eps", type=float, default=0.5)
-    parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--parts", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = packages.read(packages.find(options.model))
@@ -62,6 +62,7 @@ def main() -> None:
     plain = ratioctl.load_model(options.model)
     folded = frozen(plain).to(memory_format=torch.channels_last)
     ball = Ball(p=2.0, eps=options.eps)
+    options.parts /= f"{found.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"
     options.parts.mkdir(parents=True, exist_ok=True)
     starts, done = range(0, len(x), options.piece), 0
     for start in starts:
