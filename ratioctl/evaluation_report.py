@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratioctl import metrics
-from ratioctl.files import make_folder, write_file
+from ratioctl.files import make_folder, write_files
 from ratioctl.results import Evaluated, Evaluation, Measurement
 from ratioctl.text import safe_text
 
@@ -391,7 +391,7 @@ def parquet(evaluation: Evaluation) -> bytes:
 
 
 def write(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Write every output into the folder `out`; each file is there whole or not at all.
+    """Write every output into the folder `out`; without room for all of them the old ones stay.
 
     Raises:
         OutputError, DiskError: it cannot be written.
@@ -404,8 +404,7 @@ def write(evaluation: Evaluation, out: Path) -> list[Path]:
         "report.html": page(evaluation).encode(),
         "examples.parquet": parquet(evaluation),
     }
-    for name, content in contents.items():
-        write_file(out / name, content)
+    write_files({out / name: content for name, content in contents.items()})
     return [out / name for name in contents]
 
 

@@ -39,7 +39,7 @@ from ratioctl import recipe as recipes
 from ratioctl.data import inside, loader, outside
 from ratioctl.data.inside import Images
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UsageError
-from ratioctl.files import make_folder, write_file
+from ratioctl.files import make_folder, write_file, write_files
 from ratioctl.nets import from_package, frozen
 from ratioctl.nets.predict import predictor
 from ratioctl.package import ModelPackage, Spec
@@ -575,8 +575,7 @@ def _lay_out(
     }
     if layout == "kserve":
         contents[root / "inferenceservice.yaml"] = kserve_manifest(name).encode()
-    for path, content in contents.items():
-        write_file(path, content)
+    write_files(contents)
     return list(contents)
 
 

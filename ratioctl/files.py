@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,17 +26,35 @@ def write_file(path: Path, data: bytes) -> None:
         DiskError: the disk is full or failed.
         OutputError: it cannot be written there.
     """
-    with writing(path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp~")
-        sweep(path.parent, glob.escape(path.name))
-        try:
-            write_synced(temporary, data)
-            os.replace(temporary, path)
-        except BaseException:
+    write_files({path: data})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all are beside their places, synced, before the first is renamed.
+
+    So where there is no room for one of them, the old ones stay. They are renamed in their order.
+
+    Raises:
+        as `write_file`.
+    """
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for path, data in contents.items():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp~")
+            with writing(path):
+                sweep(path.parent, glob.escape(path.name))
+                staged.append((temporary, path))
+                write_synced(temporary, data)
+        for temporary, path in staged:
+            with writing(path):
+                os.replace(temporary, path)
+        for folder in dict.fromkeys(path.parent for path in contents):
+            sync_folder(folder)
+    except BaseException:
+        for temporary, _ in staged:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        raise
 
 
 def sweep(folder: Path, name: str) -> None:

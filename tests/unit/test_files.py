@@ -1,0 +1,42 @@
+"""Whole files or none, also of several that belong together."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ratioctl import files
+from ratioctl.errors import DiskError, OutputError
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, DiskError), (errno.EDQUOT, DiskError), (errno.EROFS, OutputError)]
+)
+def test_without_room_for_one_of_them_all_stay(
+    fails_at: int, number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "deep/c")]
+    (tmp_path / "deep").mkdir()
+    files.write_files(dict.fromkeys(paths, b"old"))
+    assert [path.read_bytes() for path in paths] == [b"old"] * 3
+    real, count = files.write_synced, 0
+
+    def failing(path: Path, data: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == fails_at:
+            path.write_bytes(data[:1])  # half of it
+            raise OSError(number, os.strerror(number), str(path))
+        real(path, data)
+
+    monkeypatch.setattr(files, "write_synced", failing)
+    with pytest.raises(kind, match=f"{paths[fails_at - 1].name}: cannot be written"):
+        files.write_files(dict.fromkeys(paths, b"new"))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(paths)
+    assert [path.read_bytes() for path in paths] == [b"old"] * 3
+    files.write_files(dict.fromkeys(paths, b"new"))
+    assert [path.read_bytes() for path in paths] == [b"new"] * 3
