@@ -51,7 +51,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     found = [_summary(evaluation)]
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
-        found += _detection(model, suffix)
+        found += [_calibration(model, suffix), *_breakdown(model, suffix), *_detection(model, suffix)]
         operating = _operating(model, suffix)
         if operating.rows:
             found.append(operating)
@@ -214,6 +214,62 @@ def _rows(model: Evaluated, dataset: str, attack: str) -> dict[str, np.ndarray] 
 
 def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a["index"].shape == b["index"].shape and bool((a["index"] == b["index"]).all())
+
+
+def _calibration(model: Evaluated, suffix: str) -> Table:
+    """Every figure of calibration, after and before the temperature."""
+    found = {m.name: m for m in model.report.measurements if m.dataset != "mean" and m.ball is None}
+    rows = []
+    for title, name in (
+        ("ECE", "ece"),
+        ("ECE, bins of equal mass", "adaptive_ece"),
+        ("ECE, half out-images", "ece_mixture"),
+        ("NLL", "nll"),
+        ("Brier score", "brier"),
+    ):
+        if name in found:
+            pair = (found[name], found[f"{name}_uncalibrated"])
+            cells = [
+                f"{m.value:.4f}" + (f" ({m.interval[0]:.4f} to {m.interval[1]:.4f})" if m.interval else "")
+                for m in pair
+            ]
+            rows.append((title, *cells, f"{pair[0].n:,}"))
+    note = ""
+    if "ece" in found:
+        bins, (low, high) = found["ece"].details["bins"], found["ece"].details["range"]
+        note = f"{bins} bins on [{low:.4g}, {high:g}]; in brackets the 95 % interval."
+    return Table(
+        title=f"Calibration{suffix}",
+        header=("", "after temperature", "before", "n"),
+        rows=tuple(rows),
+        note=note,
+    )
+
+
+def _breakdown(model: Evaluated, suffix: str) -> list[Table]:
+    """What each attack of the robust accuracy left standing; none where a single one ran."""
+    rows = model.report.measurements
+    after = {(m.ball, m.name.removeprefix("accuracy_after_")): m for m in rows if "accuracy_after_" in m.name}
+    attacks = list(dict.fromkeys(attack for _, attack in after))
+    before = next((m for m in rows if m.name == "accuracy_before_attack"), None)
+    if len(attacks) < 2 or before is None:
+        return []
+    return [
+        Table(
+            title=f"Robust accuracy by attack{suffix}",
+            header=("per cent", "before", *(attack.upper().replace("_", "-") for attack in attacks), "n"),
+            rows=tuple(
+                (
+                    ball_text(ball),
+                    _percent(before),
+                    *(_percent(after.get((ball, attack))) for attack in attacks),
+                    f"{before.n:,}",
+                )
+                for ball in dict.fromkeys(ball for ball, _ in after)
+            ),
+            note="Each attack meets what those before it left standing: the last number is the worst case.",
+        )
+    ]
 
 
 def _detection(model: Evaluated, suffix: str) -> list[Table]:

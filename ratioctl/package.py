@@ -1036,6 +1036,8 @@ def _measurements(metrics: Any) -> list[str]:
         shown = " to ".join(_inline(end) for end in interval) if isinstance(interval, list | tuple) else "-"
         cells = [_inline(row.get("name")), _inline(row.get("value")), shown]
         cells += [_inline(row[key]) if row.get(key) is not None else "-" for key in ("n", "dataset", "ball")]
+        if row.get("ball") is not None and row.get("attack"):  # a rate under attack is worth what attacked it
+            cells[-1] += f" ({_inline(row['attack'])})"
         lines.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
     if isinstance(warnings, list) and warnings:
         lines += ["", *(f"- Warning: {_md(_inline(warning))}" for warning in warnings)]

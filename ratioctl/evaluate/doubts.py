@@ -49,7 +49,7 @@ def probabilities(logits: np.ndarray) -> str | None:
     return None
 
 
-def square_wins(by: np.ndarray, attacks: Sequence[str]) -> str | None:
+def square_wins(ball: Ball, by: np.ndarray, attacks: Sequence[str]) -> str | None:
     """A black-box attack that breaks what gradients could not is a sign of masked gradients."""
     if "square" not in attacks:
         return None
@@ -57,8 +57,8 @@ def square_wins(by: np.ndarray, attacks: Sequence[str]) -> str | None:
     black, white = int((by == number).sum()), int(((by > 0) & (by != number)).sum())
     if black > max(1, 0.01 * len(by)):
         return (
-            f"Square, which uses no gradients, broke {black} images that survived the gradient attacks (they "
-            f"broke {white}): gradients are masked, robust accuracy may be too good"
+            f"robust accuracy ({ball}): Square, which uses no gradients, broke {black} images that survived "
+            f"the gradient attacks (they broke {white}): gradients are masked, the number may be too good"
         )
     return None
 

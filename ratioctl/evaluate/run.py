@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import math
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ from ratioctl import package as packages
 from ratioctl.attack.ensemble import Backend, backend_name, ensemble_name
 from ratioctl.data import inside, outside
 from ratioctl.data.inside import Images
-from ratioctl.errors import UsageError
+from ratioctl.errors import OutputError, PackageError, UsageError
 from ratioctl.evaluate import adversarial, doubts, suites, summary, work
 from ratioctl.evaluate.plan import Phase, Plan, Watch
 from ratioctl.evaluate.suites import SUITES, Suite
@@ -39,7 +41,7 @@ Model = str | Path | ModelPackage
 Ood = Sequence[str] | Mapping[str, str]
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}
-FORMAT = 3  # of filed batches; grows when their arrays change
+FORMAT = 4  # of filed batches; grows when their arrays change
 GALLERY = 8  # pictures a set
 _LOOK, _LOOK_STEPS = 32, 10  # images and steps of the look at how many survive, for the time estimate
 
@@ -91,7 +93,8 @@ def run(
         UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, a reference for a suite that is not
             AutoAttack's standard one.
         SourceError: data that is missing or has class folders that are no labels of a model.
-        PackageError: a model that cannot be read.
+        PackageError: a model that cannot be read; with `write` one that was changed meanwhile.
+        OutputError: with `write`, a package that cannot be written; before anything is computed.
     """
     chosen = _with_backend(_suite(suite), backend)
     if save_adversarial and out is None:
@@ -103,6 +106,13 @@ def run(
         model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
         for model in (models or (packages.DEFAULT_MODEL,))
     ]
+    for package in loaded if write else ():
+        if not os.access(package.path, os.W_OK):
+            raise OutputError(
+                package.path,
+                "cannot be written, and the measurements are to go there",
+                "Leave --write out, or evaluate a copy.",
+            )
     place = choose(device, "fp32" if precision == "auto" and chosen.exact else precision)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
@@ -136,11 +146,11 @@ def run(
             environment=_environment(place),
             models=tuple(parts),
         )
-        if write:
-            for package, part in zip(loaded, parts, strict=True):
-                _file(package, part.report, evaluation)
         if finish is not None:
             finish(evaluation)
+        if write:
+            for package, part, pack in zip(loaded, parts, packs, strict=True):
+                _file(package, part.report, evaluation, pack)
         journal.finish()
     return evaluation
 
@@ -441,6 +451,7 @@ def _one(
         "bf16": place.bf16,
         "torch": torch.__version__,
         "ratioctl": ratioctl.__version__,
+        "pyautoattack": importlib.metadata.version("pyautoattack"),  # FAB-T and Square are its own
     }
     steps = _Steps(subject=subject, journal=journal, plan=plan, saved=saved, facts=facts, size=_batch(place))
     found = _Found(examples=_Examples(name))
@@ -520,7 +531,8 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
         found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), sure[name], right)
     f = logits.pop(pack.name)
     source = _source(pack.name, inside, steps, everything)
-    found.rows += summary.mixture(source, f, logits, temperature, spec)
+    fingerprints = [images.fingerprint for images in pack.all().values()]
+    found.rows += summary.mixture(source, f, logits, temperature, spec, fingerprints)
     twice = work.steadiness(subject, inside.pixels[:64])
     found.doubts += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(f)]
     return _Clean(inside=sure.pop(pack.name), outside=sure, predicted=f.argmax(1))
@@ -572,12 +584,16 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
             found.doubts.append(
                 doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, len(alive))
             )
+            now = sure.at(alive), ~broken, distance[alive]
+            found.examples.add(
+                pack.name, picked[alive], f"{ball}: {attack}", y[alive], predicted[alive], *now
+            )
         how = ensemble_name(attacks, budget, ball.p, classes, backend)
         source = _source(pack.name, inside, steps, everything)
         found.rows += summary.robust(
             source, by, ball, attacks, how, batch_size=steps.size, backend=backend_name(backend)
         )
-        found.doubts.append(doubts.square_wins(by, attacks))
+        found.doubts.append(doubts.square_wins(ball, by, attacks))
         verdict = by == 0
         found.examples.add(pack.name, picked, f"{ball}: {how}", y, predicted, sure, verdict, distance)
         if steps.saved is not None and points is not None:
@@ -604,7 +620,13 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
             labels=theirs,
             settings=[ball.model_dump(mode="json"), longer],
         )
-        found.doubts.append(doubts.not_converged_inside(ball, _joined(parts)["broken"], longer))
+        probed = _joined(parts)
+        found.doubts.append(doubts.not_converged_inside(ball, probed["broken"], longer))
+        if backend == "reference":  # whose gradient attacks do not tell
+            stuck = int(probed["stuck"].sum())
+            found.doubts.append(
+                doubts.zero_gradients(f"self-check of the robust accuracy ({ball})", stuck, len(alive))
+            )
 
 
 def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Found) -> None:
@@ -624,8 +646,8 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     lowered = _joined(parts)
     attacked = _sure(lowered)
     source = _source(pack.name, inside, steps, parts)
-    how = f"APGD, {suite.outside_steps} steps, 2 goals, or the image"
-    found.rows += summary.operating(source, lowered["confidence"], package.thresholds, inner, attack=how)
+    inwards = f"APGD, {suite.outside_steps} steps, 2 goals, or the image"
+    found.rows += summary.operating(source, lowered["confidence"], package.thresholds, inner, attack=inwards)
     found.figures["histograms"][pack.name]["attacked"] = summary.histogram(lowered["confidence"], low)
     found.examples.add(
         pack.name,
@@ -664,11 +686,12 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         joined, source = _joined(parts), _source(name, images, steps, parts)
         worst = joined["confidence"]
         found.rows += summary.detection(source, clean.inside, _sure(joined), ball, attack=how)
-        for suffix, against, where in (
-            ("_inside_attacked", clean.outside[name], inner),
-            ("_both_attacked", _sure(joined), ball),
+        for suffix, against, where, by in (
+            ("_inside_attacked", clean.outside[name], inner, inwards),
+            ("_both_attacked", _sure(joined), ball, how),
         ):
-            found.rows += summary.detection(source, attacked, against, where, suffix, inside_ball=str(inner))
+            details = {"attack": by, "inside_ball": str(inner), "inside_attack": inwards}
+            found.rows += summary.detection(source, attacked, against, where, suffix, **details)
         found.rows += summary.operating(source, worst, package.thresholds, ball, attack=how)
         found.figures["roc"][name]["attacked"] = summary.roc(clean.inside, _sure(joined))
         found.figures["histograms"][name]["attacked"] = summary.histogram(worst, low)
@@ -806,6 +829,7 @@ def _environment(place: Place) -> dict[str, Any]:
         "versions": {
             "ratioctl": ratioctl.__version__,
             "torch": torch.__version__,
+            "pyautoattack": importlib.metadata.version("pyautoattack"),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
@@ -816,8 +840,14 @@ def _environment(place: Place) -> dict[str, Any]:
     }
 
 
-def _file(package: ModelPackage, report: Report, evaluation: Evaluation) -> None:
+def _file(package: ModelPackage, report: Report, evaluation: Evaluation, pack: _Pack) -> None:
     """The measurements into the package's config and, where it was rendered, its card."""
+    if packages.read(package.path, verify=False).digest != package.digest:
+        raise PackageError(
+            package.path,
+            "was changed while it was evaluated, so the measurements are not its own",
+            "Evaluate it again. The reports are written and hold for what it was.",
+        )
     packages.update(
         package,
         config_changes={
@@ -827,6 +857,11 @@ def _file(package: ModelPackage, report: Report, evaluation: Evaluation) -> None
                     "protocol": evaluation.protocol,
                     "seed": report.seed,
                     "versions": evaluation.environment["versions"],
+                    "hardware": evaluation.environment["hardware"],
+                    "data": [
+                        {key: value for key, value in entry.items() if key != "source"}  # somebody's path
+                        for entry in pack.described()
+                    ],
                     "measurements": [row.to_json() for row in report.measurements if _headline(row)],
                     "warnings": list(report.warnings),
                 }

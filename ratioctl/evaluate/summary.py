@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,11 @@ class Source:
         return np.random.default_rng([self.seed, 0xB007])
 
 
+def together(fingerprints: Sequence[str]) -> str:
+    """The fingerprint of several sets: SHA-256 over theirs."""
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
+
+
 def seconds(parts: Sequence[Arrays]) -> float:
     """How long batches took together."""
     return sum(float(part["seconds"]) for part in parts)
@@ -79,10 +85,14 @@ def mixture(
     outside: Mapping[str, np.ndarray],
     temperature: float,
     spec: Calibration,
+    fingerprints: Sequence[str],
 ) -> list[Measurement]:
     """ECE where half the images are in-images and half out-images with a random label (appendix C).
 
     As many images of every out-set as of every other one; an out-image counts as correct with 1/K.
+
+    Args:
+        fingerprints: of all sets, the in-images' first.
     """
     labels, rng = source.images.labels, source.generator()
     assert labels is not None
@@ -107,6 +117,7 @@ def mixture(
                 1 / classes,
                 named,
                 temperature=t,
+                fingerprint=together(fingerprints),
             )
         )
     return rows
@@ -231,7 +242,19 @@ def mean_over_sets(
                 interval=(float(ends[:, 0].mean()), float(ends[:, 1].mean())),
                 dataset="mean",
                 ball=ball,
-                details={"sets": list(sets), "inside": inside, "seed": seed},
+                details={
+                    "fingerprint": together([row.details.get("fingerprint", "") for row in found]),
+                    "seed": seed,
+                    "duration_s": round(sum(row.details.get("duration_s", 0.0) for row in found), 3),
+                    **{
+                        key: value
+                        for key, value in found[0].details.items()
+                        if key in ("attack", "inside_ball", "inside_attack", "threshold")
+                        and all(row.details.get(key) == value for row in found)
+                    },
+                    "sets": list(sets),
+                    "inside": inside,
+                },
             )
         )
     return means

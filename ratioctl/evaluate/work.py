@@ -232,14 +232,19 @@ def curve(
 
 
 def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> Arrays:
-    """Does a longer search in fp32, on the logit margin, break what survived? "broken" (B,) bool."""
+    """Does a longer search in fp32, on the logit margin, break what survived?
+
+    Returns:
+        "broken" (B,) bool; "stuck" (B,) bool: the gradient was zero everywhere.
+    """
     x = to_float(pixels, subject.place.device)
     y = torch.from_numpy(labels).to(x.device)
     attack = _attack(ball, steps, "random")
     ended = perturb(
         subject.predictor.exact, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
     )
-    return {"broken": subject.logits(ended.x).argmax(1) != labels}
+    broken = subject.logits(ended.x).argmax(1) != labels
+    return {"broken": broken, "stuck": ended.stuck.cpu().numpy()}
 
 
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:

@@ -19,10 +19,10 @@ from PIL import Image
 
 import ratioctl
 from ratioctl import evaluation_report, metrics, package
-from ratioctl.attack import goals
+from ratioctl.attack import ensemble, goals
 from ratioctl.attack.ensemble import Budget
 from ratioctl.data.inside import Images
-from ratioctl.errors import SourceError, UsageError
+from ratioctl.errors import OutputError, PackageError, SourceError, UsageError
 from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
 from ratioctl.evaluate.plan import Phase, Plan
 from ratioctl.evaluate.run import choice
@@ -284,8 +284,8 @@ def known_package(**ratio: Any) -> Any:
         (lambda: doubts.randomised(OK, OK + 1e-2), lambda: doubts.randomised(OK, OK + 1e-7)),
         (lambda: doubts.probabilities(metrics.softmax(OK)), lambda: doubts.probabilities(OK)),
         (
-            lambda: doubts.square_wins(np.array([4] * 5 + [1] * 95), suites.STANDARD),
-            lambda: doubts.square_wins(np.array([4] + [1] * 99), suites.STANDARD),
+            lambda: doubts.square_wins(BALL, np.array([4] * 5 + [1] * 95), suites.STANDARD),
+            lambda: doubts.square_wins(BALL, np.array([4] + [1] * 99), suites.STANDARD),
         ),
         (
             lambda: doubts.not_converged_inside(BALL, np.arange(20) < 3, 200),
@@ -393,8 +393,9 @@ def test_the_mixture_counts_an_out_image_as_right_with_one_in_k() -> None:
     logits = np.full((8, 4), -40.0)
     logits[np.arange(8), labels] = 40.0  # sure and right
     source = summary.Source(name="s", images=images(noise(8), labels), seed=0)
-    rows = summary.mixture(source, logits, {"o": logits.copy()}, 1.0, Calibration())
+    rows = summary.mixture(source, logits, {"o": logits.copy()}, 1.0, Calibration(), ["a", "b"])
     assert rows[0].n == 16
+    assert rows[0].details["fingerprint"] == summary.together(["a", "b"]) != source.images.fingerprint
     assert rows[0].value == pytest.approx(
         0.5 * (1 - 1 / 4)
     )  # the out-half is sure and right one time in four
@@ -403,12 +404,21 @@ def test_the_mixture_counts_an_out_image_as_right_with_one_in_k() -> None:
 def test_means_are_over_sets_alone() -> None:
     def row(name: str, dataset: str, value: float) -> Measurement:
         ends = (value - 0.1, value + 0.1)
-        return Measurement(name=name, value=value, n=10, interval=ends, dataset=dataset)
+        details = {"fingerprint": f"f-{dataset}", "duration_s": value, "attack": "it", "n_out": 3}
+        return Measurement(name=name, value=value, n=10, interval=ends, dataset=dataset, details=details)
 
     rows = [row("auroc", "a", 0.6), row("auroc", "b", 0.8), row("kept_at_tpr95", "in", 0.9)]
     (mean,) = summary.mean_over_sets(rows, ["a", "b"], "in", 0)
     assert (mean.name, mean.dataset, mean.value, mean.n) == ("auroc", "mean", pytest.approx(0.7), 20)
     assert mean.interval == pytest.approx((0.6, 0.8))
+    assert mean.details == {
+        "fingerprint": summary.together(["f-a", "f-b"]),
+        "seed": 0,
+        "duration_s": pytest.approx(1.4),
+        "attack": "it",
+        "sets": ["a", "b"],
+        "inside": "in",
+    }
 
 
 # --- the whole ---------------------------------------------------------------------------------------------
@@ -447,8 +457,10 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         assert row.interval[0] - 1e-9 <= row.value <= row.interval[1] + 1e-9 or row.name.startswith(
             ("aupr", "fpr")  # the bootstrap does not promise that
         )
-        if row.dataset != "mean":
-            assert row.details["fingerprint"]
+        assert len(row.details["fingerprint"]) == 64
+        assert row.details["duration_s"] >= 0
+        assert row.details["seed"] == 0
+        assert row.ball is None or row.details["attack"]
     clean, worst = (
         next(r.value for r in rows if r.name == "mmc" and r.dataset == "uni" and bool(r.ball) == attacked)
         for attacked in (False, True)
@@ -471,7 +483,30 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     assert page.count("<figure>") == len(found.models[0].gallery) + 5
     table = pq.read_table(paths[3])
     by_attack = table.group_by(["dataset", "attack"]).aggregate([("index", "count")]).num_rows
-    assert by_attack == 5  # inside: clean, robust, lowest; outside: clean, worst case
+    attacks = {r["attack"] for r in table.to_pylist() if r["dataset"] == "test"}
+    assert attacks >= {"clean", "l2 0.125: apgd-ce", "l2 0.125: apgd-t", "l2 0.125: lowest confidence"}
+    assert by_attack == 7  # inside: clean, two attacks, both, lowest; outside: clean, worst case
+    left = [r for r in table.to_pylist() if r["attack"] == "l2 0.125: apgd-t"]
+    assert sum(r["verdict"] for r in left) == sum(
+        r["attack"].endswith(")") and r["verdict"] for r in table.to_pylist()
+    )
+    assert all((r["distance"] > 0) is not r["verdict"] for r in left)
+    titles = [shown.title for shown in evaluation_report.tables(found)]
+    assert titles[:3] == ["small", "Calibration", "Robust accuracy by attack"]
+    by = evaluation_report.tables(found)[2]
+    assert by.header == ("per cent", "before", "APGD-CE", "APGD-T", "n")
+    assert [float(cell) for cell in by.rows[0][1:4]] == pytest.approx(
+        [
+            100 * next(r.value for r in rows if r.name == name)
+            for name in ("accuracy_before_attack", "accuracy_after_apgd_ce", "robust_accuracy")
+        ],
+        abs=0.05,
+    )
+    calibration = evaluation_report.tables(found)[1]
+    assert [row[0] for row in calibration.rows] == [
+        *("ECE", "ECE, bins of equal mass", "ECE, half out-images", "NLL", "Brier score")
+    ]
+    assert "15 bins on [0.25, 1]" in calibration.note
     kept = [r for r in table.to_pylist() if r["attack"].endswith(")") and r["verdict"]]
     robust = next(r for r in rows if r.name == "robust_accuracy")
     assert len(kept) == round(robust.value * robust.n)
@@ -519,8 +554,33 @@ def test_measurements_go_into_the_package_without_changing_its_digest(
     names = {row["name"] for row in filed["measurements"]}
     assert {"accuracy", "robust_accuracy", "kept_at_tpr95", "let_through_at_tpr95"} <= names
     assert filed["warnings"] == list(report.warnings)
+    assert {entry["name"] for entry in filed["data"]} == {"test", "uni"}
+    assert str(tmp_path) not in json.dumps(filed), "no paths of ours in a package"
     assert after.card is not None
     assert "robust\\_accuracy" in after.card
+    assert "l2 0.125 (APGD-CE 3 steps + APGD-T 3 steps x 2 target(s))" in after.card.replace("\\", "")
+
+
+def test_what_cannot_be_filed_loses_no_report(
+    small_package: Path, labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_package, copy)
+    done: list[Evaluation] = []
+
+    def recalibrated_meanwhile(event: dict[str, Any]) -> None:
+        if event["event"] == "plan":
+            package.update(package.read(copy), config_changes={"ratio": {"temperature": 0.3}})
+
+    with pytest.raises(PackageError, match="was changed while it was evaluated"):
+        evaluated(copy, labelled, write=True, watch=recalibrated_meanwhile, finish=done.append)
+    assert len(done) == 1
+    assert "metrics" not in package.read(copy).config["ratio"]
+    events: list[Any] = []
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="cannot be written, and the measurements are to go there"):
+        evaluated(copy, labelled, write=True, watch=events.append)
+    assert not events, "said before anything is computed"
 
 
 def test_several_models_get_different_names_and_one_table(small_package: Path, labelled: str) -> None:
@@ -787,6 +847,50 @@ def test_a_sound_model_is_not_doubted_and_an_unsound_one_is(
     network: type[torch.nn.Module],
     says: tuple[str, ...],
 ) -> None:
+    suite = dataclasses.replace(WARY, attacks=("apgd-ce", "square"), budget=Budget(steps=8, queries=60))
+    warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
+    for text in says:
+        assert any(text in warning for warning in warnings), warnings
+    if not says:
+        expected = ("fewer than 1,000",)
+        assert all(any(text in warning for text in expected) for warning in warnings), warnings
+
+
+@pytest.mark.parametrize(("network", "doubted"), [(Sound, False), (Rounded, True)])
+def test_the_reference_is_watched_for_zero_gradients_too(
+    small_package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: type[torch.nn.Module],
+    doubted: bool,
+) -> None:
+    """The package does not tell of them; the self-check's own search on what survived does."""
+    monkeypatch.setattr(ensemble, "_reference", lambda name, logits_of, x, *more: x)  # breaks nothing
+    suite = dataclasses.replace(WARY, backend="reference")
+    warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
+    said = "self-check of the robust accuracy (l2 0.125): the gradient was zero"
+    assert any(text.startswith(said) for text in warnings) is doubted, warnings
+
+
+WARY = Suite(
+    name="tiny",
+    inside=40,
+    balls=1,
+    outside=12,
+    outside_steps=12,
+    curve=0,
+    probe=12,
+)
+
+
+def warnings_of(
+    network: type[torch.nn.Module],
+    suite: Suite,
+    small_package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[str, ...]:
+    """What an evaluation of this network says, on images that it gets right."""
     built = network().eval()
     monkeypatch.setattr(sys.modules["ratioctl.evaluate.run"], "frozen", lambda model: built)
     pixels = noise(40, 5) // 8 + 110
@@ -795,27 +899,11 @@ def test_a_sound_model_is_not_doubted_and_an_unsound_one_is(
         folder = tmp_path / "data" / ("cat", "dog", "red panda", "dog")[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{k}.png")
-    suite = Suite(
-        name="tiny",
-        inside=40,
-        balls=1,
-        attacks=("apgd-ce", "square"),
-        budget=Budget(steps=8, queries=60),
-        outside=12,
-        outside_steps=12,
-        curve=0,
-        probe=12,
-    )
     copy = tmp_path / "copy"
     shutil.copytree(small_package, copy)
     package.update(package.read(copy), config_changes={"ratio": {"temperature": 0.5}})
     found = evaluated(copy, str(tmp_path / "data"), suite=suite, limit=40)
-    warnings = found.models[0].report.warnings
-    for text in says:
-        assert any(text in warning for warning in warnings), warnings
-    if not says:
-        expected = ("fewer than 1,000",)
-        assert all(any(text in warning for text in expected) for warning in warnings), warnings
+    return found.models[0].report.warnings
 
 
 def test_unreadable_images_are_counted() -> None:
