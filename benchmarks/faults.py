@@ -189,14 +189,10 @@ def _be(order: Mapping[str, Any]) -> None:
             os.dup2(log, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
-        os.chdir(order["cwd"])
+        os.chdir(order["root"])
         sys.argv = ["ratioctl", *order["args"]]
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-        if order.get("user") is not None:
-            os.setgroups([])
-            os.setgid(order["user"])
-            os.setuid(order["user"])
         if order["fault"].get("kind") == "quota":  # the system cuts the write that crosses it short
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["fault"]["bytes"],) * 2)
         interpose(order["root"], order["fault"], trace)
@@ -255,20 +251,15 @@ class Forks:
         args: Sequence[str],
         root: Path,
         fault: Mapping[str, Any] | None = None,
-        *,
-        cwd: Path | None = None,
-        user: int | None = None,
     ) -> int:
-        """Begin `ratioctl ARGS` in `cwd` (`root` by default) and return its process number."""
+        """Begin `ratioctl ARGS` in `root` and return its process number."""
         assert self.process.stdin is not None
         order = {
             "args": list(args),
-            "cwd": str(cwd or root),
             "root": str(root),
             "fault": dict(fault or {}),
             "log": str(self.scratch / "log"),
             "trace": str(self.scratch / "trace"),
-            "user": user,
         }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
