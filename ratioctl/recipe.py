@@ -239,10 +239,18 @@ class Data(_Value):
 
 
 class Model(_Value):
-    """The network. `mean` and `std` are per channel of [0,1] pixels; None measures the training images."""
+    """The network.
+
+    Attributes:
+        width: channels of a ResNet's first stage; None is 64.
+        stem_stride: of a ResNet's first convolution; None is 1. With 2 an image of 64x64 costs what one of
+            32x32 costs with 1.
+        mean, std: per channel of [0,1] pixels; None measures the training images.
+    """
 
     architecture: str = "resnet18"
     width: int | None = Field(default=None, ge=1)
+    stem_stride: int | None = Field(default=None, ge=1, le=8)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -371,8 +379,15 @@ class Recipe(_Value):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical form: JSON of every value, sorted keys, no spaces."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the canonical form: JSON of every value, sorted keys, no spaces.
+
+        Keys that recipes have had since later versions count where they are set, so that the digests of
+        older recipes stay.
+        """
+        values = self.model_dump(mode="json")
+        if self.model.stem_stride is None:
+            del values["model"]["stem_stride"]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

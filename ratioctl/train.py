@@ -400,6 +400,12 @@ def _normalisation(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tu
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
+def _options(recipe: Recipe) -> dict[str, int]:
+    """The architecture's options, those that are set."""
+    options = {"width": recipe.model.width, "stem_stride": recipe.model.stem_stride}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _fresh(
     recipe: Recipe,
     train: Images,
@@ -414,7 +420,7 @@ def _fresh(
             recipe.model.architecture,
             num_classes=len(train.label_names),
             channels=recipe.data.channels,
-            width=recipe.model.width,
+            **_options(recipe),
             mean=mean,
             std=std,
         )
@@ -629,7 +635,7 @@ def _package(
         fingerprints["outside_test"] = splits.outside_test.fingerprint
     config = {
         "architecture": recipe.model.architecture,
-        "architecture_options": {} if recipe.model.width is None else {"width": recipe.model.width},
+        "architecture_options": _options(recipe),
         "num_classes": len(splits.train.label_names),
         "label_names": list(splits.train.label_names),
         "pretrained_cfg": {

@@ -358,7 +358,14 @@ def test_values_are_frozen_and_equal_by_content() -> None:
 
 def test_every_single_change_has_its_own_digest() -> None:
     recipe = recipes.load("cifar10-ratio-0.25")
-    changes = ["seed=1", "optim.epochs=219", "objective.outside.robust=0.5", "data.size=33", 'name="b"']
+    changes = [
+        "seed=1",
+        "optim.epochs=219",
+        "objective.outside.robust=0.5",
+        "data.size=33",
+        "model.stem_stride=2",
+        'name="b"',
+    ]
     digests = {recipe.digest, *(recipes.load("cifar10-ratio-0.25", [c]).digest for c in changes)}
     assert len(digests) == len(changes) + 1
 

@@ -52,27 +52,32 @@ def build(
     num_classes: int,
     channels: int = 3,
     width: int | None = None,
+    stem_stride: int | None = None,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Classifier:
     """A classifier with fresh weights, drawn from the global torch generator as torch's layers do.
 
     Args:
-        architecture: "resnet18|34|50" (CIFAR style, `width` 64 by default), "wideresnet-D-K",
-            "torchvision:NAME" or "timm:NAME".
+        architecture: "resnet18|34|50" (CIFAR style, `width` 64 and `stem_stride` 1 by default),
+            "wideresnet-D-K", "torchvision:NAME" or "timm:NAME".
 
     Raises:
-        UsageError: unknown architecture (the nearest is named), or a width it does not have.
+        UsageError: unknown architecture (the nearest is named), or an option it does not have.
     """
-    network = _network(architecture, num_classes, channels, width)
+    options = {"width": width, "stem_stride": stem_stride}
+    given = {name: value for name, value in options.items() if value is not None}
+    network = _network(architecture, num_classes, channels, given)
     return Classifier(network, mean, std)
 
 
-def _network(architecture: str, num_classes: int, channels: int, width: int | None) -> nn.Module:
+def _network(architecture: str, num_classes: int, channels: int, options: dict[str, int]) -> nn.Module:
     if architecture in DEPTHS:
-        return resnet(architecture, num_classes=num_classes, channels=channels, width=width or 64)
-    if width is not None:
-        raise UsageError(architecture, "has no width option", f"Widths are for {', '.join(DEPTHS)}.")
+        return resnet(architecture, num_classes=num_classes, channels=channels, **options)
+    if options:
+        raise UsageError(
+            architecture, f"has no {next(iter(options))} option", f"For {', '.join(DEPTHS)} only."
+        )
     wide = re.fullmatch(r"wideresnet-(\d+)-(\d+)", architecture)
     if wide:
         depth, widen = int(wide[1]), int(wide[2])

@@ -93,9 +93,10 @@ class ResNet(nn.Module):
         num_classes: int,
         channels: int,
         width: int,
+        stem_stride: int,
     ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(channels, width)
+        self.conv1 = conv3x3(channels, width, stem_stride)
         self.bn1 = nn.BatchNorm2d(width)
         self._c_in = width
         self.layer1 = self._stage(block, width, blocks[0], 1)
@@ -126,7 +127,19 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 }
 
 
-def resnet(depth: str, *, num_classes: int, channels: int = 3, width: int = 64) -> ResNet:
-    """A CIFAR ResNet of `DEPTHS`; `width` is the channels of the first stage (64 in the paper)."""
+def resnet(
+    depth: str, *, num_classes: int, channels: int = 3, width: int = 64, stem_stride: int = 1
+) -> ResNet:
+    """A CIFAR ResNet of `DEPTHS`.
+
+    Args:
+        width: channels of the first stage (64 in the paper).
+        stem_stride: of the first convolution: with 2 an image of 64x64 costs what 32x32 costs with 1.
+
+    Raises:
+        ValueError: a stride that is no whole number from 1 to 8.
+    """
+    if not isinstance(stem_stride, int) or not 1 <= stem_stride <= 8:
+        raise ValueError(f"stem_stride must be a whole number from 1 to 8, not {stem_stride!r}")
     block, blocks = DEPTHS[depth]
-    return ResNet(block, blocks, num_classes, channels, width)
+    return ResNet(block, blocks, num_classes, channels, width, stem_stride)

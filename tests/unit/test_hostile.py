@@ -467,6 +467,7 @@ def test_an_answers_folder_with_a_nested_document(tmp_path: Path) -> None:
         ({"weights": "DEFAULT"}, "cannot be built"),
         ({"pretrained": True}, "cannot be built"),
         ({"num_classes": 3}, "cannot be built"),
+        ({"width": 4, "stem_stride": 0}, "stem_stride must be"),
     ],
 )
 def test_an_architecture_of_more_memory_than_there_is(

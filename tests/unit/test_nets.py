@@ -118,6 +118,25 @@ def test_width_only_where_there_is_one() -> None:
         build("wideresnet-10-1", num_classes=2, width=8, mean=(0.5,), std=(0.5,))
 
 
+def test_a_stem_of_stride_two_sees_every_other_pixel_of_the_plain_one() -> None:
+    """On an image of twice the size: the same weights, the plain stem's output at even places."""
+    plain, strided = (
+        build("resnet18", num_classes=3, width=4, stem_stride=s, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+        for s in (None, 2)
+    )
+    load_weights(strided, {k: v.numpy() for k, v in plain.network.state_dict().items()}, where="x")
+    x = torch.rand(2, 3, 16, 16)
+    full, half = plain.network.conv1(x), strided.network.conv1(x)
+    torch.testing.assert_close(half, full[:, :, ::2, ::2])
+    torch.testing.assert_close(frozen(strided)(x), strided(x), atol=1e-5, rtol=0)
+    assert not torch.allclose(strided(x), plain(x), atol=1e-3)
+    with pytest.raises(UsageError, match="no stem_stride option"):
+        build("wideresnet-10-1", num_classes=2, stem_stride=2, mean=(0.5,), std=(0.5,))
+    for stride in (0, 9, 1.5, "2"):
+        with pytest.raises(ValueError, match="stem_stride must be"):
+            build("resnet18", num_classes=2, stem_stride=stride, mean=(0.5,), std=(0.5,))  # type: ignore[arg-type]
+
+
 def test_wrong_weights_name_the_keys() -> None:
     model = build("resnet18", num_classes=3, width=4, mean=(0.5,) * 3, std=(0.5,) * 3)
     weights = {k: v.numpy() for k, v in model.network.state_dict().items()}
