@@ -137,8 +137,8 @@ def _summary(evaluation: Evaluation) -> Table:
     }
     return Table(
         title="Summary",
-        header=("per cent", *(model.name for model in evaluation.models)),
-        rows=tuple((title, *(_percent(m) for m in found)) for title, _, found in lines),
+        header=("per cent", *(model.name for model in evaluation.models), "n"),
+        rows=tuple((title, *(_percent(m) for m in found), _count(found)) for title, _, found in lines),
         note=(
             "* significantly worse than the best of the row: p < 0.05 in a paired test on the same images "
             "(accuracies: McNemar; AUROC: DeLong; confidence: mean difference), elsewhere 95 % intervals "
@@ -298,18 +298,31 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
     return [
         Table(
             title=title + suffix,
-            header=("per cent", *(name for name, _, _ in columns)),
+            header=("per cent", *(name for name, _, _ in columns), *(name for name, _ in counted)),
             rows=tuple(
-                (dataset, *(_percent(find(model, name, dataset, attacked)) for _, name, attacked in columns))
+                (
+                    dataset,
+                    *(_percent(find(model, name, dataset, attacked)) for _, name, attacked in columns),
+                    *(_count([find(model, "mmc", dataset, attacked)]) for _, attacked in counted),
+                )
                 for dataset in sets
             ),
             note=below,
         )
-        for title, columns, below in (
-            ("Out-distributions", first, note),
-            ("Out-distributions, precision and confidence", second, ""),
+        for title, columns, below, counted in (
+            ("Out-distributions", first, note, ()),
+            ("Out-distributions, precision and confidence", second, "n: out-images.", _COUNTS),
         )
     ]
+
+
+_COUNTS = (("n", False), ("n attacked", True))
+
+
+def _count(found: Sequence[Measurement | None]) -> str:
+    """On how many examples: "10,000", or "355 to 10,000"."""
+    counts = sorted({m.n for m in found if m is not None})
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "-"
 
 
 def _operating(model: Evaluated, suffix: str) -> Table:
@@ -329,10 +342,17 @@ def _operating(model: Evaluated, suffix: str) -> Table:
             for name in names
             for attacked in (False, True)
         ]
+        cells += [
+            _count([find(model, f"{what}_at_{names[0]}", dataset, attacked)]) for _, attacked in _COUNTS
+        ]
         rows.append((f"{dataset}: {'kept' if what == 'kept' else 'let through'}", *cells))
     return Table(
         title=f"Operating points{suffix}",
-        header=("per cent", *(title for name in names for title in (name, f"{name} attacked"))),
+        header=(
+            "per cent",
+            *(title for name in names for title in (name, f"{name} attacked")),
+            *(title for title, _ in _COUNTS),
+        ),
         rows=tuple(rows),
     )
 

@@ -29,6 +29,7 @@ from pydantic import (
 
 from ratioctl import resources
 from ratioctl.errors import RecipeError
+from ratioctl.text import reason_of
 
 NORMS = (1.0, 1.5, 2.0, math.inf)
 LADDER_STEPS = 6
@@ -546,9 +547,8 @@ def _explain(error: ValidationError) -> str:
         elif item["type"] == "missing":
             findings.append(f'"{dotted}" is missing')
         else:
-            message = item["msg"].removeprefix("Value error, ")
             shown = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
-            findings.append(f'"{dotted}": {message[0].lower() + message[1:]}{shown}')
+            findings.append(f'"{dotted}": {reason_of(item)}{shown}')
     return "; ".join(findings)
 
 

@@ -1,4 +1,9 @@
-"""Text from outside (names, labels, paths), made safe to show. Open to every room, imports nothing."""
+"""Text from outside (names, labels, paths, findings of others), made fit to show. Open to every room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 def safe_text(text: object) -> str:
@@ -8,3 +13,31 @@ def safe_text(text: object) -> str:
     return "".join(
         ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in str(text)
     )
+
+
+_FINDINGS = {
+    "int_parsing": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "int_type": "is not a whole number",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "finite_number": "is not a finite number",
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+    "string_type": "is not text",
+    "literal_error": "is not one of {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
+def reason_of(finding: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in our words: one of the `errors()` of pydantic's ValidationError."""
+    known = _FINDINGS.get(finding["type"])
+    if known is not None:
+        context = finding.get("ctx", {})
+        return known.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
+    said = str(finding["msg"]).removeprefix("Value error, ").removeprefix(f"{finding['input']!r} ")
+    return said[:1].lower() + said[1:]

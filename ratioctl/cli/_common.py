@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ratioctl.errors import DiskError, OutputError, RatioctlError, UsageError
-from ratioctl.text import safe_text
+from ratioctl.text import reason_of, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -265,16 +265,6 @@ def _as_known(error: BaseException) -> RatioctlError:
     )
 
 
-# Of pydantic's kinds, which the parser passes on, those whose words are not ours.
-_KINDS = {
-    "int_parsing": "is not a whole number",
-    "int_from_float": "is not a whole number",
-    "float_parsing": "is not a number",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-}
-
-
 def _parser_error(error: Any) -> UsageError:
     """What the command line's parser found wrong: the option as it was given, the reason, where to look."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
@@ -296,9 +286,7 @@ def _parser_error(error: Any) -> UsageError:
         errors = getattr(error.__cause__, "errors", None)
         if callable(errors):
             found = errors()[0]
-            reason = _KINDS.get(found["type"], found["msg"]).format(**found.get("ctx", {}))
-            reason = reason.removeprefix("Value error, ").removeprefix(f"{found['input']!r} ")
-            thing = f"{thing} {found['input']}"
+            thing, reason = f"{thing} {found['input']}", reason_of(found)
     return UsageError(thing, reason[:1].lower() + reason[1:], step)
 
 

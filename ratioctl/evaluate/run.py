@@ -236,6 +236,12 @@ def choice(images: Images, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.lexsort((np.argsort(order), place))[:count])
 
 
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, from end to end: sets are sorted by class, and their first are of one."""
+    n = len(indices)
+    return indices if n <= count else indices[(np.arange(count) * n) // max(count, 1)]
+
+
 def _suite(suite: str | Suite) -> Suite:
     if isinstance(suite, Suite):
         return suite
@@ -606,7 +612,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
                 broken_by=by,
                 distance=distance,
             )
-        alive = np.flatnonzero(verdict)[: suite.probe]
+        alive = spread(np.flatnonzero(verdict), suite.probe)
         if not len(alive):
             steps.plan.skip(f"self-check, {ball}")
             continue
@@ -724,7 +730,8 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         ]
         if not suite.probe:
             continue
-        some, longer = pixels[: suite.probe], _longer(suite.outside_steps)
+        probed = spread(np.arange(len(pixels)), suite.probe)
+        some, longer = pixels[probed], _longer(suite.outside_steps)
         parts = steps.each(
             f"self-check, {name}",
             some,
@@ -734,7 +741,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
             settings=[ball.model_dump(mode="json"), longer],
         )
         reached = _joined(parts)["confidence"]
-        found.doubts.append(doubts.not_converged_outside(name, ball, worst[: len(reached)], reached, longer))
+        found.doubts.append(doubts.not_converged_outside(name, ball, worst[probed], reached, longer))
 
 
 def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:

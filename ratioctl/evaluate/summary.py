@@ -225,7 +225,8 @@ def mean_over_sets(
 ) -> list[Measurement]:
     """The unweighted mean over the out-distributions of what was measured on each of them.
 
-    Its interval is the mean of theirs: they share the in-images, so their errors do not cancel out.
+    Its interval is the mean of theirs: they share the in-images, so their errors do not cancel out. Its n
+    counts these once.
     """
     means = []
     kinds = dict.fromkeys((row.name, row.ball) for row in rows if row.dataset in sets)
@@ -234,11 +235,13 @@ def mean_over_sets(
         if len(found) != len(sets) or any(row.interval is None for row in found):
             continue
         ends = np.array([row.interval for row in found])
+        n_in = found[0].details.get("n_in", 0)
+        n_out = sum(row.n for row in found) - n_in * len(found)
         means.append(
             Measurement(
                 name=name,
                 value=float(np.mean([row.value for row in found])),
-                n=sum(row.n for row in found),
+                n=n_in + n_out,
                 interval=(float(ends[:, 0].mean()), float(ends[:, 1].mean())),
                 dataset="mean",
                 ball=ball,
@@ -252,6 +255,7 @@ def mean_over_sets(
                         if key in ("attack", "inside_ball", "inside_attack", "threshold")
                         and all(row.details.get(key) == value for row in found)
                     },
+                    **({"n_in": n_in, "n_out": n_out} if n_in else {}),
                     "sets": list(sets),
                     "inside": inside,
                 },

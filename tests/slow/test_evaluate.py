@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import ratioctl
+from ratioctl import evaluation_report
 from ratioctl.attack.ensemble import Budget
 from ratioctl.evaluate import SUITES, Suite, run
 from ratioctl.package import ModelPackage
@@ -64,6 +71,57 @@ def test_a_plain_model_falls_under_attack_inside_and_outside(
     assert value(report, "auroc", "mean", True) < 0.1
     assert value(report, "mmc", "mean", True) > 0.95
     assert value(report, "ece_mixture", "digits:test + flower + uniform", False) > 0.3
+
+
+class Means(torch.nn.Module):
+    """Four logits of channel means: a few microseconds a pass, and sound."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean((2, 3)) * 20
+        return torch.cat([m, m.mean(1, keepdim=True)], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["paper", "full"])
+def test_the_long_suites_run_to_their_end(
+    suite: str, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, with pyautoattack's standard version, on few images of a network that costs nothing."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    network = Means().eval()
+    monkeypatch.setattr(sys.modules["ratioctl.evaluate.run"], "frozen", lambda model: network)
+    pixels = np.random.default_rng(0).integers(96, 160, (6, 8, 8, 3), dtype=np.uint8)
+    right = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).tolist()
+    names = ("cat", "dog", "red panda", "dog")
+    for k, label in enumerate(right):
+        folder = tmp_path / "data" / names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[k]).save(folder / f"{k}.png")
+    found = run(
+        [small_package],
+        data=str(tmp_path / "data"),
+        suite=suite,
+        limit=6,
+        device="cpu",
+        out=tmp_path / "out",
+        finish=lambda done: evaluation_report.write(done, tmp_path / "out"),
+    )
+    rows = [row for row in found.models[0].report.measurements if row.name == "robust_accuracy"]
+    norms = [2.0, 2.0, math.inf, *([1.0, 1.5] if suite == "full" else [])]
+    assert [row.ball.p for row in rows if row.ball] == norms
+    for row in rows:
+        assert row.ball is not None
+        reference = row.ball.p != 1.5
+        assert row.details["backend"].startswith("pyautoattack" if reference else "own")
+        assert (row.details["attack"] == "AutoAttack (standard)") is reference
+        assert row.n == 6
+    by = next(t for t in evaluation_report.tables(found) if t.title == "Robust accuracy by attack")
+    assert by.header[2:6] == ("APGD-CE", "APGD-T", "FAB-T", "SQUARE")
+    assert len(by.rows) == len(norms)
+    assert sum(cell == "-" for cells in by.rows for cell in cells) == (2 if suite == "full" else 0)
+    said = found.models[0].report.warnings
+    assert not any("too weak" in text or "gradient" in text for text in said), said
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.slow

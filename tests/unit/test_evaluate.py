@@ -25,7 +25,7 @@ from ratioctl.data.inside import Images
 from ratioctl.errors import OutputError, PackageError, SourceError, UsageError
 from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
 from ratioctl.evaluate.plan import Phase, Plan
-from ratioctl.evaluate.run import choice
+from ratioctl.evaluate.run import choice, spread
 from ratioctl.journal import Journal, key_of
 from ratioctl.nets.hardware import Place
 from ratioctl.nets.predict import Predictor
@@ -141,6 +141,14 @@ def test_a_choice_is_stratified_nested_and_reproducible() -> None:
     assert not np.array_equal(chosen, choice(some, 20, 8))
     assert len(choice(some, None, 0)) == len(choice(some, 1000, 0)) == 100
     assert len(choice(images(some.pixels), 13, 0)) == 13
+
+
+def test_the_self_checks_look_at_every_part_of_a_set() -> None:
+    """Sets are sorted by class: the first sixteen images would all be of the first one."""
+    assert spread(np.arange(100, 200), 4).tolist() == [100, 125, 150, 175]
+    assert spread(np.array([3, 5, 9]), 4).tolist() == [3, 5, 9]
+    assert spread(np.arange(3), 2).tolist() == [0, 1]
+    assert spread(np.arange(3), 0).tolist() == []
 
 
 # --- journal -----------------------------------------------------------------------------------------------
@@ -419,6 +427,9 @@ def test_means_are_over_sets_alone() -> None:
         "sets": ["a", "b"],
         "inside": "in",
     }
+    shared = [dataclasses.replace(row, details={**row.details, "n_in": 7}) for row in rows[:2]]
+    (mean,) = summary.mean_over_sets(shared, ["a", "b"], "in", 0)
+    assert (mean.n, mean.details["n_in"], mean.details["n_out"]) == (13, 7, 6), "the in-images count once"
 
 
 # --- the whole ---------------------------------------------------------------------------------------------
@@ -507,6 +518,9 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         *("ECE", "ECE, bins of equal mass", "ECE, half out-images", "NLL", "Brier score")
     ]
     assert "15 bins on [0.25, 1]" in calibration.note
+    counts = {shown.title: [row[-2:] for row in shown.rows] for shown in evaluation_report.tables(found)}
+    assert counts["Out-distributions, precision and confidence"] == [("9", "5"), ("9", "5")]  # uni, mean
+    assert counts["Operating points"] == [("9", "5")] * 3  # test, uni, mean
     kept = [r for r in table.to_pylist() if r["attack"].endswith(")") and r["verdict"]]
     robust = next(r for r in rows if r.name == "robust_accuracy")
     assert len(kept) == round(robust.value * robust.n)
@@ -595,7 +609,8 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
     )
     assert [model.name for model in found.models] == ["small", "small-2"]
     table = evaluation_report.tables(found)[0]
-    assert table.header == ("per cent", "small", "small-2")
+    assert table.header == ("per cent", "small", "small-2", "n")
+    assert {row[0]: row[3] for row in table.rows}["Accuracy"] == "9"
     assert table.marked == frozenset()
     assert all(row[1] == row[2] for row in table.rows)
 
@@ -926,7 +941,8 @@ def test_significantly_worse_models_are_found_by_paired_tests() -> None:
     titles = [row[0] for row in table.rows]
     assert titles == ["Accuracy", "Mean AUROC", "Mean confidence on out-images"]
     assert table.marked == {(0, 2), (1, 2), (2, 2)}
-    assert table.header == ("per cent", "good", "bad")
+    assert table.header == ("per cent", "good", "bad", "n")
+    assert [row[3] for row in table.rows] == ["200", "400", "200"]
     apart = [dataclasses.replace(model, examples=shuffled(model.examples)) for model in found]
     assert (
         evaluation_report._worse(
