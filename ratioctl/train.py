@@ -13,12 +13,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -551,32 +550,26 @@ def _changes(old: Recipe, new: Recipe) -> list[str]:
 
 
 class _MetricsLog:
-    """`metrics.jsonl`, one line per validation; lines beyond the resumed update are dropped first."""
+    """`metrics.jsonl`, one line per validation; lines beyond the resumed update are dropped first.
+
+    It is replaced as a whole, a line longer: an append that is killed could leave half of one.
+    """
 
     def __init__(self, path: Path, update: int) -> None:
         self.path = path
-        kept = []
+        self.text = ""
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["update"] <= update:
-                        kept.append(line)
+                        self.text += line + "\n"
                 except (ValueError, KeyError, TypeError):
-                    continue  # a line cut off by a crash
-        files.write_file(path, "".join(line + "\n" for line in kept).encode())
+                    continue  # damaged
+        files.write_file(path, self.text.encode())
 
     def write(self, row: dict[str, Any]) -> None:
-        line = json.dumps({k: v for k, v in row.items() if k != "event"}) + "\n"
-        with self.path.open("ab") as file:
-            whole = file.tell()
-            try:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):  # a full disk may have taken half of the line
-                    os.truncate(self.path, whole)
-                raise
+        self.text += json.dumps({k: v for k, v in row.items() if k != "event"}) + "\n"
+        files.write_file(self.path, self.text.encode())
 
 
 @contextmanager

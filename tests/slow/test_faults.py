@@ -85,6 +85,13 @@ def test_killed_anywhere_nothing_is_lost(name: str, forks: Any, known: Any, tmp_
         assert faults.suffer(forks, reference, tmp_path / "work", fault) == [], fault
 
 
+def test_a_line_of_metrics_is_there_whole_or_not_at_all(forks: Any, known: Any, tmp_path: Path) -> None:
+    reference = known("train")
+    points = enumerate(reference.points, 1)
+    *_, at = (k for k, (call, path) in points if call == "write" and "metrics.jsonl" in path)
+    assert faults.suffer(forks, reference, tmp_path / "work", {"kind": "torn", "at": at}) == []
+
+
 def test_the_harness_notices_what_is_lost(forks: Any, known: Any, tmp_path: Path) -> None:
     """Were the tests above blind, this one would fail: each kind of loss is found."""
     reference = known("train")
