@@ -21,7 +21,8 @@ FOLDER = resources.folder("recipes")
 NAMES = recipes.available()
 # Table 7 and appendix B.4: radius inside by the number in the name, radius outside by the data.
 RADIUS_OUT = {"cifar10": 1.0, "cifar100": 1.0, "svhn": 1.0, "restricted-imagenet": 7.0}
-OWN = [n for n in NAMES if n.startswith("digits") or n.endswith("-small") or n == "cifar10-ratio"]
+OWN = [n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64")]
+OWN.append("cifar10-ratio")
 PUBLISHED = [n for n in NAMES if n not in OWN]
 
 MINIMAL = 'name = "a"\n[data]\ntrain = "digits:train"\n'
