@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SAMPLE ?= assets/samples/kitten.jpg
+SAMPLE ?= assets/samples/cat.jpg
 TARGET ?= dog
 PYTEST_ARGS ?= -n auto --dist loadscope
 
