@@ -10,9 +10,9 @@ folded network over one on the other). `--sides second` runs the package with an
 spread.
 
 A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
-the pieces that both sides have finished are summed up. Small pieces cost both sides more an image: the last
-attacks meet few survivors. Seconds are those of the clock; processor seconds, over all threads, stand beside
-them, because other work on the machine changes them less.
+the pieces that all of --sides have finished are summed up. Small pieces cost both sides more an image: the
+last attacks meet few survivors. Seconds are those of the clock; processor seconds, over all threads, stand
+beside them, because other work on the machine changes them less.
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ def main() -> None:
             result = run(side, folded if side == "own" else plain, x[at], y[at], ball)
             part(options.parts, side, start).write_text(json.dumps(result), encoding="utf-8")
             print(side, start, f"{result['seconds']:.0f} s, {sum(result['robust'])} robust", flush=True)
-    both = [s for s in starts if all(part(options.parts, side, s).exists() for side in ("own", "package"))]
-    if not both:
+    wanted = options.sides.split(",")
+    ended = [s for s in starts if all(part(options.parts, side, s).exists() for side in wanted)]
+    if not ended:
         return
     sides = {
-        side: [json.loads(part(options.parts, side, start).read_text()) for start in both]
+        side: [json.loads(part(options.parts, side, start).read_text()) for start in ended]
         for side in SIDES
-        if all(part(options.parts, side, start).exists() for start in both)
+        if all(part(options.parts, side, start).exists() for start in ended)
     }
     source = options.source.replace("\\", "/").rsplit("/", 1)[-1]
     result = {
@@ -90,7 +91,7 @@ def main() -> None:
         "model_digest": found.digest,
         "data": source,
         "ball": str(ball),
-        "images": sum(len(piece["robust"]) for piece in sides["own"]),
+        "images": sum(len(piece["robust"]) for piece in sides[wanted[0]]),
         "batch_size": options.piece,
         **summed(sides),
         "pass_ratio": pass_ratio(plain, folded, x[: options.piece // 2]),
@@ -143,13 +144,13 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         {side: sum(p[key] for p in pieces) for side, pieces in sides.items()}
         for key in ("seconds", "processor_seconds")
     )
-    n = len(robust["own"])
-    result: dict[str, Any] = {
-        "time_ratio": total["own"] / total["package"],
-        "processor_time_ratio": processor["own"] / processor["package"],
-    }
+    result: dict[str, Any] = {}
+    if "own" in sides and "package" in sides:
+        result["time_ratio"] = total["own"] / total["package"]
+        result["processor_time_ratio"] = processor["own"] / processor["package"]
+        result["same_verdict"] = float((robust["own"] == robust["package"]).mean())
     for side, pieces in sides.items():
-        kept = int(robust[side].sum())
+        n, kept = len(robust[side]), int(robust[side].sum())
         result[side] = {
             "backend": pieces[0]["backend"],
             "name": pieces[0]["name"],
@@ -164,7 +165,6 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     result["verdicts_that_differ"] = {
         f"{a}, {b}": int((robust[a] != robust[b]).sum()) for a, b in pairs if a in robust and b in robust
     }
-    result["same_verdict"] = float((robust["own"] == robust["package"]).mean())
     return result
 
 
