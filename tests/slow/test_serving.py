@@ -111,7 +111,8 @@ def test_the_node_service(folder: Path, expected: list[ScoreRow], npm_install: C
     npm_install(folder, *wanted[1].split())
     (folder / "service.js").write_text(code)
     # Other decoders and resizers than ours: near on photographs, the same on an image of the model's size.
-    for row in expected[:4]:
+    known = [row for row in expected if not row.is_ood]  # what is not known has no label to speak of
+    for row in known[:4]:
         label, confidence, _ = node(folder, row.path)
         assert label == ratioctl.load_model().config["label_names"].index(row.label)  # type: ignore[index]
         assert confidence == pytest.approx(row.confidence, abs=0.1)
