@@ -38,7 +38,8 @@ def test_five_thousand_images_leave_memory_flat(tmp_path: Path) -> None:
 def test_three_hundred_calls_leave_nothing_behind(tmp_path: Path) -> None:
     found = measured(tmp_path, "--images", "0", "--calls", "300")["calls"]
     assert found["calls"] >= 290
-    assert found["open_files"][1] < found["open_files"][0] + 20  # some are open while we look; a leak is hundreds
+    # Some are open while we look; a leak would be hundreds.
+    assert found["open_files"][1] < found["open_files"][0] + 20
     assert found["threads_of_ours_at_the_end"] == 0
     assert found["threads"][1] <= found["threads"][0] + 2
     # A leaked session of the smallest model would be half a megabyte a call.
