@@ -63,19 +63,23 @@ def test_a_packaged_model_scores(
     assert "is not calibrated" in captured.err
 
 
-def test_worst_case_is_at_least_the_clean_confidence(
-    weights: Path,
-    tmp_path: Path,
-    colours: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def hurried(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """A package made by the command, whose worst case is searched in few steps."""
     monkeypatch.setattr(ratioctl, "_WORST_CASE_STEPS", 4)
     out = tmp_path / "pets"
     line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
     assert run(*line, "--mean", "0", "--std", "1") == 0
     capsys.readouterr()
-    scored = [str(colours), "--model", str(out), "--threshold", "0.5", "--format", "jsonl"]
+    return out
+
+
+def test_worst_case_is_at_least_the_clean_confidence(
+    hurried: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = [str(colours), "--model", str(hurried), "--threshold", "0.5", "--format", "jsonl"]
     assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
     captured = capsys.readouterr()
     assert re.search(r"^This takes about \d+ s: 4 images, \d\S* s each\.$", captured.err, re.M)
@@ -99,20 +103,11 @@ def test_worst_case_is_at_least_the_clean_confidence(
 
 
 def test_a_list_on_stdin_is_told_the_pace_of_its_worst_case(
-    weights: Path,
-    tmp_path: Path,
-    colours: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hurried: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ratioctl, "_WORST_CASE_STEPS", 4)
-    out = tmp_path / "pets"
-    line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
-    assert run(*line, "--mean", "0", "--std", "1") == 0
-    capsys.readouterr()
     listed = io.BytesIO(f"{colours}/red.png\n".encode())
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=listed))
-    assert main(["ood-score", "-", "--model", str(out), "--threshold", "0.5", "--worst-case", "0.5"]) == 0
+    assert main(["ood-score", "-", "--model", str(hurried), "--threshold", "0.5", "--worst-case", "0.5"]) == 0
     captured = capsys.readouterr()
     assert re.search(r"^The worst case takes about \S+ s an image\.$", captured.err, re.M)
     assert "red.png" in captured.out
