@@ -6,8 +6,9 @@ Both sides attack the same images of one model in l2 0.5, piece by piece and in 
 all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded
 network; the package gets the module that `ratioctl.load_model` returns, as any user of it would. How much of
 the difference the folding alone makes is measured too ("pass_ratio": a forward and input-gradient pass on the
-folded network over one on the other). `--sides second` runs the package with another seed, for its own
-spread.
+folded network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
+price of a bare one in a full batch, measured right after the piece. `--sides second` runs the package with
+another seed, for its own spread.
 
 A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
 the pieces that all of --sides have finished are summed up. Small pieces cost both sides more an image: the
@@ -18,9 +19,12 @@ beside them, because other work on the machine changes them less.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +35,12 @@ from _result import finish
 import ratioctl
 from ratioctl import package as packages
 from ratioctl.attack.ensemble import STANDARD, backend_name, robust_verdicts
+from ratioctl.attack.threads import in_parts, one_each
 from ratioctl.data import inside
 from ratioctl.data.loader import to_float
 from ratioctl.evaluate.run import choice
 from ratioctl.metrics import wilson_interval
-from ratioctl.nets import frozen
+from ratioctl.nets import frozen, quicken
 from ratioctl.recipe import Ball
 
 SIDES = {"own": ("own", 0), "package": ("reference", 0), "second": ("reference", 1)}
@@ -116,8 +121,11 @@ def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, b
         seconds[name] += now - last
         last = now
 
+    own = side == "own"
+    counted = Counted(network)
+    search = Counted(quicken(copy.deepcopy(network))) if own else None
     verdicts = robust_verdicts(
-        network,
+        counted if own else network,
         x,
         y,
         ball,
@@ -125,17 +133,58 @@ def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, b
         seed=seed,
         backend=backend,  # type: ignore[arg-type]
         progress=progress,
+        search_logits_of=search,
     )
+    ended, worked = time.perf_counter(), time.process_time()
+    floor = {"floor_seconds": counted.floor(x) + search.floor(x)} if search is not None else {}
     return {
+        **floor,
         "backend": backend_name(backend),  # type: ignore[arg-type]
         "name": verdicts.name,
         "seed": seed,
         "robust": verdicts.robust.int().tolist(),
         "broken_by": verdicts.broken_by.tolist(),
-        "seconds": time.perf_counter() - began,
-        "processor_seconds": time.process_time() - processor,
+        "seconds": ended - began,
+        "processor_seconds": worked - processor,
         "seconds_by_attack": seconds,
     }
+
+
+class Counted:
+    """A network that counts the images it is given, with and without a gradient."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network, self.lock, self.images = network, threading.Lock(), {True: 0, False: 0}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            self.images[torch.is_grad_enabled() and x.requires_grad] += len(x)
+        return self.network(x)
+
+    def floor(self, x: torch.Tensor) -> float:
+        """Seconds of as many bare passes in batches as large as `x`."""
+        with one_each(x.device) as count:
+            passes = in_parts(self.network, count)
+
+            def forward() -> None:
+                with torch.no_grad():
+                    passes(x)
+
+            def step() -> None:
+                z = x.detach().requires_grad_()
+                torch.autograd.grad(passes(z).sum(), z)
+
+            each = {True: middle_of(step) / len(x), False: middle_of(forward) / len(x)}
+        return sum(each[kind] * images for kind, images in self.images.items())
+
+
+def middle_of(work: Callable[[], object], times: int = 5) -> float:
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
 
 
 def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -145,6 +194,8 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for key in ("seconds", "processor_seconds")
     )
     result: dict[str, Any] = {}
+    if all("floor_seconds" in piece for piece in sides.get("own", [{}])):
+        result["own_over_floor"] = total["own"] / sum(piece["floor_seconds"] for piece in sides["own"])
     if "own" in sides and "package" in sides:
         result["time_ratio"] = total["own"] / total["package"]
         result["processor_time_ratio"] = processor["own"] / processor["package"]

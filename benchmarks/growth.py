@@ -4,9 +4,11 @@
     python benchmarks/growth.py --short
 
 For each quantity the processor seconds of 1x, 2x and 4x, in turns, and the exponent e of the power law
-seconds ~ quantity^e fitted to them: 1 is linear, below 1 there are costs that do not grow. Counterfactuals
-run as `ratioctl.counterfactual` on the model given; training updates and the dependence on the number of
-classes on a random ResNet-18 of width 16.
+seconds ~ quantity^e fitted to them, in each round: 1 is linear, below 1 there are costs that do not grow.
+Counterfactuals run as `ratioctl.counterfactual` on the model given; training updates and the dependence on
+the number of classes on a random ResNet-18 of width 16. "floor" are bare passes with the gradient of the
+input: of 1x, 2x and 4x images, budgets or targets (all are rows of a batch), with as many times the steps,
+and with as many classes.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import ratioctl
 from ratioctl import recipe as recipes
 from ratioctl.attack import goals
 from ratioctl.attack.engine import perturb
+from ratioctl.attack.threads import in_parts, one_each
 from ratioctl.data.loader import Batch
 from ratioctl.nets import build, frozen
 from ratioctl.objective import losses
@@ -60,6 +63,7 @@ def main() -> None:
         model.predict(pixels)
 
     model = ratioctl._scoring_model(options.model, "tpr95", device="cpu")
+    bare = frozen(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
     sides: dict[str, Callable[[], object]] = {}
     for times in (1, 2, 4):
         sides |= {
@@ -72,15 +76,20 @@ def main() -> None:
             f"training steps {times}": lambda n=times: update(16, 10, 2 * n),
             f"training classes {times}": lambda n=times: update(16, 50 * n, 2),
             f"attack classes {times}": lambda n=times: attacked(50 * n),
+            f"floor, rows {times}": lambda n=times: passes(bare, 12 * n, options.steps),
+            f"floor, steps {times}": lambda n=times: passes(bare, 12, options.steps * n),
+            f"floor, classes {times}": lambda n=times: passes(frozen(network(50 * n)), 32, 4),
         }
     ask(), update(16, 10, 1), scored(1)
     _, times_of = interleaved(sides, options.rounds)
     table, ratios = {}, {}
     for quantity in dict.fromkeys(name.rpartition(" ")[0] for name in sides):
-        seconds = {n: statistics.median(times_of[f"{quantity} {n}"]) for n in (1, 2, 4)}
-        exponent = fitted(seconds)
-        table[quantity] = {"seconds": {f"{n}x": s for n, s in seconds.items()}, "exponent": exponent}
-        ratios[f"{quantity}, exponent"] = {"median": exponent}
+        each = {n: times_of[f"{quantity} {n}"] for n in (1, 2, 4)}
+        fits = [fitted({n: each[n][k] for n in each}) for k in range(options.rounds)]
+        exponent = {"median": statistics.median(fits), "least": min(fits), "most": max(fits)}
+        seconds = {f"{n}x": statistics.median(s) for n, s in each.items()}
+        table[quantity] = {"seconds": seconds, "exponent": exponent}
+        ratios[f"{quantity}, exponent"] = exponent
     result = {
         "benchmark": "growth of costs",
         "ratios": ratios,
@@ -118,6 +127,16 @@ def update(batch: int, classes: int, steps: int) -> None:
     x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     data = Batch(x_in=x, y_in=torch.arange(batch) % classes, x_out=x)
     losses(net.train(), frozen(net), data, recipe.objective)["total"].backward()
+
+
+def passes(net: torch.nn.Module, rows: int, steps: int) -> None:
+    """`steps` bare forward passes of `rows` images with the gradient of the input."""
+    x = torch.rand(rows, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with one_each(x.device) as count:
+        run = in_parts(net, count)
+        for _ in range(steps):
+            z = x.detach().requires_grad_()
+            torch.autograd.grad(run(z).sum(), z)
 
 
 def attacked(classes: int) -> None:

@@ -16,17 +16,22 @@ Sides, in one process and in turns:
                   T_in and T_out passes with the gradient of the input, one forward pass for each attack, one
                   forward and backward pass in train mode
 
+    matrix        products of large square matrices: "matrix_peak_gflops" is the fastest of all rounds, and
+                  "share_of_matrix_peak" the operations of our update over it, counted as direct
+                  convolutions (a Winograd convolution does fewer, so that the share may pass 1)
+
 "agreement" is how far the values that both attacks reach lie apart, ours and the plain one, from the same
-weights and images. The data are random pixels: the cost does not depend on them.
+weights and images. "shares_of_update" says where the processor seconds of ours go, in as many updates taken
+apart. The data are random pixels: the cost does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -88,11 +93,13 @@ def main() -> None:
     model = build("resnet18", num_classes=10, width=options.width, mean=(0.5,) * 3, std=(0.25,) * 3)
     model = model.to(place.device)
     batch = loader.batch_at(0, recipe, train, out, _fill(), place.device)
-    sides: dict[str, Callable[[], object]] = {"ours": Ours(recipe, model, train, out, place)}
+    ours = Ours(recipe, model, train, out, place)
+    sides: dict[str, Callable[[], object]] = {"ours": ours}
     sides["plain"] = Plain(recipe, model, batch)
     if find_spec("torchattacks"):
         sides["torchattacks"] = Plain(recipe, model, batch, packaged=True)
     sides["floor"] = Floor(recipe, model, place)
+    sides["matrix"] = matrix = Products(place)
     agreement = agree(recipe, model, batch, place)
     for (
         name,
@@ -106,6 +113,7 @@ def main() -> None:
     if "torchattacks" in sides:
         pairs["torchattacks over ours"] = ("torchattacks", "ours")
     passes = operations(model, options.batch, options.in_steps, options.out_steps)
+    apart = [ours.apart() for _ in range(options.rounds)]
     result = {
         "benchmark": "a RATIO training step",
         "ratios": {name: ratio(times, *pair) for name, pair in pairs.items()},
@@ -115,7 +123,9 @@ def main() -> None:
         "processor_seconds": medians(worked),
         "agreement": agreement,
         "gflops_of_ours": passes / middle["ours"] / 1e9,
-        "share_of_matrix_peak": passes / middle["ours"] / matrix_peak(place),
+        "matrix_peak_gflops": matrix.best / 1e9,
+        "share_of_matrix_peak": passes / middle["ours"] / matrix.best,
+        "shares_of_update": shares(apart),
         "rounds": options.rounds,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "setting": {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(options).items()},
@@ -184,6 +194,43 @@ class Ours:
         self.sgd.step()
         _average(self.average, self.model.network, 0.999)
         self.update += 1
+
+    def apart(self) -> dict[str, float]:
+        """Processor seconds of the parts of an update, in their order."""
+        seconds: dict[str, float] = {}
+        objective = self.recipe.objective
+
+        def timed(name: str, work: Callable[[], Any]) -> Any:
+            began = time.process_time()
+            found = work()
+            if self.place.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name] = time.process_time() - began
+            return found
+
+        def pass_both() -> None:
+            logits = _in_precision(self.model.train(), self.place)(torch.cat([z_in, z_out])).float()
+            loss = functional.cross_entropy(logits[: len(z_in)], batch.y_in)
+            self.sgd.zero_grad(set_to_none=True)
+            (loss + to_uniform(logits[len(z_in) :]).mean()).backward()
+
+        batch = timed(
+            "batch and augmentation",
+            lambda: loader.batch_at(
+                self.update, self.recipe, self.train, self.out, _fill(), self.place.device
+            ),
+        )
+        timed("folding", lambda: refresh(self.twin, self.model))
+        twin = _in_precision(self.twin, self.place)
+        z_in = timed("in-attack", lambda: attacked(twin, batch.x_in, batch.y_in, objective.inside))
+        assert objective.outside is not None
+        outside = objective.outside
+        z_out = timed("out-attack", lambda: attacked(twin, batch.x_out, None, outside))
+        timed("mixed pass of the update", pass_both)
+        timed("optimiser", self.sgd.step)
+        timed("averaged weights", lambda: _average(self.average, self.model.network, 0.999))
+        self.update += 1
+        return seconds
 
 
 class Plain:
@@ -336,18 +383,28 @@ def operations(model: torch.nn.Module, batch: int, in_steps: int, out_steps: int
     return forward * batch * (2 * (in_steps + out_steps) + 2 + 3 * 2)
 
 
-def matrix_peak(place: Place) -> float:
-    """Operations a second of a product of large square matrices, in the precision of the passes."""
-    size = 8192 if place.device.type == "cuda" else 1536
-    kind = torch.bfloat16 if place.bf16 else torch.float32
-    a = torch.randn(size, size, device=place.device, dtype=kind)
-    best = 0.0
-    with torch.no_grad(), contextlib.suppress(RuntimeError):
-        for _ in range(5):
+class Products:
+    """Products of large square matrices in the precision of the passes; `best` operations a second so far."""
+
+    def __init__(self, place: Place) -> None:
+        self.size, self.best = (8192 if place.device.type == "cuda" else 2048), 0.0
+        kind = torch.bfloat16 if place.bf16 else torch.float32
+        self.a, self.out = (
+            torch.randn(self.size, self.size, device=place.device, dtype=kind) for _ in range(2)
+        )
+
+    def __call__(self) -> None:
+        for _ in range(8):
             began = time.perf_counter()
-            (a @ a)[0, 0].item()
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
+            torch.mm(self.a, self.a, out=self.out)
+            self.out[0, 0].item()
+            self.best = max(self.best, 2 * self.size**3 / (time.perf_counter() - began))
+
+
+def shares(apart: list[dict[str, float]]) -> dict[str, float]:
+    """Of an update's processor seconds, each part's share: the median of several."""
+    each = [{name: seconds / sum(parts.values()) for name, seconds in parts.items()} for parts in apart]
+    return {name: statistics.median(parts[name] for parts in each) for name in each[0]}
 
 
 if __name__ == "__main__":
