@@ -65,7 +65,7 @@ def main() -> None:
                 "export": ("export", model, "--output", onnx),
                 "package": (
                     *("package", str(weights), "--arch", found.architecture, "--labels", ",".join(LABELS)),
-                    *("--out", str(folder / f"package-{number}")),
+                    *("--mean", "0.5", "--std", "0.25", "--out", str(folder / f"package-{number}")),
                 ),
                 "inspect": ("inspect", model),
                 "verify": ("verify", model),
