@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Table:
     """A table of text cells; the first column names the row.
 
     Attributes:
+        intervals: 95 % intervals of cells by (row, column), shown where there is room: not on a terminal.
         marked: (row, column) of the cells that are significantly worse than the best of their row.
     """
 
@@ -39,6 +40,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    intervals: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
     marked: frozenset[tuple[int, int]] = frozenset()
 
 
@@ -125,27 +127,55 @@ def _summary(evaluation: Evaluation) -> Table:
     if len(evaluation.models) == 1:
         rows = tuple((title, _percent(m), _interval(m), f"{m.n:,}") for title, _, [m] in lines if m)
         return Table(
-            title=evaluation.models[0].name,
+            title=f"Summary of {evaluation.models[0].name}",
             header=("per cent", "value", "95 % interval", "n"),
             rows=rows,
-            note=f"Suite {evaluation.suite}: {evaluation.protocol}.",
+            note=_SUMMARY_NOTE,
         )
     marked = {
         (r, c + 1)
         for r, (_, higher, found) in enumerate(lines)
         for c in _worse(found, higher, evaluation.models)
     }
-    return Table(
-        title="Summary",
-        header=("per cent", *(model.name for model in evaluation.models), "n"),
-        rows=tuple((title, *(_percent(m) for m in found), _count(found)) for title, _, found in lines),
+    return _table(
+        "Summary",
+        ("per cent", *(model.name for model in evaluation.models), "n"),
+        [(title, *found, _count(found)) for title, _, found in lines],
         note=(
             "* significantly worse than the best of the row: p < 0.05 in a paired test on the same images "
             "(accuracies: McNemar; AUROC: DeLong; confidence: mean difference), elsewhere 95 % intervals "
-            "that do not overlap. "
-            f"Suite {evaluation.suite}: {evaluation.protocol}."
+            f"that do not overlap. {_SUMMARY_NOTE}"
         ),
         marked=frozenset(marked),
+    )
+
+
+_SUMMARY_NOTE = (
+    "ECE: how far confidence is from accuracy. AUROC: how often an in-image gets more confidence than an "
+    "out-image, 50 is guessing. FPR@95TPR: in-images flagged where 95 % of the out-images are."
+)
+
+
+def _table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | Measurement | None]],
+    note: str = "",
+    marked: frozenset[tuple[int, int]] = frozenset(),
+) -> Table:
+    """A table of texts and of measurements in per cent."""
+    return Table(
+        title=title,
+        header=tuple(header),
+        rows=tuple(tuple(cell if isinstance(cell, str) else _percent(cell) for cell in row) for row in rows),
+        note=note,
+        intervals={
+            (r, c): _interval(cell)
+            for r, row in enumerate(rows)
+            for c, cell in enumerate(row)
+            if isinstance(cell, Measurement) and cell.interval is not None
+        },
+        marked=marked,
     )
 
 
@@ -219,7 +249,8 @@ def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 def _calibration(model: Evaluated, suffix: str) -> Table:
     """Every figure of calibration, after and before the temperature."""
     found = {m.name: m for m in model.report.measurements if m.dataset != "mean" and m.ball is None}
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    intervals = {}
     for title, name in (
         ("ECE", "ece"),
         ("ECE, bins of equal mass", "adaptive_ece"),
@@ -229,20 +260,20 @@ def _calibration(model: Evaluated, suffix: str) -> Table:
     ):
         if name in found:
             pair = (found[name], found[f"{name}_uncalibrated"])
-            cells = [
-                f"{m.value:.4f}" + (f" ({m.interval[0]:.4f} to {m.interval[1]:.4f})" if m.interval else "")
-                for m in pair
-            ]
-            rows.append((title, *cells, f"{pair[0].n:,}"))
+            for column, m in enumerate(pair, 1):
+                if m.interval is not None:
+                    intervals[len(rows), column] = "{:.4f} to {:.4f}".format(*m.interval)
+            rows.append((title, *(f"{m.value:.4f}" for m in pair), f"{pair[0].n:,}"))
     note = ""
     if "ece" in found:
         bins, (low, high) = found["ece"].details["bins"], found["ece"].details["range"]
-        note = f"{bins} bins on [{low:.4g}, {high:g}]; in brackets the 95 % interval."
+        note = f"{bins} bins on [{low:.4g}, {high:g}]."
     return Table(
         title=f"Calibration{suffix}",
         header=("", "after temperature", "before", "n"),
         rows=tuple(rows),
         note=note,
+        intervals=intervals,
     )
 
 
@@ -255,18 +286,18 @@ def _breakdown(model: Evaluated, suffix: str) -> list[Table]:
     if len(attacks) < 2 or before is None:
         return []
     return [
-        Table(
-            title=f"Robust accuracy by attack{suffix}",
-            header=("per cent", "before", *(attack.upper().replace("_", "-") for attack in attacks), "n"),
-            rows=tuple(
+        _table(
+            f"Robust accuracy by attack{suffix}",
+            ("per cent", "before", *(attack.upper().replace("_", "-") for attack in attacks), "n"),
+            [
                 (
                     ball_text(ball),
-                    _percent(before),
-                    *(_percent(after.get((ball, attack))) for attack in attacks),
+                    before,
+                    *(after.get((ball, attack)) for attack in attacks),
                     f"{before.n:,}",
                 )
                 for ball in dict.fromkeys(ball for ball, _ in after)
-            ),
+            ],
             note="Each attack meets what those before it left standing: the last number is the worst case.",
         )
     ]
@@ -296,22 +327,27 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
         f"us. In attacked: in-images in {ball_text(inner)} against unchanged out-images."
     )
     return [
-        Table(
-            title=title + suffix,
-            header=("per cent", *(name for name, _, _ in columns), *(name for name, _ in counted)),
-            rows=tuple(
+        _table(
+            title + suffix,
+            ("per cent", *(name for name, _, _ in columns), *(name for name, _ in counted)),
+            [
                 (
                     dataset,
-                    *(_percent(find(model, name, dataset, attacked)) for _, name, attacked in columns),
+                    *(find(model, name, dataset, attacked) for _, name, attacked in columns),
                     *(_count([find(model, "mmc", dataset, attacked)]) for _, attacked in counted),
                 )
                 for dataset in sets
-            ),
+            ],
             note=below,
         )
         for title, columns, below, counted in (
             ("Out-distributions", first, note, ()),
-            ("Out-distributions, precision and confidence", second, "n: out-images.", _COUNTS),
+            (
+                "Out-distributions, precision and confidence",
+                second,
+                "MMC: mean confidence. n: out-images.",
+                _COUNTS,
+            ),
         )
     ]
 
@@ -335,25 +371,33 @@ def _operating(model: Evaluated, suffix: str) -> Table:
         for m in model.report.measurements
         if m.name.startswith(("kept_at_", "let_through_at_"))
     )
-    rows = []
+    rows: list[tuple[str | Measurement | None, ...]] = []
     for dataset, what in sets:
         cells = [
-            _percent(find(model, f"{what}_at_{name}", dataset, attacked))
+            find(model, f"{what}_at_{name}", dataset, attacked)
             for name in names
             for attacked in (False, True)
         ]
-        cells += [
+        counts = [
             _count([find(model, f"{what}_at_{names[0]}", dataset, attacked)]) for _, attacked in _COUNTS
         ]
-        rows.append((f"{dataset}: {'kept' if what == 'kept' else 'let through'}", *cells))
-    return Table(
-        title=f"Operating points{suffix}",
-        header=(
+        rows.append((f"{dataset}: {'kept' if what == 'kept' else 'let through'}", *cells, *counts))
+    at = {m.name: m for m in model.report.measurements if m.name.startswith("kept_at_")}  # the attacked ones
+    inner = next((m.ball for m in at.values()), None)
+    outer = next((m.ball for m in model.report.measurements if _is_worst(m, "auroc")), None)
+    thresholds = ", ".join(f"{name} {at[f'kept_at_{name}'].details['threshold']:.3g}" for name in names)
+    return _table(
+        f"Operating points{suffix}",
+        (
             "per cent",
             *(title for name in names for title in (name, f"{name} attacked")),
             *(title for title, _ in _COUNTS),
         ),
-        rows=tuple(rows),
+        rows,
+        note=(
+            f"Shares with a confidence of at least the threshold ({thresholds}). Attacked: in-images made to "
+            f"look outlying in {ball_text(inner)}, out-images to look familiar in {ball_text(outer)}."
+        ),
     )
 
 
@@ -382,11 +426,14 @@ def rich_tables(evaluation: Evaluation) -> list[RenderableType]:
     from rich.table import Table as Rich
     from rich.text import Text
 
-    drawn: list[RenderableType] = []
+    drawn: list[RenderableType] = [
+        Text(safe_text(f"Suite {evaluation.suite}: {evaluation.protocol}."), style="dim")
+    ]
     for table in tables(evaluation):
         grid = Rich(title=Text(safe_text(table.title), style="bold"), title_justify="left")
         for k, title in enumerate(table.header):
-            grid.add_column(Text(safe_text(title)), justify="left" if k == 0 else "right", min_width=5)
+            side = "left" if k == 0 else "right"
+            grid.add_column(Text(safe_text(title)), justify=side, min_width=5, overflow="fold")
         for r, row in enumerate(table.rows):
             cells = []
             for c, cell in enumerate(row):
@@ -402,7 +449,7 @@ def rich_tables(evaluation: Evaluation) -> list[RenderableType]:
 def markdown(evaluation: Evaluation) -> str:
     """`report.md`: the tables, the doubts, the data."""
     lines = [f"# Evaluation of {', '.join(_md(model.name) for model in evaluation.models)}", ""]
-    lines += [f"Suite {_md(evaluation.suite)}: {_md(evaluation.protocol)}.", ""]
+    lines += [f"Suite {_md(evaluation.suite)}: {_md(evaluation.protocol)}. Brackets hold 95 % intervals.", ""]
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
         lines += [f"- **Warning:** {_md(prefix + warning)}" for warning in model.report.warnings]
@@ -410,7 +457,12 @@ def markdown(evaluation: Evaluation) -> str:
         lines += ["", f"## {_md(table.title)}", "", "| " + " | ".join(map(_md, table.header)) + " |"]
         lines += ["|---" + "|---:" * (len(table.header) - 1) + "|"]
         for r, row in enumerate(table.rows):
-            cells = [_md(cell) + (" \\*" if (r, c) in table.marked else "") for c, cell in enumerate(row)]
+            cells = [
+                _md(cell)
+                + (f" ({table.intervals[r, c]})" if (r, c) in table.intervals else "")
+                + (" \\*" if (r, c) in table.marked else "")
+                for c, cell in enumerate(row)
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         if table.note:
             lines += ["", _md(table.note)]
@@ -581,9 +633,18 @@ def figures(model: Evaluated) -> list[dict[str, Any]]:
         dashed=True,
     )
     low = reliable["edges"][0]
+    rows = model.report.measurements
+    outer = next((m.ball for m in rows if _is_worst(m, "auroc")), None)
+    inner = next((m.ball for m in rows if m.name == "auroc_inside_attacked"), None)
     drawn.append(
         _figure(
-            "Reliability", "confidence", "accuracy", [bins, before], (low, 1.0), (0.0, 1.0), diagonal=True
+            "Reliability",
+            "confidence",
+            "accuracy",
+            [bins, before],
+            (low, 1.0),
+            (0.0, 1.0),
+            diagonal="as sure as right",
         )
     )
     if found["radius"]:
@@ -616,7 +677,14 @@ def figures(model: Evaluated) -> list[dict[str, Any]]:
         title = f"ROC, {dataset}"
         drawn.append(
             _figure(
-                title, "in-images flagged", "out-images flagged", lines, (0.0, 1.0), (0.0, 1.0), diagonal=True
+                title,
+                "in-images flagged",
+                "out-images flagged",
+                lines,
+                (0.0, 1.0),
+                (0.0, 1.0),
+                diagonal="guessing",
+                note=f"Attacked: out-images in {ball_text(outer)}.",
             )
         )
     for dataset, shares in found["histograms"].items():
@@ -631,7 +699,13 @@ def figures(model: Evaluated) -> list[dict[str, Any]]:
                 lines.append(Series(name=name, x=steps_x, y=steps_y, colour=1))
         top = 1.05 * max(max(series.y) for series in lines) or 1.0
         title = f"Confidences, {dataset}"
-        drawn.append(_figure(title, "confidence", "share of images", lines, (low, 1.0), (0.0, top)))
+        how = (
+            f"in {ball_text(outer)} to look familiar"
+            if dataset in found["roc"]
+            else f"in {ball_text(inner)} to look outlying"
+        )
+        spans = (low, 1.0), (0.0, top)
+        drawn.append(_figure(title, "confidence", "share of images", lines, *spans, note=f"Attacked: {how}."))
     return drawn
 
 
@@ -655,9 +729,15 @@ def _figure(
     x_span: tuple[float, float],
     y_span: tuple[float, float],
     *,
-    diagonal: bool = False,
+    diagonal: str = "",
+    note: str = "",
 ) -> dict[str, Any]:
-    """A chart as inline SVG; colours come from the page's style, so it follows light and dark."""
+    """A chart as inline SVG; colours come from the page's style, so it follows light and dark.
+
+    Args:
+        diagonal: what the diagonal stands for; none is drawn without.
+        note: beneath the legend.
+    """
     from markupsafe import Markup, escape
 
     def px(x: float) -> float:
@@ -685,14 +765,22 @@ def _figure(
     parts.append(f'<text x="{centre}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
     turned = f'x="12" y="{middle}" transform="rotate(-90 12 {middle})"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(y_name)}</text>')
-    keys = []
+    keys: list[dict[str, Any]] = []
+
+    def key(mark: str, name: str) -> None:
+        keys.append(
+            {"mark": Markup(f'<svg viewBox="0 0 32 12" aria-hidden="true">{mark}</svg>'), "name": name}
+        )
+
     for series in lines:
         dash = " dash" if series.dashed else ""
         if series.bars:
             for x, right, y in zip(series.x, series.bars, series.y, strict=True):
                 box = f'x="{px(x) + 0.5:.1f}" y="{py(y):.1f}" width="{max(px(right) - px(x) - 1, 0.5):.1f}"'
-                parts.append(f'<rect class="f{series.colour}" {box} height="{py(y_span[0]) - py(y):.1f}"/>')
-            mark = f'<rect class="f{series.colour}" x="8" y="2" width="16" height="8"/>'
+                parts.append(
+                    f'<rect class="bar f{series.colour}" {box} height="{py(y_span[0]) - py(y):.1f}"/>'
+                )
+            mark = f'<rect class="bar f{series.colour}" x="8" y="2" width="16" height="8"/>'
         else:
             if series.low:
                 around = path(series.x, series.high) + " " + path(series.x[::-1], series.low[::-1])
@@ -701,14 +789,13 @@ def _figure(
                 f'<polyline class="line l{series.colour}{dash}" points="{path(series.x, series.y)}"/>'
             )
             mark = f'<line class="line l{series.colour}{dash}" x1="0" x2="32" y1="6" y2="6"/>'
-        keys.append(
-            {"mark": Markup(f'<svg viewBox="0 0 32 12" aria-hidden="true">{mark}</svg>'), "name": series.name}
-        )
+        key(mark, series.name)
     if diagonal:
+        key('<line class="diagonal dash" x1="0" x2="32" y1="6" y2="6"/>', diagonal)
         ends = (x_span[0], x_span[1])
         parts.append(f'<polyline class="diagonal dash" points="{path(ends, ends)}"/>')
     corner = path((x_span[0], x_span[0], x_span[1]), (y_span[1], y_span[0], y_span[0]))
     parts.append(f'<polyline class="axis" points="{corner}"/>')
     label = escape(f"{title}: {y_name} over {x_name}")
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    return {"title": title, "svg": Markup(svg), "legend": keys, "note": ""}
+    return {"title": title, "svg": Markup(svg), "legend": keys, "note": note}

@@ -261,6 +261,17 @@ def weights(package: ModelPackage) -> dict[str, np.ndarray]:
     return parse_weights(data, package.weights_path)
 
 
+def names(packages: Sequence[ModelPackage]) -> list[str]:
+    """The packages' names, numbered where one occurs again."""
+    found: list[str] = []
+    for package in packages:
+        name, k = package.name, 2
+        while name in found:
+            name, k = f"{package.name}-{k}", k + 1
+        found.append(name)
+    return found
+
+
 def threshold(spec: Spec, which: str | float = "tpr95") -> float:
     """The confidence below which an image is out of distribution.
 

@@ -170,6 +170,20 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def cats_and_dogs(tmp_path: Path) -> Path:
+    """A labelled SOURCE for the small package, called "data": four PNGs of noise in each of two classes."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "data"
+
+
 @pytest.fixture(scope="session")
 def npm_install() -> Callable[..., None]:
     """npm_install(folder, package, ...); skips where npm cannot, and fails there under CI."""

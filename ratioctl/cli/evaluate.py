@@ -123,13 +123,14 @@ def evaluate(
             signum=getattr(stop, "signum", 2),
         ) from None
     written += progress.files
+    code = 3 if any(entry["unreadable"] for entry in evaluation.data) else None
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
         for warning in model.report.warnings:
             context.warn(prefix + warning)
     if context.json:
         emit_json({**evaluation.to_json(), "files": [str(path) for path in written]})
-        return None
+        return code
     for shown in evaluation_report.rich_tables(evaluation):
         context.out.print(shown)
     for path in written:
@@ -137,7 +138,7 @@ def evaluate(
     if write:
         for package in loaded:
             context.out.print(f"Filed in: {package.path}")
-    return None
+    return code
 
 
 def default_folder(names: list[str], suite: str) -> Path:

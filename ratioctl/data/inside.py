@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -157,6 +159,35 @@ def hold_out(
     )
     held = np.sort(held)
     return np.setdiff1d(np.arange(n), held), held
+
+
+def short_name(source: str) -> str:
+    """How reports and cards name a SOURCE: a path's folders are nobody's business."""
+    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+
+
+def described(sets: Mapping[str, Images]) -> list[dict[str, Any]]:
+    """What reports say about named sets: plain JSON values."""
+    return [
+        {
+            "name": name,
+            "source": images.source,
+            "role": "inside" if images.labels is not None else "outside",
+            "n": len(images),
+            "unreadable": len(images.errors),
+            "fingerprint": images.fingerprint,
+        }
+        for name, images in sets.items()
+    ]
+
+
+def unreadable(sets: Mapping[str, Images]) -> list[str]:
+    """A sentence for every set of which images could not be read."""
+    return [
+        f"{len(images.errors)} images of {name} could not be read and are left out"
+        for name, images in sets.items()
+        if images.errors
+    ]
 
 
 def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ratioctl.data import inside
 from ratioctl.data.inside import Images
-from ratioctl.errors import SourceError
+from ratioctl.errors import SourceError, UsageError
 
+BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}  # where none is named
 NOISE = ("uniform", "smooth")
 PHOTOS = ("china", "flower")
 _NOISE_IMAGES = 2000  # of a noise set where the caller names no number
@@ -67,6 +68,32 @@ def load(
         source=", ".join(sources),
         errors=tuple(error for part in kept for error in part.errors),
     )
+
+
+def named(ood: Sequence[str] | Mapping[str, str], data: str) -> dict[str, str]:
+    """Names to SOURCEs from "NAME=SOURCE" each, or a mapping; the built-in noise where none is given.
+
+    Args:
+        data: SOURCE of the in-images, whose short name is taken.
+
+    Raises:
+        UsageError: not NAME=SOURCE, or a name that is given twice or taken.
+    """
+    pairs = list(ood.items()) if isinstance(ood, Mapping) else [_pair(text) for text in ood]
+    taken = {"mean": "is the name of the average", inside.short_name(data): "is the name of the in-images"}
+    for name, _ in pairs:
+        if name in taken:
+            raise UsageError(f"--ood {name}", taken[name], "Choose another name.")
+        taken[name] = "is given twice"
+    return dict(pairs) or dict(BUILT_IN)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    name = name.strip()
+    if not equals or not name or not source:
+        raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
+    return name, source
 
 
 def _one(

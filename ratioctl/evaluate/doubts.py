@@ -162,11 +162,3 @@ def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[s
                 what = said.get(role, "was selected or calibrated on")
                 found.setdefault(name, f"{name} is the very data the model {what}")
     return list(found.values())
-
-
-def unreadable(sets: Mapping[str, Images]) -> list[str]:
-    return [
-        f"{len(images.errors)} images of {name} could not be read and are left out"
-        for name, images in sets.items()
-        if images.errors
-    ]

@@ -8,8 +8,6 @@ import hashlib
 import importlib.metadata
 import math
 import os
-import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from ratioctl.evaluate.work import Subject
 from ratioctl.files import lock, make_folder
 from ratioctl.journal import Arrays, Journal, key_of
 from ratioctl.nets import from_package, frozen
+from ratioctl.nets.environment import environment
 from ratioctl.nets.hardware import Place, choose
 from ratioctl.nets.predict import Predictor
 from ratioctl.package import ModelPackage
@@ -40,7 +39,6 @@ from ratioctl.results import Attacked, Evaluated, Evaluation, Measurement, Repor
 Model = str | Path | ModelPackage
 Ood = Sequence[str] | Mapping[str, str]
 
-BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}
 FORMAT = 4  # of filed batches; grows when their arrays change
 GALLERY = 8  # pictures a set
 _LOOK, _LOOK_STEPS = 32, 10  # images and steps of the look at how many survive, for the time estimate
@@ -99,7 +97,7 @@ def run(
     chosen = _with_backend(_suite(suite), backend)
     if save_adversarial and out is None:
         raise UsageError("save_adversarial", "needs a folder to save into", "Give out.")
-    named = _named(ood, data)
+    named = outside.named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     loaded = [
@@ -120,7 +118,7 @@ def run(
             stack.enter_context(lock(folder))
         journal = Journal(None if folder is None else folder / ".journal", keep=resume)
         sets = _Sets(data, named, limit, seed, download)
-        names = _names(loaded)
+        names = packages.names(loaded)
         packs = [sets.of(package) for package in loaded]
         subjects = [_subject(package, place, seed) for package in loaded]
         plan = Plan(
@@ -142,8 +140,8 @@ def run(
         evaluation = Evaluation(
             suite=chosen.name,
             protocol=str(chosen),
-            data=tuple(packs[0].described()),
-            environment=_environment(place),
+            data=tuple(inside.described(packs[0].all())),
+            environment=environment(place, "attack_precision", "verdict_precision"),
             models=tuple(parts),
         )
         if finish is not None:
@@ -170,18 +168,6 @@ class _Pack:
     def all(self) -> dict[str, Images]:
         return {self.name: self.inside, **self.outside}
 
-    def described(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "source": images.source,
-                "role": "inside" if images.labels is not None else "outside",
-                "n": len(images),
-                "fingerprint": images.fingerprint,
-            }
-            for name, images in self.all().items()
-        ]
-
 
 class _Sets:
     """Loads every set once per input size and labels."""
@@ -203,7 +189,7 @@ class _Sets:
                 name: outside.load([source], size, channels, seed=self.seed, download=self.download)
                 for name, source in self.ood.items()
             }
-            own = _own_name(self.data)
+            own = inside.short_name(self.data)
             self.loaded[key] = _Pack(
                 name=own,
                 whole={name: images.fingerprint for name, images in {own: test, **found}.items()},
@@ -236,6 +222,11 @@ def choice(images: Images, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.lexsort((np.argsort(order), place))[:count])
 
 
+def _at(pixels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The images at ascending, distinct indices; no copy where these are all of them."""
+    return pixels if len(index) == len(pixels) else pixels[index]
+
+
 def spread(indices: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of them, from end to end: sets are sorted by class, and their first are of one."""
     n = len(indices)
@@ -264,41 +255,6 @@ def _with_backend(suite: Suite, backend: Backend | None) -> Suite:
             "Use --suite paper (--limit N shortens it).",
         )
     return dataclasses.replace(suite, backend=backend)
-
-
-def _own_name(data: str) -> str:
-    """How reports and cards name the in-images: a path's folders are nobody's business."""
-    return re.split(r"[/\\]", data.rstrip("/\\"))[-1] or data
-
-
-def _named(ood: Ood, data: str) -> dict[str, str]:
-    """Names to SOURCEs; the built-in noise where none is given."""
-    pairs = list(ood.items()) if isinstance(ood, Mapping) else [_pair(text) for text in ood]
-    taken = {"mean": "is the name of the average", _own_name(data): "is the name of the in-images"}
-    for name, _ in pairs:
-        if name in taken:
-            raise UsageError(f"--ood {name}", taken[name], "Choose another name.")
-        taken[name] = "is given twice"
-    return dict(pairs) or dict(BUILT_IN)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    name = name.strip()
-    if not equals or not name or not source:
-        raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
-    return name, source
-
-
-def _names(loaded: Sequence[ModelPackage]) -> list[str]:
-    """The packages' names, numbered where one occurs again."""
-    names: list[str] = []
-    for package in loaded:
-        name, k = package.name, 2
-        while name in names:
-            name, k = f"{package.name}-{k}", k + 1
-        names.append(name)
-    return names
 
 
 # --- the plan ----------------------------------------------------------------------------------------------
@@ -471,7 +427,7 @@ def _one(
         doubts.temperature_at_end(package.temperature, suites.calibration(package), package.calibrated),
         *doubts.trained_on(package, pack.whole),
         *doubts.duplicates(pack.all()),
-        *doubts.unreadable(pack.all()),
+        *inside.unreadable(pack.all()),
         doubts.few(_counts(pack, suite)),
     ]
     report = Report(
@@ -552,7 +508,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
     subject, inside = steps.subject, pack.inside
     picked, classes = choice(inside, suite.inside, subject.seed), len(subject.package.label_names)
     assert inside.labels is not None
-    x, y = inside.pixels[picked], inside.labels[picked]
+    x, y = _at(inside.pixels, picked), inside.labels[picked]
     for ball in suites.robust_balls(subject.package, suite):
         attacks, budget = suite.attacks_for(ball), suite.budget_for(ball)
         backend = suite.backend_for(ball, classes)
@@ -641,7 +597,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     low, seed = 1 / len(package.label_names), steps.subject.seed
     picked, inner = choice(inside, suite.outside, seed), suites.robust_balls(package, suite)[0]
     assert inside.labels is not None
-    x = inside.pixels[picked]
+    x = _at(inside.pixels, picked)
     keep = steps.saved is not None
     parts = steps.each(
         f"lowest confidence, {inner}",
@@ -671,7 +627,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     how = f"APGD, {suite.outside_steps} steps x {suite.outside_restarts}, {2 + targets} goals, or the image"
     for name, images in pack.outside.items():
         chosen = choice(images, suite.outside, seed)
-        pixels = images.pixels[chosen]
+        pixels = _at(images.pixels, chosen)
         parts = steps.each(
             f"worst case, {name}",
             pixels,
@@ -716,8 +672,8 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         found.gallery += [
             Attacked(
                 dataset=name,
-                image=pixels[k],
-                attacked=joined["picture"][k],
+                image=pixels[k].copy(),  # a view would keep all of them in memory
+                attacked=joined["picture"][k].copy(),
                 before=float(joined["clean"][k]),
                 after=float(worst[k]),
                 label=package.label_names[int(joined["predicted"][k])],
@@ -825,28 +781,6 @@ class _Examples:
 # --- what stands beside the numbers ------------------------------------------------------------------------
 
 
-def _environment(place: Place) -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"model name\s*:\s*(.+)", text)
-        processor = found[1].strip() if found else processor
-    gpu = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
-    return {
-        "versions": {
-            "ratioctl": ratioctl.__version__,
-            "torch": torch.__version__,
-            "pyautoattack": importlib.metadata.version("pyautoattack"),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu},
-        "device": str(place.device),
-        "attack_precision": "bf16" if place.bf16 else "fp32",
-        "verdict_precision": "fp32",
-    }
-
-
 def _file(package: ModelPackage, report: Report, evaluation: Evaluation, pack: _Pack) -> None:
     """The measurements into the package's config and, where it was rendered, its card."""
     if packages.read(package.path, verify=False).digest != package.digest:
@@ -867,7 +801,7 @@ def _file(package: ModelPackage, report: Report, evaluation: Evaluation, pack: _
                     "hardware": evaluation.environment["hardware"],
                     "data": [
                         {key: value for key, value in entry.items() if key != "source"}  # somebody's path
-                        for entry in pack.described()
+                        for entry in inside.described(pack.all())
                     ],
                     "measurements": [row.to_json() for row in report.measurements if _headline(row)],
                     "warnings": list(report.warnings),

@@ -41,6 +41,7 @@ class Source:
             "fingerprint": self.images.fingerprint,
             "seed": self.seed,
             "duration_s": self.seconds,
+            "attack": None,
             **more,
         }
 

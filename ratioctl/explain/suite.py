@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of filed images; grows when their arrays change
 INSIDE, OUTSIDE, STEPS = 100, 50, 100  # images of a set where --limit names no number, steps of a search
-BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}
 QUANTILES = (0.25, 0.5, 0.75)
 _DISTANCES = ("l1", "l2", "linf")
 
@@ -82,12 +80,13 @@ def run(
         raise UsageError("--write", "is not for explanations", "A card shows accuracy and detection alone.")
     if norm not in NORMS:
         raise UsageError(f"--norm {norm}", "is unknown", "Known: 2, 1.5, 1, inf.")
+    from ratioctl.nets.environment import environment
     from ratioctl.nets.hardware import choose
 
     loaded = [_package(model) for model in (models or (packages.DEFAULT_MODEL,))]
     place = choose(device, precision)
     by = None if judge is None else _Judge.of(_package(judge), loaded, place)
-    named = dict(ood.items() if isinstance(ood, Mapping) else map(_pair, ood)) or BUILT_IN
+    named = outside.named(ood, data)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -96,7 +95,7 @@ def run(
         packs = [_sets(package, data, named, limit, seed, download) for package in loaded]
         told = _Told(sum(len(images) for sets in packs for images in sets.values()), watch)
         parts = []
-        for package, sets, name in zip(loaded, packs, _names(loaded), strict=True):
+        for package, sets, name in zip(loaded, packs, packages.names(loaded), strict=True):
             subject = _Subject(
                 package=package,
                 name=name,
@@ -114,13 +113,8 @@ def run(
                 protocol=f"counterfactuals in l{norm} balls, {steps} steps, of in-images towards a random "
                 "other class and of out-images towards the class they are seen as"
                 + ("" if by is None else f"; judged by {by.package.name}"),
-                data=tuple(_described(packs[0])),
-                environment={
-                    "versions": {"ratioctl": ratioctl.__version__, "python": platform.python_version()},
-                    "device": str(place.device),
-                    "search_precision": "bf16" if place.bf16 else "fp32",
-                    "score_precision": "fp32",
-                },
+                data=tuple(inside.described(packs[0])),
+                environment=environment(place, "search_precision", "score_precision"),
                 models=tuple(parts),
             )
         if finish is not None:
@@ -131,21 +125,6 @@ def run(
 
 def _package(model: str | Path | ModelPackage) -> ModelPackage:
     return model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not equals or not name.strip() or not source:
-        raise UsageError(f"--ood {text}", "is not NAME=SOURCE", "For example --ood svhn=svhn:test.")
-    return name, source
-
-
-def _names(loaded: Sequence[ModelPackage]) -> list[str]:
-    """The packages' names, numbered where one occurs again."""
-    names: list[str] = []
-    for package in loaded:
-        names.append(package.name if package.name not in names else f"{package.name}-{len(names) + 1}")
-    return names
 
 
 def _sets(
@@ -159,10 +138,7 @@ def _sets(
     """The images, in-images first under their own name."""
     channels, size, _ = package.input_size
     test = inside.load_labelled(data, size, channels, package.label_names, download=download)
-    own = data.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or data
-    if own in ood:
-        raise UsageError(f"--ood {own}", "is the name of the in-images", "Choose another name.")
-    sets = {own: some(test, limit or INSIDE, seed)}
+    sets = {inside.short_name(data): some(test, limit or INSIDE, seed)}
     for name, source in ood.items():
         loaded = outside.load([source], size, channels, seed=seed, download=download)
         sets[name] = some(loaded, limit or OUTSIDE, seed)
@@ -181,17 +157,6 @@ def some(images: Images, count: int, seed: int) -> Images:
             turn[mine] = np.arange(len(mine))
     chosen = order[np.argsort(turn[order], kind="stable")][:count]
     return images.subset(np.sort(chosen))
-
-
-def _described(sets: Mapping[str, Images]) -> Iterator[dict[str, Any]]:
-    for name, images in sets.items():
-        yield {
-            "name": name,
-            "source": images.source,
-            "role": "inside" if images.labels is not None else "outside",
-            "n": len(images),
-            "fingerprint": images.fingerprint,
-        }
 
 
 def target_of(pixels: np.ndarray, label: int, classes: int, seed: int) -> int:
@@ -306,7 +271,7 @@ def _one(subject: _Subject, sets: Mapping[str, Images]) -> Evaluated:
         rows += measure(subject, name, found, about)
         for key, column in _columns(subject, name, images, found).items():
             examples.setdefault(key, []).append(column)
-    warnings = []
+    warnings = inside.unreadable(sets)
     if subject.judge is not None and subject.judge.package.digest == subject.package.digest:
         warnings.append("the judge is the model itself, so its confidence says nothing about transfer")
     few = {name: len(images) for name, images in sets.items() if len(images) < 100}

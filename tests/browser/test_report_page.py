@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
 
 from ratioctl import evaluation_report
 from ratioctl.attack.ensemble import Budget
@@ -30,16 +28,10 @@ TINY = Suite(
 
 
 @pytest.fixture
-def report(small_package: Path, tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for k in range(3):
-            picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-            picture.save(tmp_path / "data" / name / f"{k}.png")
+def report(small_package: Path, cats_and_dogs: Path, tmp_path: Path) -> Path:
     found = run(
         [small_package],
-        data=str(tmp_path / "data"),
+        data=str(cats_and_dogs),
         ood={"uni <noise>": "noise:uniform"},
         suite=TINY,
         limit=6,

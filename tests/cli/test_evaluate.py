@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from ratioctl.attack.ensemble import Budget
 from ratioctl.cli import main
@@ -38,26 +36,15 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        for k in range(4):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    return tmp_path / "data"
-
-
 def line(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     arguments = ["evaluate", str(model), "--data", str(data), "--ood", "uni=noise:uniform", "--out", str(out)]
     return [*arguments, "--limit", "8", "--device", "cpu", "--precision", "fp32", *more]
 
 
 def test_a_table_on_stdout_doubts_on_stderr_and_files(
-    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(line(small_package, data, tmp_path / "out")) == 0
+    assert main(line(small_package, cats_and_dogs, tmp_path / "out")) == 0
     out, err = capsys.readouterr()
     assert "Robust accuracy, l2 0.125 (APGD-CE 2 steps)" in out
     assert "AutoAttack" not in out
@@ -74,9 +61,9 @@ def test_a_table_on_stdout_doubts_on_stderr_and_files(
 
 
 def test_json_is_the_report_and_nothing_else(
-    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(line(small_package, data, tmp_path / "out", "--json", "-q")) == 0
+    assert main(line(small_package, cats_and_dogs, tmp_path / "out", "--json", "-q")) == 0
     out, _ = capsys.readouterr()
     document = json.loads(out)
     filed = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -91,7 +78,7 @@ def test_json_is_the_report_and_nothing_else(
 
 
 def test_what_was_wrong_is_said_before_anything_is_computed(
-    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(arguments: list[str], code: int, *says: str) -> None:
         assert main(arguments) == code
@@ -99,16 +86,34 @@ def test_what_was_wrong_is_said_before_anything_is_computed(
         assert all(text in err for text in says), err
 
     out = tmp_path / "out"
-    fails(line(small_package, data, out, "--suite", "slow"), 2, "slow")
-    fails(line(small_package, data, out, "--ood", "svhn"), 2, "NAME=SOURCE")
-    fails(line(tmp_path / "no-model", data, out), 5, "no-model")
+    fails(line(small_package, cats_and_dogs, out, "--suite", "slow"), 2, "slow")
+    fails(line(small_package, cats_and_dogs, out, "--ood", "svhn"), 2, "NAME=SOURCE")
+    fails(line(tmp_path / "no-model", cats_and_dogs, out), 5, "no-model")
     fails(line(small_package, tmp_path / "no-data", out), 2, "no-data")
     fails(["evaluate", str(small_package)], 2, "--data")
-    (data / "zebra").mkdir()
-    (data / "cat" / "0.png").rename(data / "zebra" / "0.png")
-    fails(line(small_package, data, out), 2, "zebra", "no label of the model")
+    (cats_and_dogs / "zebra").mkdir()
+    (cats_and_dogs / "cat" / "0.png").rename(cats_and_dogs / "zebra" / "0.png")
+    fails(line(small_package, cats_and_dogs, out), 2, "zebra", "no label of the model")
     (tmp_path / "file").touch()
-    fails(line(small_package, data, tmp_path / "file"), 2, "file")
+    fails(line(small_package, cats_and_dogs, tmp_path / "file"), 2, "file")
+
+
+@pytest.mark.parametrize("suite", ["quick", "explanations"])
+def test_images_that_cannot_be_read_are_said_and_change_the_exit_code(
+    suite: str, small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cats_and_dogs / "dog" / "0.png").write_bytes(b"no picture")
+    more = ["--suite", suite, "--json", "-q"]
+    if suite == "explanations":
+        more += ["--limit", "1"]
+    assert main(line(small_package, cats_and_dogs, tmp_path / "out", *more)) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert [(entry["name"], entry["unreadable"]) for entry in document["data"]] == [("data", 1), ("uni", 0)]
+    said = "1 images of data could not be read and are left out"
+    assert said in document["models"][0]["warnings"]
+    environment = document["environment"]
+    assert {"ratioctl", "torch", "numpy", "python"} <= set(environment["versions"])
+    assert environment["hardware"]["processor"]
 
 
 PROGRAM = """
@@ -128,11 +133,11 @@ evaluate({model!r}, data={data!r}, ood=["uni=noise:uniform"], limit=8, out={out!
 
 
 def test_a_killed_evaluation_continues_with_the_same_command(
-    small_package: Path, data: Path, tmp_path: Path
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     program = PROGRAM.format(
-        folder=str(Path(__file__).parent), model=str(small_package), data=str(data), out=str(out)
+        folder=str(Path(__file__).parent), model=str(small_package), data=str(cats_and_dogs), out=str(out)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -140,9 +145,9 @@ def test_a_killed_evaluation_continues_with_the_same_command(
     before = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
     assert len(before) == 5
 
-    assert main(line(small_package, data, out, "-q")) == 0
+    assert main(line(small_package, cats_and_dogs, out, "-q")) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert main(line(small_package, data, tmp_path / "whole", "-q")) == 0
+    assert main(line(small_package, cats_and_dogs, tmp_path / "whole", "-q")) == 0
     assert timeless(out) == timeless(tmp_path / "whole")
 
 

@@ -25,17 +25,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        for k in range(2):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    return tmp_path / "data"
-
-
 def line(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     arguments = ["evaluate", str(model), "--data", str(data), "--ood", "uni=noise:uniform", "--out", str(out)]
     arguments += ["--suite", "explanations", "--limit", "3", "--device", "cpu", "--precision", "fp32"]
@@ -55,13 +44,13 @@ def timeless(document: Any) -> Any:
 
 
 def test_numbers_are_those_of_the_counterfactuals(
-    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Worked out again with `counterfactual` on the same images and targets; the judge is the model."""
     import ratioctl
 
     out = tmp_path / "out"
-    assert main(line(small_package, data, out, "--judge", str(small_package))) == 0
+    assert main(line(small_package, cats_and_dogs, out, "--judge", str(small_package))) == 0
     shown, err = capsys.readouterr()
     assert "reached %" in shown
     assert "uni (n 3)" in shown
@@ -70,7 +59,7 @@ def test_numbers_are_those_of_the_counterfactuals(
     assert (document["schema"], document["suite"]) == ("ratioctl/evaluation/1", "explanations")
     assert {path.name for path in out.iterdir()} >= {"report.md", "report.html", "examples.parquet"}
 
-    images = [(path, ("cat", "dog").index(path.parent.name)) for path in sorted(data.rglob("*.png"))]
+    images = [(path, ("cat", "dog").index(path.parent.name)) for path in sorted(cats_and_dogs.rglob("*.png"))]
     pixels = {path: np.asarray(Image.open(path)) for path, _ in images}
     import pyarrow.parquet as pq
 
@@ -121,10 +110,10 @@ suite.run([{model!r}], data={data!r}, ood=["uni=noise:uniform"], limit=3, out={o
 
 
 def test_a_killed_run_goes_on_with_the_next_image(
-    small_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    program = PROGRAM.format(model=str(small_package), data=str(data), out=str(out))
+    program = PROGRAM.format(model=str(small_package), data=str(cats_and_dogs), out=str(out))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (out / "report.json").exists()
@@ -133,19 +122,23 @@ def test_a_killed_run_goes_on_with_the_next_image(
     damaged = min(before)
     damaged.write_bytes(b"half a file")
 
-    assert main(line(small_package, data, out, "-q", "--json")) == 0
+    assert main(line(small_package, cats_and_dogs, out, "-q", "--json")) == 0
     document = json.loads(capsys.readouterr().out)
     after = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
     assert len(after) == 6
     assert all(after[path] == time for path, time in before.items() if path != damaged)
-    assert main(line(small_package, data, tmp_path / "whole", "-q", "--json")) == 0
+    assert main(line(small_package, cats_and_dogs, tmp_path / "whole", "-q", "--json")) == 0
     whole = json.loads(capsys.readouterr().out)
     document.pop("files"), whole.pop("files")
     assert timeless(document) == timeless(whole)
 
 
 def test_what_cannot_be_asked(
-    small_package: Path, tiny_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path,
+    tiny_package: Path,
+    cats_and_dogs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     for more, words in (
@@ -153,8 +146,10 @@ def test_what_cannot_be_asked(
         (["--judge", str(tiny_package)], 'does not know the class "cat"'),
         (["--judge", str(small_package), "--suite", "quick"], "--judge"),
         (["--ood", "svhn"], "NAME=SOURCE"),
+        (["--ood", "uni=noise:smooth"], "is given twice"),
+        (["--ood", "data=noise:smooth"], "is the name of the in-images"),
     ):
-        assert main([*line(small_package, data, out), *more]) == 2
+        assert main([*line(small_package, cats_and_dogs, out), *more]) == 2
         assert words in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import ratioctl
 from ratioctl import evaluation_report, metrics, package
 from ratioctl.attack import ensemble, goals
 from ratioctl.attack.ensemble import Budget
+from ratioctl.data import inside
 from ratioctl.data.inside import Images
 from ratioctl.errors import OutputError, PackageError, SourceError, UsageError
 from ratioctl.evaluate import SUITES, Suite, doubts, run, suites, summary, work
@@ -471,7 +474,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         assert len(row.details["fingerprint"]) == 64
         assert row.details["duration_s"] >= 0
         assert row.details["seed"] == 0
-        assert row.ball is None or row.details["attack"]
+        assert (row.ball is None) is (row.details["attack"] is None)
     clean, worst = (
         next(r.value for r in rows if r.name == "mmc" and r.dataset == "uni" and bool(r.ball) == attacked)
         for attacked in (False, True)
@@ -503,7 +506,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     )
     assert all((r["distance"] > 0) is not r["verdict"] for r in left)
     titles = [shown.title for shown in evaluation_report.tables(found)]
-    assert titles[:3] == ["small", "Calibration", "Robust accuracy by attack"]
+    assert titles[:3] == ["Summary of small", "Calibration", "Robust accuracy by attack"]
     by = evaluation_report.tables(found)[2]
     assert by.header == ("per cent", "before", "APGD-CE", "APGD-T", "n")
     assert [float(cell) for cell in by.rows[0][1:4]] == pytest.approx(
@@ -518,12 +521,63 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         *("ECE", "ECE, bins of equal mass", "ECE, half out-images", "NLL", "Brier score")
     ]
     assert "15 bins on [0.25, 1]" in calibration.note
+    operating = next(t for t in evaluation_report.tables(found) if t.title == "Operating points")
+    assert "(tpr95 0.5, tpr99 0.3)" in operating.note
+    assert "outlying in l2 0.125, out-images to look familiar in l2 0.25" in operating.note
+    kept_at = next(r for r in rows if r.name == "kept_at_tpr95" and r.ball is None)
+    assert kept_at.interval is not None
+    low, high = (100 * end for end in kept_at.interval)
+    assert operating.intervals[0, 1] == f"{low:.1f} to {high:.1f}"
+    assert f"| {100 * kept_at.value:.1f} ({low:.1f} to {high:.1f}) |" in paths[1].read_text(encoding="utf-8")
+    assert f"<small>{low:.1f} to {high:.1f}</small>" in page
+    shares = [t for t in evaluation_report.tables(found) if t.header[0] == "per cent"]
+    assert len(shares) == 5
+    for shown in shares[1:]:  # the first one has a column for them
+        cells = {(r, c) for r, row in enumerate(shown.rows) for c, cell in enumerate(row) if "." in cell}
+        assert {at for at in cells if at[1]} - {(0, 0)} == set(shown.intervals), (
+            "no share without its interval"
+        )
     counts = {shown.title: [row[-2:] for row in shown.rows] for shown in evaluation_report.tables(found)}
     assert counts["Out-distributions, precision and confidence"] == [("9", "5"), ("9", "5")]  # uni, mean
     assert counts["Operating points"] == [("9", "5")] * 3  # test, uni, mean
     kept = [r for r in table.to_pylist() if r["attack"].endswith(")") and r["verdict"]]
     robust = next(r for r in rows if r.name == "robust_accuracy")
     assert len(kept) == round(robust.value * robust.n)
+
+
+def test_scikit_learn_finds_the_same_numbers_in_the_examples(small_package: Path, labelled: str) -> None:
+    """Every rate, area and share of the report, worked out again from what `examples.parquet` holds."""
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    found = evaluated(small_package, labelled).models[0]
+    columns = found.examples
+
+    def of(dataset: str, attack: str, what: str) -> np.ndarray:
+        return columns[what][(columns["dataset"] == dataset) & (columns["attack"] == attack)]
+
+    truth = np.r_[np.zeros(9), np.ones(9)], np.r_[np.zeros(9), np.ones(5)]
+    expected: dict[tuple[str, str, bool], float] = {}
+    for attacked, outside in ((False, "clean"), (True, "l2 0.25: worst case")):
+        scores = -np.r_[of("test", "clean", "log_odds"), of("uni", outside, "log_odds")]
+        fpr, tpr, _ = roc_curve(truth[attacked], scores, drop_intermediate=False)
+        confidence = of("uni", outside, "confidence")
+        expected |= {
+            ("auroc", "uni", attacked): float(roc_auc_score(truth[attacked], scores)),
+            ("aupr_out", "uni", attacked): float(average_precision_score(truth[attacked], scores)),
+            ("aupr_in", "uni", attacked): float(average_precision_score(1 - truth[attacked], -scores)),
+            ("fpr_at_95_tpr", "uni", attacked): float(fpr[np.argmax(tpr >= 0.95)]),
+            ("mmc", "uni", attacked): float(confidence.mean()),
+        }
+        inside = of("test", "l2 0.125: lowest confidence" if attacked else "clean", "confidence")
+        for name, threshold in (("tpr95", 0.5), ("tpr99", 0.3)):
+            expected["kept_at_" + name, "test", attacked] = float((inside >= threshold).mean())
+            expected["let_through_at_" + name, "uni", attacked] = float((confidence >= threshold).mean())
+    expected["accuracy", "test", False] = float(of("test", "clean", "verdict").mean())
+    both = "l2 0.125: APGD-CE 3 steps + APGD-T 3 steps x 2 target(s)"
+    expected["robust_accuracy", "test", True] = float(of("test", both, "verdict").mean())
+    rows = {(row.name, row.dataset, row.ball is not None): row.value for row in found.report.measurements}
+    assert {key: rows[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    assert len({round(value, 6) for value in expected.values()}) > 8, "too alike to tell them apart"
 
 
 def test_an_interrupted_evaluation_ends_with_the_same_report(
@@ -659,6 +713,35 @@ def test_only_significantly_worse_entries_are_marked() -> None:
     )
     assert evaluation_report._worse([close, best, far, None], True) == [2]
     assert evaluation_report._worse([close, best, far, None], False) == [1]
+
+
+def test_a_narrow_terminal_cuts_no_name_off() -> None:
+    name = "a-very-long-name-of-a-set.tar.xz:test"
+    rows = [
+        Measurement(name=f"kept_at_{at}", value=0.5, n=9, interval=(0.2, 0.8), dataset=name, ball=ball,
+                    details={"threshold": 0.5, "attack": "it"})
+        for at in ("tpr95", "tpr99") for ball in (None, BALL)
+    ]  # fmt: skip
+    model = Evaluated(
+        name="m",
+        report=Report(package_digest="d", seed=0, measurements=tuple(rows)),
+        figures={},
+        gallery=(),
+        examples={},
+    )
+    console = Console(width=60, file=io.StringIO(), color_system=None)
+    table = next(
+        drawn
+        for drawn in evaluation_report.rich_tables(
+            Evaluation(suite="s", protocol="p", data=(), environment={}, models=(model,))
+        )
+        if "Operating" in str(getattr(drawn, "title", ""))
+    )
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "".join(line.split("│")[1].strip() for line in lines if "│" in line) == f"{name}: kept".replace(
+        " ", ""
+    )
 
 
 def test_linf_radii_are_read_in_255ths() -> None:
@@ -923,8 +1006,8 @@ def warnings_of(
 
 def test_unreadable_images_are_counted() -> None:
     one: Any = types.SimpleNamespace(errors=("broken.png",))
-    assert "1 images of a" in doubts.unreadable({"a": one})[0]
-    assert doubts.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
+    assert "1 images of a" in inside.unreadable({"a": one})[0]
+    assert inside.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
 
 
 # --- several models ----------------------------------------------------------------------------------------
@@ -935,14 +1018,22 @@ def test_significantly_worse_models_are_found_by_paired_tests() -> None:
     n = 200
     right = np.arange(n) % 10 < 8
     found = [paired_model("good", right), paired_model("bad", right & (np.arange(n) % 20 != 0))]
-    table = evaluation_report.tables(
-        Evaluation(suite="s", protocol="p", data=(), environment={}, models=tuple(found))
-    )[0]
+    evaluation = Evaluation(suite="s", protocol="p", data=(), environment={}, models=tuple(found))
+    table = evaluation_report.tables(evaluation)[0]
     titles = [row[0] for row in table.rows]
     assert titles == ["Accuracy", "Mean AUROC", "Mean confidence on out-images"]
     assert table.marked == {(0, 2), (1, 2), (2, 2)}
     assert table.header == ("per cent", "good", "bad", "n")
+    assert set(table.intervals) == {(r, c) for r in range(3) for c in (1, 2)}
     assert [row[3] for row in table.rows] == ["200", "400", "200"]
+    lines = evaluation_report.markdown(evaluation).splitlines()
+    assert [line.count("\\*") for line in lines if line.startswith("| Accuracy")] == [1]
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    for drawn in evaluation_report.rich_tables(evaluation):
+        console.print(drawn)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [line.count(" *") for line in said.splitlines() if "Accuracy" in line] == [1]
+    assert "significantly worse" in said
     apart = [dataclasses.replace(model, examples=shuffled(model.examples)) for model in found]
     assert (
         evaluation_report._worse(
