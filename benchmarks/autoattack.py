@@ -7,8 +7,8 @@ all four attacks and full budgets. Ours works as `ratioctl evaluate --backend ow
 network; the package gets the module that `ratioctl.load_model` returns, as any user of it would. How much of
 the difference the folding alone makes is measured too ("pass_ratio": a forward and input-gradient pass on the
 folded network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
-price of a bare one in a full batch, measured right after the piece. `--sides second` runs the package with
-another seed, for its own spread.
+price of a bare one in a full batch, measured right after the piece. "ratios" are medians and ranges over
+pieces. `--sides second` runs the package with another seed, for its own spread.
 
 A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
 the pieces that all of --sides have finished are summed up. Small pieces cost both sides more an image: the
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from _result import finish
+from _rounds import ratio
 
 import ratioctl
 from ratioctl import package as packages
@@ -194,8 +195,13 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         for key in ("seconds", "processor_seconds")
     )
     result: dict[str, Any] = {}
+    times = {side: [p["seconds"] for p in pieces] for side, pieces in sides.items()}
+    result["ratios"] = {}
+    if "own" in sides and "package" in sides:
+        result["ratios"]["package over own"] = ratio(times, "package", "own")
     if all("floor_seconds" in piece for piece in sides.get("own", [{}])):
-        result["own_over_floor"] = total["own"] / sum(piece["floor_seconds"] for piece in sides["own"])
+        times["floor"] = [piece["floor_seconds"] for piece in sides["own"]]
+        result["ratios"]["own over floor"] = ratio(times, "own", "floor")
     if "own" in sides and "package" in sides:
         result["time_ratio"] = total["own"] / total["package"]
         result["processor_time_ratio"] = processor["own"] / processor["package"]
