@@ -73,7 +73,8 @@ def calibrate(
         spec = spec.model_copy(update={"objective": objective})
     images, source = _images(package, recipe, data, download)
     assert images.labels is not None
-    logits = predictor(package, choose(device, "fp32").device).predict(images.pixels)
+    place = choose(device, "fp32", reason="scores always are")
+    logits = predictor(package, place.device).predict(images.pixels)
     temperature = search(logits, images.labels, spec)
     before = _figures(logits, images.labels, 1.0, spec)
     after = _figures(logits, images.labels, temperature, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -29,7 +30,7 @@ from ratioctl.evaluate.summary import Sure
 from ratioctl.evaluate.work import Subject
 from ratioctl.files import lock, make_folder
 from ratioctl.journal import Arrays, Journal, key_of
-from ratioctl.nets import from_package, frozen
+from ratioctl.nets import from_package, frozen, quicken
 from ratioctl.nets.environment import environment
 from ratioctl.nets.hardware import Place, choose
 from ratioctl.nets.predict import Predictor
@@ -111,7 +112,8 @@ def run(
                 "cannot be written, and the measurements are to go there",
                 "Leave --write out, or evaluate a copy.",
             )
-    place = choose(device, "fp32" if precision == "auto" and chosen.exact else precision)
+    exact = precision == "auto" and chosen.exact
+    place = choose(device, "fp32", reason="this suite searches in it") if exact else choose(device, precision)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -392,7 +394,8 @@ def _subject(package: ModelPackage, place: Place, seed: int) -> Subject:
     network = frozen(from_package(package)).to(place.device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictor = Predictor(network=network, device=place.device)
-    return Subject(package=package, network=network, predictor=predictor, place=place, seed=seed)
+    quick = quicken(copy.deepcopy(network))
+    return Subject(package=package, network=quick, predictor=predictor, place=place, seed=seed)
 
 
 def _one(

@@ -33,7 +33,9 @@ from ratioctl.recipe import Attack, Ball
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """A model under evaluation: `network` is in eval mode and frozen, `predictor` its fp32 road."""
+    """A model under evaluation: `network`, which is searched on, is in eval mode, frozen and quick, and may
+    round otherwise than `predictor`, its exact fp32 road.
+    """
 
     package: ModelPackage
     network: Classifier

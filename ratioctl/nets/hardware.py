@@ -26,11 +26,14 @@ class Place:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def choose(device: str = "auto", precision: str = "auto") -> Place:
+def choose(device: str = "auto", precision: str = "auto", *, reason: str | None = None) -> Place:
     """The place for `--device` and `--precision`; logged as information, which `--verbose` shows.
 
     bf16 is chosen where the processor has instructions for it (without them it is some ten times slower
     than fp32 on a CPU, measured).
+
+    Args:
+        reason: why `precision` is what it is, where it was not the user who asked for it.
 
     Raises:
         UsageError: unknown device or precision, or a GPU that is not there.
@@ -54,17 +57,18 @@ def choose(device: str = "auto", precision: str = "auto") -> Place:
         raise UsageError(f"--precision {precision}", "is unknown", "Use auto, fp32 or bf16.")
     able = has_bf16(chosen)
     bf16 = able if precision == "auto" else precision == "bf16"
-    reason = {
+    reasons = {
         "auto": "has bf16 instructions" if able else "has no bf16 instructions",
         "fp32": "asked for",
         "bf16": "asked for" + ("" if able else ", though the processor has no instructions for it"),
-    }[precision]
+    }
     if chosen.type == "cuda":
         name = torch.cuda.get_device_name(chosen)
     else:
         count = torch.get_num_threads()
         name = "1 thread" if count == 1 else f"{count} threads, in attacks each with its part of the batch"
-    place = Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {reason}")
+    said = reason or reasons[precision]
+    place = Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {said}")
     logging.getLogger(__name__).info("Computing on %s", place.why)
     return place
 
