@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ratioctl.calibrate import Calibrated
     from ratioctl.export import Exported
+    from ratioctl.nets.hardware import Place
     from ratioctl.nets.predict import Predictor
     from ratioctl.package import ModelPackage
     from ratioctl.results import Explanation, Report, ScoreRow
@@ -244,6 +245,7 @@ def ood_score(
     probabilities: bool = False,
     worst_case: float | None = None,
     device: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
 ) -> Iterator[ScoreRow]:
     """Score images, one row each, in their order; an image that cannot be read is a row with `error`.
@@ -255,12 +257,15 @@ def ood_score(
         threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
         probabilities: fill in `ScoreRow.probabilities`.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
     Raises (at once, not at the first row): see `ratioctl.score.ood_score`.
     """
     from ratioctl.score import ood_score as run
 
-    opened = _scoring_model(model, threshold, device=device, worst_case=worst_case, seed=seed)
+    opened = _scoring_model(
+        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
+    )
     return run(paths, opened, threshold=threshold, probabilities=probabilities)
 
 
@@ -269,6 +274,7 @@ def _scoring_model(
     threshold: str | float,
     *,
     device: str = "auto",
+    precision: str = "auto",
     worst_case: float | None = None,
     seed: int = 0,
 ) -> Model:
@@ -311,7 +317,9 @@ def _scoring_model(
     from ratioctl.nets.hardware import choose
     from ratioctl.nets.predict import predictor
 
-    network = predictor(found, choose(device, "fp32").device)
+    asked = worst_case is not None and precision != "auto"
+    place = choose(device, precision) if asked else choose(device, "fp32", reason="scores always are")
+    network = predictor(found, place.device)
     turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -320,7 +328,7 @@ def _scoring_model(
 
     attacked = pace = None
     if worst_case is not None:
-        attacked, pace = _worst_case(network, found, worst_case, seed, turn)
+        attacked, pace = _worst_case(network, place, found, worst_case, seed, turn)
     return Model(
         spec=found,
         predict=predict,
@@ -332,30 +340,39 @@ def _scoring_model(
 
 
 def _worst_case(
-    network: Predictor, package: ModelPackage, eps: float, seed: int, turn: threading.Lock
+    network: Predictor, place: Place, package: ModelPackage, eps: float, seed: int, turn: threading.Lock
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
     """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
 
     See `ratioctl.score.Model`: uint8 (N, H, W, C) -> (N,), and a number of images -> seconds for each.
     """
+    import copy
     import time
 
     import torch
 
     from ratioctl.attack.ensemble import worst_case_confidence
     from ratioctl.images import to_pixels
+    from ratioctl.nets import quicken
     from ratioctl.recipe import Ball
     from ratioctl.score import batch_size
 
+    quick = quicken(copy.deepcopy(network.network).to(memory_format=torch.channels_last))
+
+    def logits_of(x: torch.Tensor) -> torch.Tensor:
+        with place.autocast():
+            return quick(x)
+
     def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
         found = worst_case_confidence(
-            network.network,
-            x,
+            network.exact,
+            x.contiguous(memory_format=torch.channels_last),
             Ball(p=2.0, eps=eps),
             temperature=package.temperature,
             steps=steps,
             restarts=1,
             seed=seed,
+            search_logits_of=logits_of,
         )
         return found.confidence.cpu().numpy()
 

@@ -47,7 +47,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stde
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16."),
+    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")]
 Download = Annotated[

@@ -75,7 +75,12 @@ def ood_score(
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
     started = time.monotonic()
     opened = ratioctl._scoring_model(
-        model, threshold, device=context.device, worst_case=worst_case, seed=context.seed
+        model,
+        threshold,
+        device=context.device,
+        precision=context.precision,
+        worst_case=worst_case,
+        seed=context.seed,
     )
     spec = opened.spec
     limit = package.threshold(spec, threshold)
