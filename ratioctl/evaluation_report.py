@@ -32,7 +32,8 @@ class Table:
     """A table of text cells; the first column names the row.
 
     Attributes:
-        intervals: 95 % intervals of cells by (row, column), shown where there is room: not on a terminal.
+        intervals: 95 % intervals of cells by (row, column); shown where there is room, on a terminal for two
+            columns.
         marked: (row, column) of the cells that are significantly worse than the best of their row.
     """
 
@@ -432,12 +433,18 @@ def rich_tables(evaluation: Evaluation) -> list[RenderableType]:
     for table in tables(evaluation):
         grid = Rich(title=Text(safe_text(table.title), style="bold"), title_justify="left")
         for k, title in enumerate(table.header):
-            side = "left" if k == 0 else "right"
-            grid.add_column(Text(safe_text(title)), justify=side, min_width=5, overflow="fold")
+            grid.add_column(
+                Text(safe_text(title)),
+                justify="left" if k == 0 else "right",
+                min_width=5,
+                overflow="fold",  # a name is never cut off
+            )
+        room = len({c for _, c in table.intervals}) <= 2
         for r, row in enumerate(table.rows):
             cells = []
-            for c, cell in enumerate(row):
+            for c, text in enumerate(row):
                 worse = (r, c) in table.marked
+                cell = text + (f" ({table.intervals[r, c]})" if room and (r, c) in table.intervals else "")
                 cells.append(Text(safe_text(cell) + (" *" if worse else ""), style="red" if worse else ""))
             grid.add_row(*cells)
         drawn.append(grid)

@@ -184,7 +184,8 @@ def described(sets: Mapping[str, Images]) -> list[dict[str, Any]]:
 def unreadable(sets: Mapping[str, Images]) -> list[str]:
     """A sentence for every set of which images could not be read."""
     return [
-        f"{len(images.errors)} images of {name} could not be read and are left out"
+        f"images of {name} that could not be read and are left out: {len(images.errors)} "
+        f"({images.errors[0][0]}: {images.errors[0][1]}{', ...' if len(images.errors) > 1 else ''})"
         for name, images in sets.items()
         if images.errors
     ]

@@ -141,7 +141,7 @@ def run(
             parts.append(_one(subject, name, pack, chosen, journal, plan, saved))
         evaluation = Evaluation(
             suite=chosen.name,
-            protocol=str(chosen),
+            protocol=str(chosen) + ("" if limit is None else f"; at most {limit:,} images of a set"),
             data=tuple(inside.described(packs[0].all())),
             environment=environment(place, "attack_precision", "verdict_precision"),
             models=tuple(parts),

@@ -62,7 +62,7 @@ class Suite:
         by = " by pyautoattack" if self.backend == "reference" else ""
         return (
             f"{inside} in-images under {ensemble}{by}; worst case of {outside} images an out-distribution, "
-            f"{self.outside_steps} steps, {self.outside_restarts} restart(s)"
+            f"{self.outside_steps} steps, {self.outside_restarts} restart{'s' * (self.outside_restarts > 1)}"
         )
 
     def attacks_for(self, ball: Ball) -> tuple[str, ...]:

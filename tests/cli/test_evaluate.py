@@ -109,7 +109,7 @@ def test_images_that_cannot_be_read_are_said_and_change_the_exit_code(
     assert main(line(small_package, cats_and_dogs, tmp_path / "out", *more)) == 3
     document = json.loads(capsys.readouterr().out)
     assert [(entry["name"], entry["unreadable"]) for entry in document["data"]] == [("data", 1), ("uni", 0)]
-    said = "1 images of data could not be read and are left out"
+    said = "images of data that could not be read and are left out: 1 (dog/0.png: is text, not an image)"
     assert said in document["models"][0]["warnings"]
     environment = document["environment"]
     assert {"ratioctl", "torch", "numpy", "python"} <= set(environment["versions"])

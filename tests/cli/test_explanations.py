@@ -58,6 +58,9 @@ def test_numbers_are_those_of_the_counterfactuals(
     document = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert (document["schema"], document["suite"]) == ("ratioctl/evaluation/1", "explanations")
     assert {path.name for path in out.iterdir()} >= {"report.md", "report.html", "examples.parquet"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Counterfactuals of small, data" in page
+    assert "<h2>Figures" not in page, "there are none"
 
     images = [(path, ("cat", "dog").index(path.parent.name)) for path in sorted(cats_and_dogs.rglob("*.png"))]
     pixels = {path: np.asarray(Image.open(path)) for path, _ in images}

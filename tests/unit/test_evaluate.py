@@ -505,6 +505,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         r["attack"].endswith(")") and r["verdict"] for r in table.to_pylist()
     )
     assert all((r["distance"] > 0) is not r["verdict"] for r in left)
+    assert found.protocol.endswith("3 steps, 1 restart; at most 9 images of a set")
     titles = [shown.title for shown in evaluation_report.tables(found)]
     assert titles[:3] == ["Summary of small", "Calibration", "Robust accuracy by attack"]
     by = evaluation_report.tables(found)[2]
@@ -1005,8 +1006,9 @@ def warnings_of(
 
 
 def test_unreadable_images_are_counted() -> None:
-    one: Any = types.SimpleNamespace(errors=("broken.png",))
-    assert "1 images of a" in inside.unreadable({"a": one})[0]
+    one: Any = types.SimpleNamespace(errors=(("x/broken.png", "is text, not an image"),))
+    said = "images of a that could not be read and are left out: 1 (x/broken.png: is text, not an image)"
+    assert inside.unreadable({"a": one}) == [said]
     assert inside.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
 
 
