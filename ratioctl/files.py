@@ -16,6 +16,7 @@ from typing import BinaryIO
 from ratioctl.errors import DiskError, OutputError
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+_GONE = frozenset({errno.ENOENT, errno.ESTALE})
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -116,7 +117,8 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
     Pipes and devices are written as they are.
 
     Raises:
-        DiskError, OutputError: as `write_file`; also where another process began to write the same file.
+        DiskError, OutputError: as `write_file`; also where its folder is missing, or where another process
+            began to write the same file.
     """
     with writing(path):
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
@@ -124,11 +126,15 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
                 yield stream
             return
         unfinished = partial(path)
+        if not unfinished.parent.is_dir():
+            raise OutputError(path, "cannot be written: there is no such folder", "Make it first.")
         unfinished.unlink(missing_ok=True)  # through a link planted there nothing is written
         with unfinished.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+            if not unfinished.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             if not (unfinished.exists() and os.path.samestat(os.fstat(stream.fileno()), unfinished.stat())):
                 raise OutputError(path, "was taken over by another process that writes it", "Try again.")
         os.replace(unfinished, path.resolve())
@@ -142,7 +148,11 @@ def partial(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(thing: Path) -> Iterator[None]:
-    """Operating system errors as DiskError (exit code 6) or OutputError (exit code 2)."""
+    """Operating system errors as DiskError (exit code 6) or OutputError (exit code 2).
+
+    Whoever writes here has made the folder or seen it before: one that is gone was taken away meanwhile,
+    and nothing was wrong with the command, so that is a fault of the disk.
+    """
     try:
         yield
     except OSError as error:
@@ -152,9 +162,22 @@ def writing(thing: Path) -> Iterator[None]:
             raise DiskError(
                 named, f"cannot be written: {reason}", "Free some space, or write elsewhere."
             ) from None
+        if error.errno in _GONE:
+            raise DiskError(
+                _topmost_missing(Path(os.fsdecode(named))),
+                "vanished while it was being written",
+                "Put it back, or write elsewhere.",
+            ) from None
         raise OutputError(
             named, f"cannot be written: {reason}", "Check the path and its permissions."
         ) from None
+
+
+def _topmost_missing(path: Path) -> Path:
+    """The folder that is gone, where `path` is because a folder above it is."""
+    while not path.parent.exists():
+        path = path.parent
+    return path
 
 
 def _is_temporary(name: str | bytes) -> bool:
@@ -171,34 +194,8 @@ def lock(folder: Path) -> Iterator[None]:
         OutputError: somebody else holds it; the message says who.
     """
     path = folder / ".lock"
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
-            os.close(descriptor)
-            raise OutputError(
-                folder, f"is being written by {holder}", "Wait for it to end, then try again."
-            ) from None
-        except FileNotFoundError:  # removed while we looked
-            pass
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno not in _NO_LOCKS:
-                raise
-            path.unlink(missing_ok=True)
-            descriptor = -1
-            break
-        os.close(descriptor)  # its last holder removed it between our two steps
-    if descriptor < 0:
+    descriptor = _locked(path)
+    if descriptor is None:
         yield
         return
     try:
@@ -215,3 +212,32 @@ def lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of a lock file that is ours now; None where there are no locks. Raises as `lock`."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            os.close(descriptor)
+            raise OutputError(
+                path.parent, f"is being written by {holder}", "Wait for it to end, then try again."
+            ) from None
+        except FileNotFoundError:  # removed while we looked
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            return None
+        os.close(descriptor)  # its last holder removed it between our two steps

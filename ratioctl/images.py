@@ -1401,7 +1401,7 @@ def _cache_read(key: str) -> Loaded | None:
             errors=tuple((str(n), str(r)) for n, r in meta["errors"]),
             fingerprint=meta["fingerprint"],
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError):
         return None
 
 

@@ -725,7 +725,7 @@ def write(
             raise OutputError(folder, "is not empty and not a package", "Name a new folder.")
         else:
             _fresh(folder, document, contents)
-    return read(folder)
+    return _read_again(folder)
 
 
 def update(
@@ -752,7 +752,7 @@ def update(
     """
     folder = package.path
     with writing(folder), lock(folder):
-        old = read(folder, verify=False)
+        old = _read_again(folder, verify=False)
         document = {**old.config, "ratio": dict(old.config["ratio"])}
         for key, value in (config_changes or {}).items():
             nested = key in ("ratio", "pretrained_cfg") and isinstance(value, Mapping)
@@ -778,7 +778,14 @@ def update(
                 raise _mismatch(old.onnx_path)
             contents[ONNX] = _restamped(data, {**document, "ratio": stated})
         _replace(folder, document, kept, contents)
-    return read(folder)
+    return _read_again(folder)
+
+
+def _read_again(folder: Path, *, verify: bool = True) -> ModelPackage:
+    """A package that was there a moment ago; raises DiskError where it is gone, else as `read`."""
+    with writing(folder):
+        folder.stat()
+    return read(folder, verify=verify)
 
 
 def _restamped(data: bytes, config: Mapping[str, Any]) -> bytes:

@@ -563,7 +563,7 @@ class _MetricsLog:
                 try:
                     if json.loads(line)["update"] <= update:
                         self.text += line + "\n"
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # damaged
         files.write_file(path, self.text.encode())
 

@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             own_the_process()
         return typer.main.get_command(app).main(args=args, prog_name="ratioctl", standalone_mode=False)
 
-    return guard(run, json="--json" in options)
+    return guard(run, args=args, json="--json" in options)

@@ -20,10 +20,11 @@ import inspect
 import json as jsonlib
 import os
 import re
+import shlex
 import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,6 +83,7 @@ class Context:
         device: "auto", "cpu", "cuda" or "cuda:N", spelled legally (`nets.hardware.choose` picks).
         precision: "auto", "fp32" or "bf16".
         seed: for every random number of the run.
+        args: the arguments as they were typed, the command first.
     """
 
     json: bool = False
@@ -90,6 +92,11 @@ class Context:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
+    args: tuple[str, ...] = ()
+
+    def typed(self, *added: str) -> str:
+        """The command line as it was typed, quoted for a shell, with the options in `added` that it lacks."""
+        return _typed(self.args, *added)
 
     @cached_property
     def console(self) -> Console:
@@ -131,7 +138,7 @@ def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
     ]
 
     def wrapper(**values: Any) -> int | None:
-        context = Context(**{name: values.pop(name) for name in COMMON})
+        context = Context(**{name: values.pop(name) for name in COMMON}, args=_args)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", context.device):
             raise UsageError(f"--device {context.device}", "no such device", "Use auto, cpu, cuda or cuda:N.")
         _set_up_logging(context)
@@ -148,6 +155,13 @@ def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 _emitted = False
+_args: tuple[str, ...] = ()  # of the present run
+
+
+def _typed(args: tuple[str, ...], *added: str) -> str:
+    end = args.index("--") if "--" in args else len(args)
+    missing = [option for option in added if option not in args[:end]]
+    return shlex.join(["ratioctl", *args[:end], *missing, *args[end:]])
 
 
 def emit_json(document: object) -> None:
@@ -181,15 +195,16 @@ def _plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def guard(run: Callable[[], object], *, json: bool = False) -> int:
+def guard(run: Callable[[], object], *, args: Sequence[str] = (), json: bool = False) -> int:
     """Run a command line and turn whatever happens into an exit code; the one place that prints errors.
 
     With `json` an error is also the JSON document on stdout, unless one was printed already:
     `{"error": {"type", "thing", "reason", "next_step", "message", "exit_code"}}`.
-    A reader that closes the pipe early (`| head`) got what it wanted: exit code 0.
+    A reader that closes the pipe early (`| head`) got what it wanted: exit code 0. `args` is the command line
+    as it was typed, for the message of an interrupted run.
     """
-    global _emitted
-    _emitted = False
+    global _args, _emitted
+    _args, _emitted = tuple(args), False
     try:
         try:
             code = run()
@@ -243,7 +258,8 @@ def _as_known(error: BaseException) -> RatioctlError:
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         signum = getattr(error, "signum", 2)
         how = "stopped by " + ("SIGTERM" if signum == 15 else "Ctrl-C")
-        known = RatioctlError("Interrupted", how, "Nothing is half-written; the same command starts again.")
+        step = f"Nothing is half-written. Start again with: {_typed(_args)}"
+        known = RatioctlError("Interrupted", how, step)
         known.exit_code = 128 + signum
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):

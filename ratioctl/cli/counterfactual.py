@@ -144,7 +144,7 @@ def counterfactual(
         except KeyboardInterrupt as stop:
             reason = f"stopped with {finished} of {total} images done"
             saved: Path | None = getattr(stop, "saved", None)
-            steps_on = ["The same command starts again."]
+            steps_on = [f"Start again with: {context.typed()}"]
             if (out / report.DOCUMENT).exists() and saved != out:
                 steps_on.insert(0, f"The earlier answers in {out} stay.")
             if saved is not None:

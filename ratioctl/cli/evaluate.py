@@ -119,7 +119,7 @@ def evaluate(
         raise Interrupted(
             folder,
             "the evaluation was interrupted, its finished batches are kept",
-            "The same command continues where it stopped.",
+            f"Continue with: {context.typed()}",
             signum=getattr(stop, "signum", 2),
         ) from None
     written += progress.files

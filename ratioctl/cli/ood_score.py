@@ -120,9 +120,10 @@ def ood_score(
                 watch(count, out, failed)
         except KeyboardInterrupt as stop:
             held = None if output is None else partial(output)  # pipes and devices have none
-            kept = f"Their rows are in {held}." if held is not None and held.exists() else ""
+            kept = f"Their rows are in {held}. " if held is not None and held.exists() else ""
+            again = f"{kept}Start again with: {context.typed()}"
             reason = f"stopped after {_images(count)}"
-            raise Interrupted("ood-score", reason, kept, signum=getattr(stop, "signum", 2)) from None
+            raise Interrupted("ood-score", reason, again, signum=getattr(stop, "signum", 2)) from None
     seconds = time.monotonic() - started
     if context.json:
         emit_json(

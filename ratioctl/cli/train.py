@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,9 +50,7 @@ def train(
     from ratioctl.train import fit
 
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
-    sets = [part for setting in changes for part in ("--set", setting)]
-    again = ["ratioctl", "train", recipe, *sets, "--out", str(folder), "--resume"]
-    line = "Continue with: " + shlex.join(again + (["--init", init] if init is not None else []))
+    line = f"Continue with: {context.typed('--resume')}"
     try:
         with _Progress(context) as progress:
             package = fit(
@@ -73,7 +70,7 @@ def train(
         reason = "was stopped, and what is in it is whole"
         raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
     except DiskError as fault:
-        raise DiskError(fault.thing, fault.reason, f"Free some space. {line}") from None
+        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
     for doubt in found.warnings:
         context.warn(doubt)
     if context.json:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -293,7 +294,26 @@ def test_signals_end_with_their_exit_code(number: signal.Signals, code: int) -> 
     done = run("models", program=program)
     assert done.returncode == code
     assert done.stderr.startswith("Error: Interrupted")
+    assert done.stderr.endswith("Start again with: ratioctl models\n")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumed"),
+    [
+        (["train", "a b.toml", "-q"], "ratioctl train 'a b.toml' -q --resume"),
+        (["train", "--resume", "mine"], "ratioctl train --resume mine"),
+        (["train", "-q", "--", "-mine"], "ratioctl train -q --resume -- -mine"),
+        (
+            ["train", "--set", 'data.train="x:train"'],
+            "ratioctl train --set 'data.train=\"x:train\"' --resume",
+        ),
+    ],
+)
+def test_the_line_that_goes_on_is_the_one_that_was_typed(typed: list[str], resumed: str) -> None:
+    context = Context(args=tuple(typed))
+    assert context.typed("--resume") == resumed
+    assert shlex.split(context.typed()) == ["ratioctl", *typed]
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

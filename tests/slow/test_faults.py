@@ -149,13 +149,12 @@ def test_signals_save_and_say_how_to_go_on(
     assert faults.half_written(folder, reference.case) == []
     assert not list(folder.rglob("*.tmp~"))
     assert not list(folder.rglob(".lock"))
-    again = reference.case.again
-    if name == "train":
-        line = ended.said.partition("Continue with: ")[2].splitlines()[0]
-        again = (*shlex.split(line)[1:], "-q", "--device", "cpu")
-        assert "--resume" in again
-    else:
-        assert "same command" in ended.said
+    line = re.search(r"(Continue|Start again) with: (.*)", ended.said)
+    assert line is not None, ended.said
+    assert (line[1] == "Continue") == (name in ("train", "evaluate"))
+    assert line[2].startswith(f"ratioctl {name} ")
+    assert ("--resume" in line[2]) == (name == "train")
+    again = shlex.split(line[2])[1:]
     done = forks.run(again, folder)
     assert done.returncode == 0, done.said
     assert faults.differences(faults.content(folder), reference.result) == []
@@ -303,12 +302,43 @@ def test_a_folder_that_vanishes_under_the_process(name: str, forks: Any, known: 
     at = next(k for k, (call, path) in enumerate(reference.points, 1) if call == "write" and k > 20)
     inside = folder / {"train": "run", "evaluate": "report"}.get(name, "answers")
     ended = forks.run(reference.case.args, folder, {"kind": "gone", "at": at, "what": str(inside)})
-    assert ended.returncode == 2, ended.said
-    assert str(inside.name) in ended.said
-    assert "no such file or directory" in ended.said
+    assert ended.returncode == 6, ended.said
+    assert f"{inside.name}: vanished while it was being written." in ended.said
     assert not inside.exists(), "what was removed stays removed"
     assert forks.run(reference.case.again, folder).returncode == 0
     assert faults.differences(faults.content(folder), reference.result) == []
+
+
+@pytest.mark.parametrize("name", ["calibrate", "export"])
+@pytest.mark.parametrize("what", ["net", "new"])
+def test_a_package_or_the_place_of_a_new_one_that_vanishes(
+    name: str, what: str, forks: Any, known: Any, tmp_path: Path
+) -> None:
+    """At every write of the change: removed stays removed, the package elsewhere stays whole."""
+    case = known(name).case
+    folder = faults.fresh(case, tmp_path / "work")
+    (folder / "new").mkdir()
+    beside = ("--out", "new/net") if name == "calibrate" else ("--output", "new/net.onnx")
+    args = case.args if what == "net" else (*case.args, *beside)
+    before = faults.content(folder)
+    points = forks.run(args, folder).points
+    after = faults.content(folder)
+    assert any(path.startswith(what) for _, path in points)
+    writes = [k for k, (call, _) in enumerate(points, 1) if call in ("write", "replace", "rename")]
+    assert len(writes) > 1
+    for at in sorted({writes[0], writes[len(writes) // 2], writes[-1]}):
+        faults.fresh(case, folder)
+        (folder / "new").mkdir()
+        ended = forks.run(args, folder, {"kind": "gone", "at": at, "what": str(folder / what)})
+        assert ended.returncode == 6, ended.said
+        assert f"{what}: vanished while it was being written." in ended.said
+        assert "Put it back, or write elsewhere." in ended.said
+        there = faults.content(folder)
+        assert there == {name: data for name, data in before.items() if not name.startswith(f"{what}/")}
+        faults.fresh(case, folder)
+        (folder / "new").mkdir()
+        assert forks.run(args, folder).returncode == 0
+        assert faults.differences(faults.content(folder), after) == []
 
 
 @pytest.mark.parametrize("name", ["train", "calibrate", "counterfactual", "evaluate", "export"])

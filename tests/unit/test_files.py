@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,23 @@ def test_without_room_for_one_of_them_all_stay(
     assert [path.read_bytes() for path in paths] == [b"old"] * 3
     files.write_files(dict.fromkeys(paths, b"new"))
     assert [path.read_bytes() for path in paths] == [b"new"] * 3
+
+
+def test_a_folder_that_is_gone_is_a_fault_of_the_disk_and_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(DiskError, match="vanished while it was being written") as caught:
+        files.write_file(gone / "below" / "a", b"new")
+    assert caught.value.thing == str(gone)
+    with pytest.raises(OutputError, match="no such folder"), files.streaming(gone / "rows.csv"):
+        pass  # as it was typed: nothing vanished
+    gone.mkdir()
+
+    def rows() -> None:
+        with files.streaming(gone / "rows.csv") as stream:
+            stream.write(b"path\n")
+            shutil.rmtree(gone)
+
+    with pytest.raises(DiskError, match="vanished") as caught:
+        rows()
+    assert caught.value.thing == str(gone)
+    assert not gone.exists()

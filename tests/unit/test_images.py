@@ -1260,7 +1260,7 @@ def test_the_cache_notices_every_difference(pets, monkeypatch):
 
 @pytest.mark.usefixtures("eager_cache")
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "folder"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "nested", "gone", "folder"])
 def test_a_damaged_cache_is_done_without(pets, tmp_path, suffix, damage):
     first = images.load_source(f"{pets}:train", 16)
     (path,) = (tmp_path / "cache" / "decoded").glob(f"*{suffix}")
@@ -1270,7 +1270,13 @@ def test_a_damaged_cache_is_done_without(pets, tmp_path, suffix, damage):
     if damage == "folder":
         path.mkdir()
     elif damage != "gone":
-        path.write_bytes({"flip": bytes(raw), "cut": bytes(raw[: len(raw) // 2]), "empty": b""}[damage])
+        other = {
+            "flip": bytes(raw),
+            "cut": bytes(raw[: len(raw) // 2]),
+            "nested": b"[" * 100_000,
+            "empty": b"",
+        }
+        path.write_bytes(other[damage])
     again = images.load_source(f"{pets}:train", 16)
     np.testing.assert_array_equal(first.images, again.images)
     assert again.names == first.names

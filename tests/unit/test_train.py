@@ -163,6 +163,17 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     tensors.write_bytes(data)
     with pytest.raises(UsageError, match="SHA-256"):
         fit(tiny(), tmp_path, resume=True)
+    (tmp_path / "checkpoint/state.json").write_bytes(b'{"files":' * 100_000)
+    with pytest.raises(UsageError, match="cannot be read"):
+        fit(tiny(), tmp_path, resume=True)
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"update": 3}\n'
+    path.write_bytes(good + b"[" * 100_000 + b'\n{"update"\n3\n\xff\n{"update": 9}\n')
+    train._MetricsLog(path, 3)
+    assert path.read_bytes() == good
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
