@@ -189,17 +189,18 @@ def _above_the_bar(context: Context) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(context: Context, images: int) -> Iterator[Callable[[float], None]]:
     """A bar on stderr, where that is a terminal; yields what is told the number of images done."""
+    console = context.console
+    if context.quiet or not console.is_terminal:  # a disabled bar of rich's still ends its line
+        yield lambda done: None
+        return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = context.console
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=context.quiet or not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("Searching", total=images)
         yield lambda done: bar.update(task, completed=done)
