@@ -7,8 +7,8 @@
     model.onnx          optional export
 
 **Readable at every moment.** A new package is written to a sibling folder and renamed into place. A
-change to an existing one goes in two steps, each complete in itself: new content is written and synced
-under a name with its hash (`README-1a2b3c4d.md`) and `config.json`, which names every file, is replaced
+change to an existing one goes in two steps, each complete in itself: new content is written, synced and
+renamed to a name with its hash (`README-1a2b3c4d.md`) and `config.json`, which names every file, is replaced
 with one `os.replace`: from here on the package is the new one. Then the content gets its plain name, a
 name `config.json` no longer mentioned, and a second `os.replace` makes `config.json` name it; the hashed
 names go last. Whatever dies in between leaves a `config.json` whose files are all there; the next change
@@ -886,8 +886,10 @@ def _replace(
             stem, suffix = os.path.splitext(role)
             name = same or f"{stem}-{recorded[:8]}{suffix}"
             if same is None:
-                made.append(folder / name)
-                write_synced(folder / name, data)
+                temporary = folder / f".{name}.tmp~"
+                made += [temporary, folder / name]
+                write_synced(temporary, data)
+                os.replace(temporary, folder / name)
             files[name] = recorded
         _put_config(folder, _config_text(config, files))
     except BaseException:

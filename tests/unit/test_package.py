@@ -582,7 +582,11 @@ def test_what_a_killed_writer_left_does_not_hinder(pkg: package.ModelPackage) ->
         "import os, signal, sys\nfrom ratioctl import package\n"
         "pkg = package.read(sys.argv[1])\n"
         "real = os.replace\n"
-        "os.replace = lambda *a: (real(*a), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "def replace(old, new):\n"
+        "    real(old, new)\n"
+        "    if os.path.basename(new) == 'config.json':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = replace\n"
         "package.update(pkg, card='# New', config_changes={'ratio': {'temperature': 0.6}})\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(pkg.path)], check=False)
@@ -592,6 +596,28 @@ def test_what_a_killed_writer_left_does_not_hinder(pkg: package.ModelPackage) ->
     assert any(name.startswith("README-") for name in names(pkg.path))
     package.update(there, config_changes={"ratio": {"temperature": 0.7}})
     assert names(pkg.path) == {"model.safetensors", "config.json", "recipe.toml", "README.md"}
+
+
+def test_a_writer_killed_in_the_middle_of_a_file_leaves_no_half_one_under_a_name_that_says_otherwise(
+    pkg: package.ModelPackage,
+) -> None:
+    """Found by killing at random: half an export stood as `model-b04fb459.onnx`."""
+    before = names(pkg.path)
+    program = (
+        "import os, signal, sys\nfrom ratioctl import package\n"
+        "def half(path, data):\n"
+        "    path.write_bytes(data[:len(data) // 2])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "package.write_synced = half\n"
+        "package.update(package.read(sys.argv[1]), card='# New, and longer than a byte')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(pkg.path)], check=False)
+    assert done.returncode == -9
+    left = names(pkg.path) - before
+    assert left
+    assert all(name.startswith(".") for name in left)
+    package.update(pkg, card="# Newer")
+    assert names(pkg.path) == before | {"README.md"}
 
 
 def test_leftovers_of_a_killed_fresh_write_are_swept(tmp_path: Path) -> None:
