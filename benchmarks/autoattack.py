@@ -3,10 +3,10 @@
     python benchmarks/autoattack.py cifar10.tar.xz:test --json autoattack.json
 
 Both sides attack the same images of one model in l2 0.5, piece by piece and in one run after the other, with
-all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded
-network; the package gets the module that `ratioctl.load_model` returns, as any user of it would. How much of
-the difference the folding alone makes is measured too ("pass_ratio": a forward and input-gradient pass on the
-folded network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
+all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded and
+quickened network; the package gets the module that `ratioctl.load_model` returns, as any user of it would.
+How much of the difference that alone makes is measured too ("pass_ratio": a forward and input-gradient pass
+on one network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
 price of a bare one in a full batch, measured right after the piece. "ratios" are medians and ranges over
 pieces. `--sides second` runs the package with another seed, for its own spread.
 

@@ -318,7 +318,8 @@ def _scoring_model(
     from ratioctl.nets.predict import predictor
 
     asked = worst_case is not None and precision != "auto"
-    place = choose(device, precision) if asked else choose(device, "fp32", reason="scores always are")
+    why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
+    place = choose(device, precision) if asked else choose(device, "fp32", reason=why)
     network = predictor(found, place.device)
     turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
 

@@ -33,6 +33,7 @@ class Calibrated:
         n, accuracy: of the held-out images.
         before, after: "ece" (search bins), "ece_report" (report bins), "nll", "mean_confidence".
         warnings: findings that stand beside the numbers.
+        unreadable: held-out images that were left out because they could not be read.
     """
 
     package: ModelPackage
@@ -43,6 +44,7 @@ class Calibrated:
     before: dict[str, float]
     after: dict[str, float]
     warnings: tuple[str, ...]
+    unreadable: int
 
 
 def calibrate(
@@ -116,6 +118,7 @@ def calibrate(
         before=before,
         after=after,
         warnings=warnings,
+        unreadable=len(images.errors),
     )
 
 
@@ -174,9 +177,7 @@ def _doubts(
     missing = [name for k, name in enumerate(images.label_names) if not (images.labels == k).any()]
     if missing:
         found.append(f"no held-out image of {', '.join(missing)}")
-    if images.errors:
-        found.append(f"{len(images.errors)} images could not be read")
-    return tuple(found)
+    return (*found, *inside.unreadable({inside.short_name(images.source): images}))
 
 
 def _images(

@@ -383,7 +383,8 @@ def _operating(model: Evaluated, suffix: str) -> Table:
             _count([find(model, f"{what}_at_{names[0]}", dataset, attacked)]) for _, attacked in _COUNTS
         ]
         rows.append((f"{dataset}: {'kept' if what == 'kept' else 'let through'}", *cells, *counts))
-    at = {m.name: m for m in model.report.measurements if m.name.startswith("kept_at_")}  # the attacked ones
+    attacked_rows = [m for m in model.report.measurements if m.ball is not None]
+    at = {m.name: m for m in attacked_rows if m.name.startswith("kept_at_")}
     inner = next((m.ball for m in at.values()), None)
     outer = next((m.ball for m in model.report.measurements if _is_worst(m, "auroc")), None)
     thresholds = ", ".join(f"{name} {at[f'kept_at_{name}'].details['threshold']:.3g}" for name in names)

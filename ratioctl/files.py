@@ -175,7 +175,7 @@ def writing(thing: Path) -> Iterator[None]:
 
 def _topmost_missing(path: Path) -> Path:
     """The folder that is gone, where `path` is because a folder above it is."""
-    while not path.parent.exists():
+    while path.parent != path and not os.path.exists(path.parent):  # False where a network folder is stale
         path = path.parent
     return path
 

@@ -42,6 +42,7 @@ def calibrate(
     found = run(model, data=data, objective=objective, out=out, device=context.device, download=download)
     for doubt in found.warnings:
         context.warn(doubt)
+    code = 3 if found.unreadable else None
     if context.json:
         emit_json(
             {
@@ -52,7 +53,7 @@ def calibrate(
                 "calibration": found.package.config["ratio"]["calibration"],
             }
         )
-        return None
+        return code
 
     from rich.table import Table
 
@@ -71,4 +72,4 @@ def calibrate(
     shown = ", ".join(f"{k} {v:.6f}" for k, v in found.thresholds.items())
     context.out.print(f"Thresholds: {shown}")
     context.out.print(f"Package: {found.package.path} (digest {found.package.digest[:12]})")
-    return None
+    return code

@@ -112,7 +112,8 @@ def run(
                 suite="explanations",
                 protocol=f"counterfactuals in l{norm} balls, {steps} steps, of in-images towards a random "
                 "other class and of out-images towards the class they are seen as"
-                + ("" if by is None else f"; judged by {by.package.name}"),
+                + ("" if by is None else f"; judged by {by.package.name}")
+                + ("" if limit is None else f"; at most {limit:,} images of a set"),
                 data=tuple(inside.described(packs[0])),
                 environment=environment(place, "search_precision", "score_precision"),
                 models=tuple(parts),

@@ -11,6 +11,7 @@ from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.calibrate import calibrate, search
+from ratioctl.cli import main
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.nets.predict import predictor
 from ratioctl.package import ModelPackage
@@ -133,3 +134,16 @@ def test_data_that_is_not_there(package: ModelPackage, tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="--data"):
         calibrate(bare)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_changes_the_exit_code(
+    small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["calibrate", str(small_package), "--data", str(cats_and_dogs), "--out"]
+    assert main([*line, str(tmp_path / "whole")]) in (0, None)
+    (cats_and_dogs / "dog" / "0.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert main([*line, str(tmp_path / "less")]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "images of data that could not be read and are left out: 1 (dog/0.png:" in said
+    assert packages.read(tmp_path / "less").calibrated

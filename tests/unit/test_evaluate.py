@@ -535,9 +535,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     assert len(shares) == 5
     for shown in shares[1:]:  # the first one has a column for them
         cells = {(r, c) for r, row in enumerate(shown.rows) for c, cell in enumerate(row) if "." in cell}
-        assert {at for at in cells if at[1]} - {(0, 0)} == set(shown.intervals), (
-            "no share without its interval"
-        )
+        assert {at for at in cells if at[1]} == set(shown.intervals), "no share without its interval"
     counts = {shown.title: [row[-2:] for row in shown.rows] for shown in evaluation_report.tables(found)}
     assert counts["Out-distributions, precision and confidence"] == [("9", "5"), ("9", "5")]  # uni, mean
     assert counts["Operating points"] == [("9", "5")] * 3  # test, uni, mean
@@ -758,6 +756,13 @@ def test_names_cannot_break_out_of_markdown_and_html() -> None:
 # --- one road to every score, saved images, the plan -------------------------------------------------------
 
 
+def tf32_of_convolutions() -> bool:
+    """Whether convolutions on a GPU would be in TF32; torch 2.9 asks elsewhere."""
+    if hasattr(torch.backends.cudnn, "conv"):
+        return torch.backends.cudnn.conv.fp32_precision != "ieee"
+    return torch.backends.cudnn.allow_tf32
+
+
 class Recording(torch.nn.Module):
     """Passes images on to a network and notes the precision that convolutions on a GPU would have."""
 
@@ -766,7 +771,7 @@ class Recording(torch.nn.Module):
         self.network, self.seen = network, list[str]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(torch.backends.cudnn.conv.fp32_precision)
+        self.seen.append(tf32_of_convolutions())
         return self.network(x)
 
 
@@ -781,7 +786,7 @@ def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None
         place=Place(device=torch.device("cpu"), bf16=False, why=""),
         seed=0,
     )
-    before = torch.backends.cudnn.conv.fp32_precision
+    before = tf32_of_convolutions()
     found = [
         work.robust(model, pixels, labels, ball, "apgd-ce", Budget(steps=3), keep=True),
         work.worst_case(model, pixels, ball, steps=3, restarts=1, targets=1, keep=True),
@@ -790,9 +795,9 @@ def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None
     values = work.curve(model, pixels, labels, (0.1,), 2)["values"]
     work.probe_inside(model, pixels, labels, ball, 2)
     work.probe_outside(model, pixels, ball, 2)
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert tf32_of_convolutions() == before
     assert len(exact.seen) > 10
-    assert set(exact.seen) == {"ieee"}
+    assert set(exact.seen) == {False}
     for arrays in found:
         x = torch.from_numpy(arrays["x"])
         rows = arrays.get("broken", np.ones(len(pixels), bool))

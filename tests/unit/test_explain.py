@@ -53,7 +53,7 @@ def test_rounded_pictures_lie_in_the_ball_beside_the_point(
     pixels, x = some_point(seed, p, eps, reach)
     picture = explain.round_into_ball(x, pixels, p, eps)
     assert picture.dtype == np.uint8
-    assert norm(picture, pixels, p) <= eps
+    assert norm(picture, pixels, p) <= eps * (1 + 1e-15 if p == np.inf else 1)  # 85 / 255 as a difference
     wanted = x.astype(np.float64).transpose(1, 2, 0) * 255
     assert np.abs(picture - wanted).max() < 1 + 1e-4
     nearest = np.rint(wanted)

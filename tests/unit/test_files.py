@@ -43,6 +43,22 @@ def test_without_room_for_one_of_them_all_stay(
     assert [path.read_bytes() for path in paths] == [b"new"] * 3
 
 
+def test_a_stale_network_folder_is_a_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "share/out/a")
+
+    def write() -> None:
+        with monkeypatch.context() as patch, files.writing(Path("share/out/a")):
+            patch.setattr(os, "stat", stale)
+            stale()
+
+    with pytest.raises(DiskError, match="vanished") as caught:
+        write()
+    assert caught.value.exit_code == 6
+
+
 def test_a_folder_that_is_gone_is_a_fault_of_the_disk_and_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(DiskError, match="vanished while it was being written") as caught:
