@@ -129,7 +129,7 @@ def test_the_harness_notices_other_pictures_than_the_document_s(
     ("name", "where", "signum"),
     [
         ("train", "state.json", signal.SIGTERM),
-        ("train", "package/README", signal.SIGINT),  # calibrating
+        ("train", r"package/\.README", signal.SIGINT),  # calibrating
         ("train", r"\.partial/model", signal.SIGTERM),  # packaging
         ("calibrate", r"config\.json", signal.SIGTERM),
         ("counterfactual", r"digit 1/.*flip|digit 1/3", signal.SIGINT),
