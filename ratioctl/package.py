@@ -886,10 +886,8 @@ def _replace(
             stem, suffix = os.path.splitext(role)
             name = same or f"{stem}-{recorded[:8]}{suffix}"
             if same is None:
-                temporary = folder / f".{name}.tmp~"
-                made += [temporary, folder / name]
-                write_synced(temporary, data)
-                os.replace(temporary, folder / name)
+                made.append(folder / name)
+                _put(folder / name, data)
             files[name] = recorded
         _put_config(folder, _config_text(config, files))
     except BaseException:
@@ -924,14 +922,19 @@ def _named_now(folder: Path) -> set[str]:
 
 
 def _put_config(folder: Path, text: bytes) -> None:
-    temporary = folder / ".config.json.tmp~"
+    _put(folder / "config.json", text)
+    sync_folder(folder)
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all; the folder is the caller's to sync."""
+    temporary = path.with_name(f".{path.name}.tmp~")
     try:
-        write_synced(temporary, text)
-        os.replace(temporary, folder / "config.json")
+        write_synced(temporary, data)
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(folder)
 
 
 def _link(source: Path, target: Path) -> None:

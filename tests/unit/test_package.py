@@ -576,6 +576,12 @@ def test_a_file_system_without_locks_can_be_written(
     assert not (pkg.path / ".lock").exists()
 
 
+def kill_itself(program: str, pkg: package.ModelPackage) -> None:
+    """Run a program that changes the package in `sys.argv[1]` and kills itself in the middle."""
+    done = subprocess.run([sys.executable, "-c", program, str(pkg.path)], check=False)
+    assert done.returncode == -9
+
+
 def test_what_a_killed_writer_left_does_not_hinder(pkg: package.ModelPackage) -> None:
     """kill -9 in the middle of a change: the lock is free, the leftovers go with the next change."""
     program = (
@@ -589,8 +595,7 @@ def test_what_a_killed_writer_left_does_not_hinder(pkg: package.ModelPackage) ->
         "os.replace = replace\n"
         "package.update(pkg, card='# New', config_changes={'ratio': {'temperature': 0.6}})\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(pkg.path)], check=False)
-    assert done.returncode == -9
+    kill_itself(program, pkg)
     there = package.read(pkg.path)
     assert (there.temperature, there.card) == (0.6, "# New")
     assert any(name.startswith("README-") for name in names(pkg.path))
@@ -611,8 +616,7 @@ def test_a_writer_killed_in_the_middle_of_a_file_leaves_no_half_one_under_a_name
         "package.write_synced = half\n"
         "package.update(package.read(sys.argv[1]), card='# New, and longer than a byte')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(pkg.path)], check=False)
-    assert done.returncode == -9
+    kill_itself(program, pkg)
     left = names(pkg.path) - before
     assert left
     assert all(name.startswith(".") for name in left)
