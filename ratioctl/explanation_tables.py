@@ -9,6 +9,7 @@ _COLUMNS = (
     ("reached %", "validity", 100),
     ("confidence %", "target_confidence", 100),
     ("judge's %", "judge_confidence", 100),
+    ("judge sees it %", "judge_agreement", 100),
     ("pixels changed %", "changed_pixels", 100),
     ("l1", "distance_l1", 1),
     ("l2", "distance_l2", 1),
@@ -16,7 +17,8 @@ _COLUMNS = (
 )
 _NOTE = (
     "Reached: the saved picture is seen as the target, with a confidence above one half. Pixels changed: by "
-    "more than 1/255 in some channel. In brackets: 95 % intervals."
+    "more than 1/255 in some channel. The judge sees a target that is its label, at any confidence. In "
+    "brackets: 95 % intervals."
 )
 
 
@@ -34,10 +36,11 @@ def tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _compared(evaluation: Evaluation) -> Table:
-    names = ("validity", "judge_confidence", "flip_radius_q50", "flip_changed_pixels")
+    names = ("validity", "judge_confidence", "judge_agreement", "flip_radius_q50", "flip_changed_pixels")
     titles = {
         "validity": "reached %",
         "judge_confidence": "judge's confidence %",
+        "judge_agreement": "judge sees the target %",
         "flip_radius_q50": "median flip radius",
         "flip_changed_pixels": "pixels changed at the flip %",
     }

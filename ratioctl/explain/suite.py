@@ -192,11 +192,11 @@ class _Judge:
         return cls(package=package, predict=predictor(package, place.device).predict)
 
     def confidences(self, pictures: np.ndarray, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of pictures (N, H, W, C) uint8: p of the class (N,), and whether that is the largest, above 0.5."""
+        """Of pictures (N, H, W, C) uint8: p of the class (N,), and whether that is the largest (N,)."""
         channels, size, _ = self.package.input_size
         p = metrics.softmax(self.predict(inside.resize(pictures, size, channels)), self.package.temperature)
         at = self.package.label_names.index(label)
-        return p[:, at], (p.argmax(1) == at) & (p[:, at] > 0.5)
+        return p[:, at], p.argmax(1) == at
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -416,8 +416,10 @@ def _inside(
                 for picture, k in zip(found["pictures"][:, r], target, strict=True)
             ]
             by = subject.judge.package.digest
-            rows.append(mean("judge_confidence", np.array([p[0] for p, _ in seen]), ball, judge=by))
-            rows.append(rate("judge_validity", np.array([hit[0] for _, hit in seen]), ball, judge=by))
+            confidences, labelled = (np.concatenate(column) for column in zip(*seen, strict=True))
+            rows.append(mean("judge_confidence", confidences, ball, judge=by))
+            rows.append(rate("judge_agreement", labelled, ball, judge=by))
+            rows.append(rate("judge_validity", labelled & (confidences > 0.5), ball, judge=by))
     flips = found["flip"]
     flipped = np.isfinite(flips)
     rows.append(rate("flipped", flipped, subject.ball(subject.eps[-1])))

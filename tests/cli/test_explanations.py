@@ -72,7 +72,9 @@ def test_numbers_are_those_of_the_counterfactuals(
     for path, label in images:
         target = suite.target_of(pixels[path], label, 4, 0)
         assert target != label
-        (answer,) = ratioctl.counterfactual(path, target=labels[target], model=small_package, steps=3)
+        (answer,) = ratioctl.counterfactual(
+            path, target=labels[target], model=small_package, steps=3, precision="fp32"
+        )
         answers.append(answer.targets[0])
     columns = zip(examples["dataset"], examples["confidence"], strict=True)
     mine = np.array([confidence for dataset, confidence in columns if dataset == "data"])
@@ -85,6 +87,9 @@ def test_numbers_are_those_of_the_counterfactuals(
     assert [row["value"] for row in found[1:]] == pytest.approx(list(confidences.mean(0)))
     judged = rows(document, "judge_confidence", "data")
     assert [row["value"] for row in judged] == pytest.approx(list(confidences.mean(0)), abs=1e-6)
+    seen = [[b.predicted == answer.target for b in answer.budgets] for answer in answers]
+    agreement = [row["value"] for row in rows(document, "judge_agreement", "data")]
+    assert sorted(agreement) == pytest.approx(sorted(np.mean(seen, axis=0)))
     validity = rows(document, "validity", "data")
     assert [row["n"] for row in validity] == [3] * 4
     for row in validity:
