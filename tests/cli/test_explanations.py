@@ -87,9 +87,12 @@ def test_numbers_are_those_of_the_counterfactuals(
     assert [row["value"] for row in found[1:]] == pytest.approx(list(confidences.mean(0)))
     judged = rows(document, "judge_confidence", "data")
     assert [row["value"] for row in judged] == pytest.approx(list(confidences.mean(0)), abs=1e-6)
-    seen = [[b.predicted == answer.target for b in answer.budgets] for answer in answers]
+    seen = {
+        round(b.confidence, 9): b.predicted == answer.target for answer in answers for b in answer.budgets
+    }
     agreement = [row["value"] for row in rows(document, "judge_agreement", "data")]
-    assert sorted(agreement) == pytest.approx(sorted(np.mean(seen, axis=0)))
+    hits = np.array([seen[round(value, 9)] for value in confidences.ravel()]).reshape(confidences.shape)
+    assert agreement == pytest.approx(list(hits.mean(0)))
     validity = rows(document, "validity", "data")
     assert [row["n"] for row in validity] == [3] * 4
     for row in validity:
