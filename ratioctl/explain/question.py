@@ -97,6 +97,7 @@ class Asked:
         }
         if question.until is not None:
             head["until"] = question.until
+        regions = {id(model): asked.region for model, asked in self.models}  # one for all norms
         head["models"] = [
             {
                 "name": model.name,
@@ -104,6 +105,7 @@ class Asked:
                 "temperature": model.temperature,
                 "threshold": model.thresholds.get("tpr95"),
                 "labels": list(model.label_names),
+                **_region_told(regions[id(model)]),
             }
             for model in self.packages
         ]
@@ -302,6 +304,16 @@ def _region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     if not mask.any():
         raise UsageError("--region", "leaves no pixel to change", "White parts of a mask may change.")
     return mask
+
+
+def _region_told(region: np.ndarray | None) -> dict[str, Any]:
+    """A region (H, W) in words of JSON: X,Y,W,H around it, and how many pixels are in it."""
+    if region is None:
+        return {}
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+    return {"region": {"box": box, "pixels": int(region.sum())}}
 
 
 def _sources(images: Given | Sequence[Given], out: str | os.PathLike[str] | None) -> Iterator[Source]:

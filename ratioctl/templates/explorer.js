@@ -90,16 +90,23 @@ const unknown = (column, point) =>
 
 const most = Math.max(0, ...groups.flatMap(group => targetsOf(group).map(target => stepsOf(group, target))));
 const state = { group: null, target: null, step: most, steps: most, gain: 1, flipped: false };
+let playing = null;  // the timer of the Play button
 let watchers = [];  // functions that redraw what depends on the step, the gain or the comparison
 const redraw = () => watchers.forEach(watch => watch());
 const watching = watch => { watchers.push(watch); watch(); };
 
+// A slider that has the focus speaks for itself; whatever else moved it is told here.
+const say = text => { byId("said").textContent = text; };
 const setStep = step => {
   state.step = Math.max(0, Math.min(state.steps, step));
   redraw();
+  if (!playing && document.activeElement?.type !== "range") say(document.querySelector("main [type=range]").getAttribute("aria-valuetext"));
 };
 const setFlipped = flipped => {
-  if (flipped !== state.flipped) { state.flipped = flipped; redraw(); }
+  if (flipped === state.flipped) return;
+  state.flipped = flipped;
+  redraw();
+  say(flipped ? "The original" : "The counterfactual");
 };
 
 // --- the detail view ----------------------------------------------------------------------------------------
@@ -134,16 +141,22 @@ const enlarge = (what, draw, alt) => el("button", {
 });
 
 const originalFigure = columns => {
-  const { entry } = columns[0], alt = `The original, ${stem(entry.path)}`;
-  return el("figure", { className: "picture original" }, picture(entry.input_png, alt),
+  const { entry, model } = columns[0], alt = `The original, ${stem(entry.path)}`;
+  const [x, y, w, h] = model.region?.box ?? [], marked = model.region && w * h === model.region.pixels;
+  const outline = marked ? el("span", { className: "region" }) : null;
+  if (marked) Object.entries({ x, y, w, h }).forEach(([key, value]) => outline.style.setProperty(`--${key}`, value));
+  const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
+  return el("figure", { className: "picture original" }, el("span", { className: "frame" }, picture(entry.input_png, alt), outline),
     el("figcaption", {}, el("span", { className: "what" }, "Original", enlarge("the original", () => source(entry.input_png), () => alt)),
-      columns.map(column => el("span", { className: "line" }, title(column) ? `${title(column)}: ` : "",
+      models.map(column => el("span", { className: "line" }, models.length > 1 ? `${names[column.entry.model]}: ` : "",
         seenAs(column.entry.original.label, column.entry.original.confidence),
-        column.entry.original.is_ood ? el("span", { className: "tag", textContent: "not known" }) : null))));
+        column.entry.original.is_ood ? el("span", { className: "tag", textContent: "not known" }) : null)),
+      model.region ? el("span", { className: "line quiet" }, marked ? "dashed: " : "", "only ", number(model.region.pixels, six), " pixels may change") : null));
 };
 
 const counterfactualFigure = (column, target) => {
   const name = title(column), alt = () => {
+    if (state.flipped) return `The original, ${stem(column.entry.path)}`;
     const point = pointAt(column, target, state.step, state.steps);
     return `${point.eps ? `Changed by at most ${size(column.norm)} ${six(point.eps)}` : "Unchanged"}, ${safe(target)} ${two(point.confidence)}, seen as ${safe(point.predicted)}`;
   };
@@ -234,7 +247,7 @@ const budgetSlider = (columns, target) => slider(state.steps, () => columns.map(
 const curve = (column, target) => {
   const steps = answerOf(column, target)?.budgets.length ?? 0;
   const points = [...Array(steps + 1).keys()].map(step => pointAt(column, target, step, steps));
-  const last = points.at(-1).eps || 1, threshold = column.model.threshold, answer = answerOf(column, target);
+  const last = points.at(-1).eps || 1, asked = doc.until ?? 0.5, threshold = column.model.threshold, answer = answerOf(column, target);
   const frame = svg("svg", { role: "img", "aria-label": `Confidence in ${safe(target)} over the budget: ` +
     points.map(point => `${six(point.eps)}: ${two(point.confidence)}`).join(", ") });
   const now = svg("g", { class: "now" });
@@ -245,7 +258,7 @@ const curve = (column, target) => {
       svg("circle", { cx: x(point.eps), cy: y(point.confidence), r: 6 }));
   };
   const draw = width => {
-    const height = Math.round(Math.max(130, Math.min(240, width * 0.5))), left = 30, right = 8, top = 10, bottom = 22;
+    const height = Math.round(Math.max(150, Math.min(260, width * 0.54))), left = 30, right = 8, top = 22, bottom = 36;
     x = eps => left + eps / last * (width - left - right);
     y = p => top + (1 - p) * (height - top - bottom);
     const path = value => "M" + points.map(point => `${x(point.eps).toFixed(1)} ${y(value(point)).toFixed(1)}`).join("L");
@@ -255,12 +268,13 @@ const curve = (column, target) => {
     frame.setAttribute("height", height);
     frame.replaceChildren(
       ...[0, 1].map(p => svg("line", { class: "rule", x1: left, x2: width - right, y1: y(p), y2: y(p) })),
-      svg("line", { class: "half", x1: left, x2: width - right, y1: y(0.5), y2: y(0.5) }),
+      svg("line", { class: "half", x1: left, x2: width - right, y1: y(asked), y2: y(asked) }),
+      text("confidence", { x: 0, y: 11 }), text(`size of the change, ${size(column.norm)}`, { x: width - right, y: height - 3, "text-anchor": "end" }),
       ...["0", "0.5", "1"].map(p => text(p, { x: left - 6, y: y(Number(p)) + 4, "text-anchor": "end" })));
     const room = Math.max(1, Math.ceil(points.length / Math.max(2, (width - left) / 44)));
     points.forEach((point, index) => {
       if ((points.length - 1 - index) % room === 0)
-        frame.append(text(six(point.eps), { x: x(point.eps), y: height - 5, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+        frame.append(text(six(point.eps), { x: x(point.eps), y: height - 19, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
     });
     if (threshold != null) frame.append(svg("line", { class: "threshold", x1: left, x2: width - right, y1: y(threshold), y2: y(threshold) }));
     if (answer?.flip_eps) frame.append(svg("path", { class: "flip", d: `M${x(answer.flip_eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
@@ -280,6 +294,7 @@ const curve = (column, target) => {
   watchers.push(mark);
   const key = (kind, ...label) => el("span", { className: "key" }, el("i", { className: kind }), ...label);
   return el("figure", { className: "curve" }, box, el("figcaption", {}, key("target", safe(target)), key("highest", "highest of any class"),
+    doc.until == null ? null : key("half", "asked for ", number(doc.until)),
     threshold != null ? key("threshold", "unknown below ", number(threshold)) : null,
     answer?.flip_eps ? key("flip", doc.until == null ? "turns at " : "reached at ", number(answer.flip_eps, three)) : null));
 };
@@ -307,7 +322,8 @@ const bars = (column, target) => {
     return row;
   });
   const rest = labels.length - chosen.length;
-  return [el("ul", { className: "bars", "aria-label": "Confidence by class" }, rows), rest ? el("p", { className: "quiet", textContent: `and ${rest} more classes` }) : null];
+  return [el("ul", { className: "bars", "aria-label": "Confidence by class" }, rows), el("p", { className: "quiet key" }, el("i", { className: "mark" }),
+    "in the original", rest ? `; ${rest} more classes are not shown` : "")];
 };
 
 const facts = (column, target) => {
@@ -377,12 +393,19 @@ const change = (column, target, kind) => {
     canvas.dataset.drawn = wanted;
     refreshEnlarged();
   });
-  const legend = kind === "signed" ? "grey: as it was; colours: what was added or taken away"
-    : "black: as it was; bright: the most changed channel";
+  const legend = kind === "signed" ? "grey: as it was; lighter: added; darker: taken away, in each colour"
+    : "the most changed colour of each pixel";
+  const ramp = el("i", { className: "ramp" }), ends = el("span", { className: "ends scale" });
+  ramp.style.background = `linear-gradient(to right, ${kind === "signed" ? "#000, #808080, #fff" : HEAT.map(colour => `rgb(${colour})`)})`;
+  watching(() => {
+    const full = three(1 / state.gain), more = (pointAt(column, target, state.step, state.steps).distance?.linf ?? 0) * state.gain > 1.001;
+    ends.replaceChildren(...(kind === "signed" ? [`${more ? "≤ " : ""}−${full}`, "0", `${more ? "≥ " : ""}+${full}`] : ["0", `${more ? "≥ " : ""}${full}`])
+      .map(textContent => el("span", { textContent })));
+  });
   const named = title(column) ? `, ${title(column)}` : "";
   return el("figure", { className: `picture difference ${kind}` }, canvas,
     el("figcaption", {}, el("span", { className: "what" }, name, enlarge(`${name.toLowerCase()}${named}`, () => canvas.toDataURL(), alt)),
-      el("span", { className: "quiet", textContent: legend })));
+      ramp, ends, el("span", { className: "line quiet", textContent: legend })));
 };
 
 const gainControl = () => {
@@ -396,15 +419,18 @@ const gainControl = () => {
   });
   return el("div", { className: "gain" }, el("label", { for: "gain" }, "Gain of the change ", value), input);
 };
-// So that the largest change of the largest budgets just fills the scale.
+// So that the largest change of the largest budgets just fills the scale, or three times the typical one (a mean
+// of the changes weighted by themselves) where a few pixels stand out and would leave the rest in the dark.
 const fittingGain = (columns, target) => {
-  const largest = Math.max(0, ...columns.map(column => answerOf(column, target)?.budgets.at(-1)?.distance.linf ?? 0));
+  const largest = Math.max(0, ...columns.map(column => {
+    const far = answerOf(column, target)?.budgets.at(-1)?.distance;
+    return far?.l1 ? Math.min(far.linf, 3 * far.l2 ** 2 / far.l1) : 0;
+  }));
   return largest ? Math.max(1, Math.min(32, Math.floor(1 / largest))) : 1;
 };
 
 // --- tools --------------------------------------------------------------------------------------------------
 
-let playing = null;
 const stop = () => { clearInterval(playing); playing = null; };
 const tools = (columns, target) => {
   const hold = el("button", { type: "button", textContent: "Hold to compare", title: "Or hold space" });
@@ -461,7 +487,9 @@ const showDetail = () => {
   state.steps = stepsOf(group, target);
   state.step = Math.min(state.step, state.steps);
   state.gain = fittingGain(columns, target);
-  const inputs = Object.values(Object.groupBy(columns, column => extra.files[column.entry.input_png]));
+  const inputs = [...new Set(columns.map(column => extra.files[column.entry.input_png]))]
+    .map(file => columns.filter(column => extra.files[column.entry.input_png] === file));
+  const models = new Set(columns.map(column => column.model)).size;
   const to = (index, text) => index in groups ? el("a", { className: "button", href: `#${index + 1}`, textContent: text }) : null;
   const panel = el("div", { id: "panel", className: columns.length === 1 ? "stage one" : "stage many" });
   panel.style.setProperty("--columns", columns.length);
@@ -479,8 +507,8 @@ const showDetail = () => {
     el("div", { className: "cell originals" }, inputs.map(originalFigure)),
     ...each("pictures", column => counterfactualFigure(column, target)),
     el("div", { className: "cell control" }, film(columns, target), budgetSlider(columns, target), tools(columns, target)),
-    el("div", { className: "cell legend" }, el("h3", { textContent: "What the models see" }), el("p", { className: "quiet",
-      textContent: "How sure each is of the target as the budget grows, and of every class; the fine marks show the original." })),
+    el("div", { className: "cell legend" }, el("h3", { textContent: models > 1 ? "What the models see" : "What the model sees" }), el("p", { className: "quiet",
+      textContent: `How sure ${models > 1 ? "each" : "it"} is of the target as the budget grows, and of every class.` })),
     ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "What the model sees" }), curve(column, target), bars(column, target)].flat()),
     el("div", { className: "cell gaining" }, gainControl()),
     ...each("change", column => [heading("h3", column), el("div", { className: "pair" }, change(column, target, "signed"), change(column, target, "size"))]),
@@ -526,19 +554,25 @@ const openEnlarged = (what, draw, alt) => {
 
 // --- the overview -------------------------------------------------------------------------------------------
 
-const filters = { label: "", target: "", known: "" };
+const filters = { label: "", target: "", known: "", order: "" };
+const orders = {  // what the images are put in order by, smallest first
+  least: (group, target) => Math.min(...columnsOf(group, target).map(column => answerOf(column, target)?.flip_eps ?? Infinity)),
+  unsure: group => Math.min(...group.columns.map(column => column.entry.original.confidence)),
+};
 const showOverview = () => {
   const view = byId("overview");
   state.steps = most;
-  const options = (values, all) => [el("option", { value: "", textContent: all }), ...values.map(value => el("option", { value, textContent: safe(value) }))];
-  const select = (key, label, values, all) => {
-    const node = el("select", { id: `filter-${key}`, onchange: () => { filters[key] = node.value; fill(); } }, options(values, all));
+  const options = pairs => pairs.map(([value, textContent]) => el("option", { value, textContent }));
+  const any = (values, all) => options([["", all], ...values.map(value => [value, safe(value)])]);
+  const select = (key, label, offered) => {
+    const node = el("select", { id: `filter-${key}`, onchange: () => { filters[key] = node.value; fill(); } }, offered);
     node.value = filters[key];
     return el("label", { for: `filter-${key}` }, label, " ", node);
   };
   const labels = [...new Set(groups.flatMap(group => group.columns.map(column => column.entry.original.label)))].sort();
   const targets = [...new Set(groups.flatMap(targetsOf))];
   const count = el("p", { className: "quiet", role: "status" }), list = el("ul", { className: "cards" });
+  list.style.setProperty("--thumbs", 1 + Math.max(...groups.map(group => group.columns.length)));
   const control = el("div", { className: "overview-slider" }), reach = el("span", { className: "scale" });
   const ladders = new Set(groups.flatMap(({ columns }) => columns.flatMap(({ entry, norm }) =>
     entry.targets.map(answer => JSON.stringify([norm, answer.budgets.map(budget => budget.eps)])))));
@@ -549,12 +583,14 @@ const showOverview = () => {
   };
   const card = (group, index) => {
     const target = filters.target || targetsOf(group)[0], steps = stepsOf(group, target);
+    const enough = column => answerOf(column, target)?.flip_eps;
     const images = columnsOf(group, target).map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
     watching(() => {
       for (const { column, image, value } of images) {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
         if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
-        value.replaceChildren(title(column) ? `${title(column)}: ` : "", seenAs(target, point.confidence, point.predicted === target));
+        value.replaceChildren(title(column) ? `${title(column)}: ` : "", seenAs(target, point.confidence, point.predicted === target),
+          ...(enough(column) ? [" ", el("span", { className: "quiet" }, "from ", size(column.norm), " ", number(enough(column), three))] : []));
       }
     });
     const { entry } = group.columns[0];
@@ -567,22 +603,23 @@ const showOverview = () => {
   };
   const fill = () => {
     watchers = [];
-    control.replaceChildren(slider(most, () => reached().map(part => part.textContent ?? part).join(""), "Budget of change, all images"), reach);
+    control.replaceChildren(el("span", { className: "quiet", "aria-hidden": "true", textContent: "Budget" }), slider(most, () => reached().map(part => part.textContent ?? part).join(""), "Budget of change, all images"), reach);
     watching(() => reach.replaceChildren(...reached()));
     const fitting = groups.map((group, index) => [group, index]).filter(([group]) =>
       (!filters.label || group.columns.some(column => column.entry.original.label === filters.label)) &&
       (!filters.target || targetsOf(group).includes(filters.target)) &&
       (!filters.known || group.columns.some(column => column.entry.original.is_ood === (filters.known === "no"))));
+    const by = orders[filters.order], key = ([group]) => by(group, filters.target || targetsOf(group)[0]);
+    if (by) fitting.sort((a, b) => key(a) === key(b) ? 0 : key(a) - key(b));
     list.replaceChildren(...fitting.map(([group, index]) => card(group, index)));
     count.textContent = `${fitting.length} of ${groups.length} images`;
   };
   view.replaceChildren(el("h2", { id: "overview-title", tabIndex: -1, textContent: `${groups.length} images` }),
-    el("div", { className: "tools" }, select("label", "Seen as", labels, "anything"), select("target", "Target", targets, "the first asked"),
+    el("div", { className: "tools" }, select("label", "Seen as", any(labels, "anything")), select("target", "Target", any(targets, "the first asked")),
       groups.some(group => group.columns.some(column => column.entry.original.is_ood != null))
-        ? el("label", { for: "filter-known" }, "Known ", el("select", { id: "filter-known", value: filters.known, onchange: event => { filters.known = event.target.value; fill(); } },
-          ...[["", "or not"], ["yes", "to the model"], ["no", "not"]].map(([value, textContent]) => el("option", { value, textContent })))) : null,
+        ? select("known", "Known", options([["", "or not"], ["yes", "to the model"], ["no", "not"]])) : "",
+      select("order", "Order", options([["", "as given"], ["least", "least change that is enough"], ["unsure", "least sure at first"]])),
       el("span", { className: "spring" }), count), control, list);
-  byId("filter-known") && (byId("filter-known").value = filters.known);
   fill();
   document.title = `Counterfactuals of ${groups.length} images`;
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -16,8 +17,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page
+from safetensors.numpy import load_file
 
-from ratioctl import explorer, pictures, resources
+import ratioctl
+from ratioctl import explorer, package, pictures, resources
 from ratioctl.cli import main
 
 SAMPLES = resources.folder("assets") / "samples"
@@ -255,7 +258,8 @@ def test_the_change_is_drawn_from_the_pixels(one: Path, open_page: OpenPage) -> 
         data = str(canvas.evaluate("node => node.toDataURL()"))
         return np.asarray(Image.open(io.BytesIO(bytes_of(data))).convert("RGB")).astype(int)
 
-    fitting = int(1 / image["targets"][0]["budgets"][5]["distance"]["linf"])
+    far = image["targets"][0]["budgets"][5]["distance"]
+    fitting = int(1 / min(far["linf"], 3 * far["l2"] ** 2 / far["l1"]))
     control = page.get_by_role("slider", name="Gain of the change")
     assert control.input_value() == str(fitting)
     for gain in (fitting, fitting + 2):
@@ -267,6 +271,129 @@ def test_the_change_is_drawn_from_the_pixels(one: Path, open_page: OpenPage) -> 
         order = np.argsort(size.ravel())
         assert (np.diff(light.ravel()[order]) >= -2).all(), "lighter where more changed"
         assert light[size == size.min()].max() < light[size == size.max()].min()
+        full = (
+            f"{1 / gain:.3g}"  # the scales say what black, white and yellow stand for, and what lies beyond
+        )
+        more = "≥ " if gain * far["linf"] > 1.001 else ""
+        assert page.locator(".size .ends span").all_text_contents() == ["0", more + full]
+        signs = [f"−{full}", "0", f"{more}+{full}"]
+        assert page.locator(".signed .ends span").all_text_contents()[1:] == signs[1:]
+        assert str(page.locator(".signed .ends span").first.text_content()).endswith(signs[0])
+
+
+def test_every_confidence_on_the_page_is_that_of_the_picture_beside_it(
+    one: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    page = open_page(index(one)).page
+    slider, labels = page.get_by_role("slider", name="Budget of change"), document(one)["models"][0]["labels"]
+    shown_at, paths = [], []
+    for step in range(7):
+        slider.fill(str(step))
+        paths.append(tmp_path / f"{step}.png")
+        paths[-1].write_bytes(bytes_of(str(page.locator(".counterfactual img").get_attribute("src"))))
+        values = page.locator(".bars data").evaluate_all("nodes => nodes.map(node => +node.value)")
+        assert len(values) == len(labels)
+        shown_at.append(values)
+    rows = list(ratioctl.ood_score([str(path) for path in paths], probabilities=True))
+    for row, values in zip(rows, shown_at, strict=True):
+        assert row.probabilities == pytest.approx(values, abs=1e-4)
+
+
+def test_what_moves_without_the_slider_is_told(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one)).page
+    said, image = page.locator("#said"), page.locator(".counterfactual img")
+    assert said.get_attribute("aria-live") == "polite"
+    page.keyboard.press("ArrowLeft")
+    slider = page.get_by_role("slider", name="Budget of change")
+    assert said.text_content() == slider.get_attribute("aria-valuetext")
+    assert "at most 2.5" in str(said.text_content())
+    page.keyboard.down(" ")
+    assert said.text_content() == "The original"
+    assert image.get_attribute("alt") == "The original, kitten.jpg"
+    page.keyboard.up(" ")
+    assert said.text_content() == "The counterfactual"
+    assert "at most" in str(image.get_attribute("alt"))
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert said.text_content() == "The counterfactual", "a slider speaks for itself"
+
+
+def test_a_touch_shows_the_original(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one), viewport=PHONE, has_touch=True, is_mobile=True).page
+    hold = page.get_by_role("button", name="Hold to see the original")
+    box = hold.bounding_box()
+    assert box is not None
+    session = page.context.new_cdp_session(page)
+    point = {"x": box["x"] + 40, "y": box["y"] + 40}
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    assert hold.get_attribute("aria-pressed") == "true"
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("document.querySelector('.hold').getAttribute('aria-pressed') === 'false'")
+
+
+def test_the_region_is_shown_on_the_original(
+    small_package: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    line = [SAMPLES / "kitten.jpg", "--model", small_package, "--target", "dog", "--eps", "1"]
+    boxed = ask(tmp_path / "box", *line, "--region", "2,1,4,3")
+    assert document(boxed)["models"][0]["region"] == {"box": [2, 1, 4, 3], "pixels": 12}
+    opened = open_page(index(boxed), viewport=WIDE)
+    outline = opened.page.locator(".original .region").bounding_box()
+    image = opened.page.locator(".original img").bounding_box()
+    assert outline is not None
+    assert image is not None
+    pixel = image["width"] / 8
+    found = [
+        (outline["x"] - image["x"]) / pixel, (outline["y"] - image["y"]) / pixel,
+        outline["width"] / pixel, outline["height"] / pixel,
+    ]  # fmt: skip
+    assert found == pytest.approx([2, 1, 4, 3], abs=0.05)
+    assert "only 12 pixels may change" in str(opened.page.locator(".original figcaption").text_content())
+    assert quiet(opened)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[0, 0] = mask[3, 5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    masked = ask(tmp_path / "mask", *line, "--region", tmp_path / "mask.png")
+    assert document(masked)["models"][0]["region"] == {"box": [0, 0, 6, 4], "pixels": 2}
+    page = open_page(index(masked)).page
+    assert page.locator(".region").count() == 0, "no box"
+    assert "only 2 pixels may change" in str(page.locator(".original figcaption").text_content())
+
+
+def test_any_size_of_picture(small_package: Path, tmp_path: Path, open_page: OpenPage) -> None:
+    config = json.loads((small_package / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 64, 64]
+    weights = load_file(small_package / "model.safetensors")
+    package.write(tmp_path / "large", config=config, weights=weights)
+    line = [SAMPLES / "kitten.jpg", "--model", tmp_path / "large", "--target", "dog"]
+    folder = ask(tmp_path / "out", *line, "--region", "16,8,32,32")
+    for viewport in (PHONE, WIDE):
+        opened = open_page(index(folder), viewport=viewport)
+        assert quiet(opened)
+        image, canvas = opened.page.locator(".counterfactual img"), opened.page.locator(".signed canvas")
+        opened.page.locator(".signed canvas[data-drawn]").wait_for()
+        assert image.evaluate("node => node.naturalWidth") == canvas.evaluate("node => node.width") == 64
+        box = image.bounding_box()
+        assert box is not None
+        assert box["width"] % 64 == 0
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+def test_on_paper_are_pictures_and_numbers_and_no_controls(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one), color_scheme="dark").page
+    page.emulate_media(media="print")
+    for selector in (".control input", ".tools", "#theme", ".gaining", ".icon"):
+        assert not page.locator(selector).first.is_visible()
+    for selector in (".original img", ".counterfactual img", ".plot svg", ".bars", ".film", ".facts"):
+        assert page.locator(selector).first.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 250, 247)"
+
+
+def test_nothing_moves_by_itself_for_those_who_asked(one: Path, open_page: OpenPage) -> None:
+    page = open_page(index(one), reduced_motion="reduce").page
+    moving = "getComputedStyle(document.querySelector('.fill')).transitionDuration"
+    assert page.evaluate(moving) == "0s"
+    assert open_page(index(one)).page.evaluate(moving) != "0s"
 
 
 def test_what_the_model_does_not_know_is_said(several: Path, one: Path, open_page: OpenPage) -> None:
@@ -316,6 +443,16 @@ def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage)
     seen = [Path(i["path"]).name for i in images if i["original"]["label"] == "horse"]
     assert names.all_text_contents() == seen
     assert page.get_by_role("status").text_content() == f"{len(seen)} of 3 images"
+    page.get_by_label("Seen as").select_option("")
+    page.get_by_label("Order").select_option("least")
+    flips = {Path(i["path"]).name: i["targets"][1]["flip_eps"] for i in images}
+    in_order = sorted(flips, key=lambda name: math.inf if flips[name] is None else flips[name])
+    assert names.all_text_contents() == in_order
+    page.get_by_label("Order").select_option("unsure")
+    sure = {Path(i["path"]).name: i["original"]["confidence"] for i in images}
+    assert names.all_text_contents() == sorted(sure, key=lambda name: sure[name])
+    page.get_by_label("Order").select_option("")
+    page.get_by_label("Seen as").select_option("horse")
     page.locator(".cards a").first.click()
     assert page.get_by_role("tab", selected=True).text_content() == "ship"
     page.go_back()

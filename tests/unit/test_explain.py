@@ -432,7 +432,7 @@ def test_pictures_of_every_norm_lie_in_the_ball(
 ) -> None:
     eps = {"1": (4, 12), "1.5": (1, 3), "2": (0.5, 1.5), "inf": (0.03, 0.1)}[norm_name]
     (answer,) = ratioctl.counterfactual(
-        photographs / "wide.png", target="dog", model=small_package, norm=norm_name, eps=eps, steps=12
+        photographs / "wide.png", target="dog", model=small_package, norm=norm_name, eps=eps, steps=30
     )
     (target,) = answer.targets
     before = answer.original.probabilities[1]
@@ -614,6 +614,18 @@ def test_nothing_changes_outside_the_region(small_package: Path, photographs: Pa
     assert changed[2:6, 1:4].any()
     changed[2:6, 1:4] = False
     assert not changed.any()
+
+
+def test_the_document_tells_the_region(small_package: Path, photographs: Path) -> None:
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[1, 2] = mask[4, 6] = True
+    for region, told in (
+        (None, None),
+        ("1,2,3,4", {"box": [1, 2, 3, 4], "pixels": 12}),
+        (mask, {"box": [2, 1, 5, 4], "pixels": 2}),
+    ):
+        asked = ask_small(small_package, photographs, target="dog", region=region)
+        assert asked.header["models"][0].get("region") == told
 
 
 def test_a_mask_image_is_a_region(small_package: Path, photographs: Path, tmp_path: Path) -> None:

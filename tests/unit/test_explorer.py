@@ -144,6 +144,14 @@ def test_the_card_is_markdown_without_its_front_matter() -> None:
     assert "<script" not in made
 
 
+def test_models_of_one_name_are_told_apart() -> None:
+    twins = document()
+    twins["models"].append({**twins["models"][0], "digest": "456789ab"})
+    made = explorer.page(twins, PICTURES)
+    assert '<b>tiny</b> <span class="quiet">456789</span>' in made
+    assert "<b>tiny</b></summary>" in explorer.page(document(), PICTURES)
+
+
 @pytest.mark.parametrize("seed", [0, 2**62 + 1])
 def test_a_seed_of_any_size_is_shown_exactly(seed: int) -> None:
     asked = document() | {"seed": seed}
