@@ -2,8 +2,8 @@
 
     python benchmarks/comparison_report.py RESULT.json --figure figure5.png
 
-Prints a Markdown table: a row a method, means over seeds where there are several, with the 95 % interval of
-the measurement (one seed) or the range over the seeds (several).
+Prints two Markdown tables, the second by out-distribution: a row a method, means over seeds where there are
+several, with the 95 % interval of the measurement (one seed) or the range over the seeds (several).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ NAMES = {
     "ratio": "RATIO",
     "ratio-0.5": "RATIO-0.5",
     "ratio-0.25": "RATIO-0.25",
+    "ratio-0.25-short": "RATIO-0.25 from scratch",
+    "at-0.25-short": "AT-0.25 (the start)",
     "plain-then-ratio-0.25": "Plain, then RATIO-0.25",
     "at-0.25-then-ratio-0.25": "AT-0.25, then RATIO-0.25",
 }
@@ -76,6 +78,26 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def by_set(result: Mapping[str, Any]) -> str:
+    """AUROC for every out-distribution, clean / worst case, means over the seeds."""
+    sets = dict.fromkeys(
+        m["dataset"]
+        for m in result["rows"][0]["measurements"]
+        if m["name"] == "auroc" and m["dataset"] != "mean"
+    )
+    lines = ["| AUROC, clean / worst case | " + " | ".join(sets) + " |", "|---" * (1 + len(sets)) + "|"]
+    for method, rows in grouped(result["rows"]).items():
+        cells = []
+        for name in sets:
+            found: dict[bool, list[float]] = {False: [], True: []}
+            for m in (m for row in rows for m in row["measurements"]):
+                if (m["name"], m["dataset"]) == ("auroc", name):
+                    found[m["ball"] is not None].append(100 * m["value"])
+            cells.append(" / ".join(f"{sum(v) / len(v):.1f}" if v else "-" for v in found.values()))
+        lines.append("| " + " | ".join([NAMES.get(method, method), *cells]) + " |")
+    return "\n".join(lines)
+
+
 def figure(result: Mapping[str, Any], path: Path) -> None:
     """Figure 5: confidence over the radius, of the true class inside, the highest outside."""
     import matplotlib
@@ -95,7 +117,8 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
             if curve is None:
                 continue
             style = {"color": colours[k % 10], "label": NAMES.get(method, method)}
-            axis.plot(curve["radii"], curve["mean"], marker="o", markersize=3, **style)
+            dashes = "--" if method.endswith("0.25") else "-"
+            axis.plot(curve["radii"], curve["mean"], dashes, marker="o", markersize=3, **style)
             axis.fill_between(
                 curve["radii"], curve["low"], curve["high"], color=style["color"], alpha=0.12, lw=0
             )
@@ -116,6 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     result = json.loads(options.result.read_text(encoding="utf-8"))
     print(table(result))
+    print()
+    print(by_set(result))
     if options.figure:
         figure(result, options.figure)
 
