@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SAMPLE ?= assets/samples/cat.jpg
+SAMPLES ?= assets/samples/cat.jpg assets/samples/rocket.jpg
 TARGET ?= dog
 PYTEST_ARGS ?= -n auto --dist loadscope
 
@@ -17,12 +17,13 @@ export PIP_ROOT_USER_ACTION := ignore
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## how would a cat have to change to become a dog?
-	$(BIN)/ratioctl counterfactual $(SAMPLE) --target $(TARGET) --eps 0.5..3 --out demo
-	@name=$$(basename $(SAMPLE)); name=$${name%.*}; echo; echo "Look at these:"; \
-	echo "  demo/$$name/$(TARGET)/grid.png   the photograph, then what $(TARGET) would take, budget by budget"; \
-	echo "  demo/index.html                  the same as a page, for the browser"; \
-	echo "  demo/counterfactuals.json        every number behind it"
+demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to become a dog? Beside a plain model
+	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --model cifar10-ratio --model cifar10-plain --out demo
+	@echo; echo "Look at these:"; \
+	echo "  demo/index.html            both models side by side, as a page for the browser"; \
+	echo "  demo/*/$(TARGET)/grid.png       a photograph, then what $(TARGET) would take, budget by budget;"; \
+	echo "                             folders with -2 hold the plain model's answers: noise"; \
+	echo "  demo/counterfactuals.json  every number behind them"
 
 install: $(VENV)/.installed  ## make .venv and install the package into it, editable
 
