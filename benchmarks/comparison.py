@@ -60,6 +60,7 @@ class Run:
     seed: int = 0
     settings: tuple[str, ...] = ()
     init: str | None = None
+    measured: bool = True
 
     def loaded(self, shared: Sequence[str] = ()) -> Recipe:
         own = (*shared, *self.settings, f"seed={self.seed}")
@@ -129,7 +130,7 @@ def fine_tune(seeds: Sequence[int]) -> list[Run]:
             first = _seeded(start if whole_start else f"{start}-short", seed)
             settings = () if whole_start else _length(spec, epochs)
             rest = whole - passes(_shortened(spec, epochs), images)
-            runs.append(Run(name=first, recipe=spec.name, seed=seed, settings=settings))
+            runs.append(Run(name=first, recipe=spec.name, seed=seed, settings=settings, measured=False))
             settings = _length(target, _epochs_for(target, rest, images))
             name = _seeded(f"{start}-then-ratio-0.25", seed)
             runs.append(Run(name=name, recipe=target.name, seed=seed, settings=settings, init=first))
@@ -246,7 +247,7 @@ def main() -> None:
         data = options.test
         shared = [f"data.train={options.train}", f"data.test={options.test}"]
         shared.append(f"data.outside={json.dumps(options.outside)}")
-        ood = [*options.ood, *ood]
+        ood = options.ood if options.what == "fine-tune" else [*options.ood, *ood]
     else:
         ood = ["photo=photos:flower", *ood]
     images = TRAIN_IMAGES["digits" if options.what == "digits" else "cifar10"]
@@ -258,10 +259,11 @@ def main() -> None:
         return
     out = options.out or Path("runs/comparison" if options.what != "digits" else "runs/comparison-digits")
     out.mkdir(parents=True, exist_ok=True)
-    found = list(trained(runs, shared, out, options.device))
+    done = dict(zip((run.name for run in runs), trained(runs, shared, out, options.device), strict=True))
     cost = {run.name: passes(run.loaded(shared), images) for run in runs}
     if options.train_only:
         return
+    runs = [run for run in runs if run.measured]
     folder = out / f"report-{options.what}"
     result = evaluate(
         [out / run.name / "package" for run in runs],
@@ -271,7 +273,7 @@ def main() -> None:
         out=folder,
         device=options.device,
         resume=True,
-        finish=lambda done: evaluation_report.write(done, folder),
+        finish=lambda evaluation: evaluation_report.write(evaluation, folder),
     )
     print(evaluation_report.markdown(result).split("\n## ")[0], file=sys.stderr)
     finish(
@@ -281,8 +283,8 @@ def main() -> None:
             "data": [{k: v for k, v in entry.items() if k != "source"} for entry in result.data],
             "environment": result.environment,
             "rows": [
-                row(run, run.loaded(shared), package, evaluated, images, cost.get(run.init or "", 0.0))
-                for run, package, evaluated in zip(runs, found, result.models, strict=True)
+                row(run, run.loaded(shared), done[run.name], evaluated, images, cost.get(run.init or "", 0.0))
+                for run, evaluated in zip(runs, result.models, strict=True)
             ],
         },
         options.json,
