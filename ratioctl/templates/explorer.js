@@ -140,17 +140,22 @@ const enlarge = (what, draw, alt) => el("button", {
   onclick: () => openEnlarged(what, draw, alt),
 });
 
+// What each model takes the original for; norms of one model share a line.
+const seenBy = columns => {
+  const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
+  return models.map(({ entry }) => el("span", { className: "line" }, models.length > 1 ? `${names[entry.model]}: ` : "seen as ",
+    seenAs(entry.original.label, entry.original.confidence),
+    entry.original.is_ood ? [" ", el("span", { className: "tag", textContent: "not known" })] : null));
+};
+
 const originalFigure = columns => {
   const { entry, model } = columns[0], alt = `The original, ${stem(entry.path)}`;
   const [x, y, w, h] = model.region?.box ?? [], marked = model.region && w * h === model.region.pixels;
   const outline = marked ? el("span", { className: "region" }) : null;
   if (marked) Object.entries({ x, y, w, h }).forEach(([key, value]) => outline.style.setProperty(`--${key}`, value));
-  const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
   return el("figure", { className: "picture original" }, el("span", { className: "frame" }, picture(entry.input_png, alt), outline),
     el("figcaption", {}, el("span", { className: "what" }, "Original", enlarge("the original", () => source(entry.input_png), () => alt)),
-      models.map(column => el("span", { className: "line" }, models.length > 1 ? `${names[column.entry.model]}: ` : "",
-        seenAs(column.entry.original.label, column.entry.original.confidence),
-        column.entry.original.is_ood ? el("span", { className: "tag", textContent: "not known" }) : null)),
+      seenBy(columns),
       model.region ? el("span", { className: "line quiet" }, marked ? "dashed: " : "", "only ", number(model.region.pixels, six), " pixels may change") : null));
 };
 
@@ -597,9 +602,7 @@ const showOverview = () => {
     return el("li", {}, el("a", { href: `#${index + 1}/${encodeURIComponent(target)}` },
       el("span", { className: "thumbs" }, picture(entry.input_png, ""), images.map(one => one.image)),
       el("b", { className: "name", textContent: stem(group.path) }),
-      el("span", { className: "line quiet" }, "seen as ", seenAs(entry.original.label, entry.original.confidence)),
-      images.map(one => one.value),
-      group.columns.some(column => column.entry.original.is_ood) ? el("span", { className: "tag", textContent: "not known" }) : null));
+      el("span", { className: "saw quiet" }, seenBy(group.columns)), images.map(one => one.value)));
   };
   const fill = () => {
     watchers = [];

@@ -331,6 +331,22 @@ def test_a_touch_shows_the_original(one: Path, open_page: OpenPage) -> None:
     page.wait_for_function("document.querySelector('.hold').getAttribute('aria-pressed') === 'false'")
 
 
+def test_the_overview_says_which_model_does_not_know(tmp_path: Path, open_page: OpenPage) -> None:
+    images = [SAMPLES / f"{name}.jpg" for name in ("rocket", "horse")]
+    line = ["--model", "cifar10-ratio", "--model", "cifar10-plain", "--target", "dog", "--eps", "1"]
+    folder = ask(tmp_path, *images, *line)
+    known = {
+        (Path(entry["path"]).stem, entry["model"]): not entry["original"]["is_ood"]
+        for entry in document(folder)["images"]
+    }
+    assert known == {("rocket", 0): False, ("rocket", 1): True, ("horse", 0): True, ("horse", 1): True}
+    cards = open_page(index(folder), viewport=WIDE).page.locator(".cards li")
+    rocket = cards.nth(0).locator(".saw .line").all_inner_texts()
+    assert [text.partition(":")[0] for text in rocket] == ["cifar10-ratio", "cifar10-plain"]
+    assert ["not known" in text for text in rocket] == [True, False]
+    assert cards.nth(1).locator(".tag").count() == 0
+
+
 def test_the_region_is_shown_on_the_original(
     small_package: Path, tmp_path: Path, open_page: OpenPage
 ) -> None:
