@@ -51,9 +51,15 @@ TRAIN_IMAGES = {"cifar10": 48_000, "digits": 1_223}
 FINE_TUNE_EPOCHS = 3  # of RATIO from scratch: what every way to a RATIO model may cost in all
 
 
+Start = dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model: a recipe with settings, perhaps from another run's weights."""
+    """One model: a recipe with settings, perhaps from another run's weights (`init`, its name).
+
+    `measured` is false where it is only another's start.
+    """
 
     name: str
     recipe: str
@@ -116,7 +122,7 @@ def fine_tune(seeds: Sequence[int]) -> list[Run]:
     """
     target = recipe.load("cifar10-ratio-0.25-small")
     images = TRAIN_IMAGES["cifar10"]
-    whole = passes(_shortened(target, FINE_TUNE_EPOCHS), images)
+    whole = passes(recipe.load(target.name, _length(target, FINE_TUNE_EPOCHS)), images)
     starts = {"plain": recipe.load("cifar10-plain-small").optim.epochs}
     starts["at-0.25"] = _epochs_for(recipe.load("cifar10-at-0.25-small"), whole / 2, images)
     runs = []
@@ -129,34 +135,36 @@ def fine_tune(seeds: Sequence[int]) -> list[Run]:
             whole_start = epochs == spec.optim.epochs
             first = _seeded(start if whole_start else f"{start}-short", seed)
             settings = () if whole_start else _length(spec, epochs)
-            rest = whole - passes(_shortened(spec, epochs), images)
             runs.append(Run(name=first, recipe=spec.name, seed=seed, settings=settings, measured=False))
-            settings = _length(target, _epochs_for(target, rest, images))
+            rest = whole - passes(recipe.load(spec.name, settings), images)
+            knows = ("inside",) if spec.objective.inside.robust > 0 else ()
+            settings = _length(target, _epochs_for(target, rest, images, knows), knows)
             name = _seeded(f"{start}-then-ratio-0.25", seed)
             runs.append(Run(name=name, recipe=target.name, seed=seed, settings=settings, init=first))
     return runs
 
 
-def _length(spec: Recipe, epochs: float) -> tuple[str, ...]:
-    """Settings that train `spec` for `epochs`, its ramps over their first quarter as in the recipes."""
+def _length(spec: Recipe, epochs: float, knows: Sequence[str] = ()) -> tuple[str, ...]:
+    """Settings that train `spec` for `epochs`: ramps over their first quarter as in the recipes, and none on
+    the sides whose full radius the start `knows`.
+    """
     sides = {"inside": spec.objective.inside, "outside": spec.objective.outside}
-    ramps = [name for name, term in sides.items() if term is not None and term.ramp_epochs > 0]
-    return (
-        f"optim.epochs={epochs:.2f}",
-        *(f"objective.{name}.ramp_epochs={epochs / 4:.3f}" for name in ramps),
-    )
+    ramps = {
+        name: 0.0 if name in knows else epochs / 4
+        for name, term in sides.items()
+        if term is not None and term.ramp_epochs > 0
+    }
+    settings = (f"objective.{name}.ramp_epochs={ramp:.3f}" for name, ramp in ramps.items())
+    return (f"optim.epochs={epochs:.2f}", *settings)
 
 
-def _shortened(spec: Recipe, epochs: float) -> Recipe:
-    return recipe.load(spec.name, _length(spec, epochs))
-
-
-def _epochs_for(spec: Recipe, cost: float, images: int) -> float:
-    """Epochs of `spec`, its ramps over their first quarter, that cost about `cost` passes."""
+def _epochs_for(spec: Recipe, cost: float, images: int, knows: Sequence[str] = ()) -> float:
+    """Epochs of `spec` that cost about `cost` passes; at most the recipe's own."""
     low, high = 0.1, spec.optim.epochs
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if passes(_shortened(spec, middle), images) < cost else (low, middle)
+        spent = passes(recipe.load(spec.name, _length(spec, middle, knows)), images)
+        low, high = (middle, high) if spent < cost else (low, middle)
     return round(low, 2)
 
 
@@ -174,12 +182,16 @@ def trained(
         found = folder / "package"
         package = packages.read(found) if (found / "config.json").is_file() else None
         filed = found / packages.RECIPE
+        start = None if run.init is None else done[run.init]
+        if package is not None and start is not None:
+            known = package.config["ratio"]["provenance"]["init"]
+            if known is None or known["digest"] != start.digest:
+                sys.exit(f"{folder}: descends from another {run.init}; move it away to train it anew.")
         if package is None or not alike(spec, recipe.load(filed)) or not package.thresholds:
             cost = passes(spec, TRAIN_IMAGES[run.recipe.partition("-")[0]])
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
             path = out / f"{run.name}.toml"
             path.write_text(recipe.dumps(spec), encoding="utf-8")
-            start = None if run.init is None else out / run.init / "package"
             package = ratioctl.train(path, out=folder, resume=True, init=start, device=device)
         done[run.name] = package
         yield package
@@ -195,23 +207,35 @@ def alike(wanted: Recipe, filed: Recipe) -> bool:
     return training(wanted) == training(filed)
 
 
+def start_of(run: Run, spec: Recipe, package: packages.ModelPackage, images: int) -> Start:
+    """What a row says of the run whose weights it began with."""
+    return {
+        "name": run.name,
+        "recipe": run.recipe,
+        "settings": list(run.settings),
+        "recipe_digest": spec.digest,
+        "package_digest": package.digest,
+        "passes": passes(spec, images),
+    }
+
+
 def row(
-    run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int, before: float
+    run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int, start: Start | None
 ) -> dict[str, Any]:
-    """One model's figures; `before` is what the training of its start cost."""
+    """One model's figures, and how its start was trained."""
     inside, outside = spec.objective.inside.attack, spec.objective.outside and spec.objective.outside.attack
     return {
         "name": run.name,
         "recipe": run.recipe,
         "settings": list(run.settings),
-        "init": run.init,
+        "start": start,
         "seed": run.seed,
         "recipe_digest": spec.digest,
         "package_digest": package.digest,
         "attack_steps": [inside.steps if inside else 0, outside.steps if outside else 0],
         "updates": package.config["ratio"]["provenance"]["updates"],
         "passes": passes(spec, images),
-        "total_passes": before + passes(spec, images),
+        "total_passes": passes(spec, images) + (start["passes"] if start else 0.0),
         "temperature": package.temperature,
         "measurements": [m.to_json() for m in evaluated.report.measurements],
         "warnings": list(evaluated.report.warnings),
@@ -239,7 +263,13 @@ def main() -> None:
     seeds = options.seeds or default_seeds
     runs = {"small": small, "fine-tune": fine_tune, "digits": digits}[options.what](seeds)
     if options.only:
-        runs = [run for run in runs if run.name in options.only]
+        chosen = [run for run in runs if run.name in options.only]
+        starts = {run.init for run in chosen}
+        runs = [
+            dataclasses.replace(run, measured=run in chosen)
+            for run in runs
+            if run in chosen or run.name in starts
+        ]
     shared: list[str] = []
     ood = ["uniform=noise:uniform", "smooth=noise:smooth"]
     data = "digits:test"
@@ -247,7 +277,7 @@ def main() -> None:
         data = options.test
         shared = [f"data.train={options.train}", f"data.test={options.test}"]
         shared.append(f"data.outside={json.dumps(options.outside)}")
-        ood = options.ood if options.what == "fine-tune" else [*options.ood, *ood]
+        ood = [*options.ood, *ood]
     else:
         ood = ["photo=photos:flower", *ood]
     images = TRAIN_IMAGES["digits" if options.what == "digits" else "cifar10"]
@@ -260,7 +290,11 @@ def main() -> None:
     out = options.out or Path("runs/comparison" if options.what != "digits" else "runs/comparison-digits")
     out.mkdir(parents=True, exist_ok=True)
     done = dict(zip((run.name for run in runs), trained(runs, shared, out, options.device), strict=True))
-    cost = {run.name: passes(run.loaded(shared), images) for run in runs}
+    starts = {
+        run.name: start_of(run, run.loaded(shared), done[run.name], images)
+        for run in runs
+        if run.name in {other.init for other in runs}
+    }
     if options.train_only:
         return
     runs = [run for run in runs if run.measured]
@@ -283,7 +317,7 @@ def main() -> None:
             "data": [{k: v for k, v in entry.items() if k != "source"} for entry in result.data],
             "environment": result.environment,
             "rows": [
-                row(run, run.loaded(shared), done[run.name], evaluated, images, cost.get(run.init or "", 0.0))
+                row(run, run.loaded(shared), done[run.name], evaluated, images, starts.get(run.init or ""))
                 for run, evaluated in zip(runs, result.models, strict=True)
             ],
         },

@@ -27,7 +27,6 @@ NAMES = {
     "ratio-0.5": "RATIO-0.5",
     "ratio-0.25": "RATIO-0.25",
     "ratio-0.25-short": "RATIO-0.25 from scratch",
-    "at-0.25-short": "AT-0.25 (the start)",
     "plain-then-ratio-0.25": "Plain, then RATIO-0.25",
     "at-0.25-then-ratio-0.25": "AT-0.25, then RATIO-0.25",
 }
@@ -79,27 +78,34 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def by_set(result: Mapping[str, Any]) -> str:
-    """AUROC for every out-distribution, clean / worst case, means over the seeds."""
-    sets = dict.fromkeys(
-        m["dataset"]
-        for m in result["rows"][0]["measurements"]
+    """AUROC in per cent by out-distribution, clean and in the worst case, as in `table`."""
+    kinds = {
+        (m["dataset"], m["ball"] is None): m
+        for row in result["rows"]
+        for m in row["measurements"]
         if m["name"] == "auroc" and m["dataset"] != "mean"
+    }
+    titles = (
+        f"{name}, n {m['n']:,}" + ("" if clean else f", worst case at l{m['ball']['p']} {m['ball']['eps']:g}")
+        for (name, clean), m in kinds.items()
     )
-    lines = ["| AUROC, clean / worst case | " + " | ".join(sets) + " |", "|---" * (1 + len(sets)) + "|"]
+    lines = ["| AUROC | " + " | ".join(titles) + " |", "|---" * (1 + len(kinds)) + "|"]
     for method, rows in grouped(result["rows"]).items():
-        cells = []
-        for name in sets:
-            found: dict[bool, list[float]] = {False: [], True: []}
-            for m in (m for row in rows for m in row["measurements"]):
-                if (m["name"], m["dataset"]) == ("auroc", name):
-                    found[m["ball"] is not None].append(100 * m["value"])
-            cells.append(" / ".join(f"{sum(v) / len(v):.1f}" if v else "-" for v in found.values()))
+        cells = [
+            cell(
+                rows, lambda m, kind=kind: m["name"] == "auroc" and (m["dataset"], m["ball"] is None) == kind
+            )  # type: ignore[misc]
+            for kind in kinds
+        ]
         lines.append("| " + " | ".join([NAMES.get(method, method), *cells]) + " |")
     return "\n".join(lines)
 
 
 def figure(result: Mapping[str, Any], path: Path) -> None:
-    """Figure 5: confidence over the radius, of the true class inside, the highest outside."""
+    """Figure 5: confidence over the radius, of the true class inside, the highest outside.
+
+    Of several seeds the first; dashed where the in-radius is the smaller of two.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,13 +117,14 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
         "out-distribution: the highest class, attacked up",
     )
     colours = plt.get_cmap("tab10").colors
+    several = len({row["recipe"] for row in result["rows"] if "ratio" in row["recipe"]}) > 1
     for axis, side, title in zip(axes, ("inside", "outside"), titles, strict=True):
         for k, (method, rows) in enumerate(grouped(result["rows"]).items()):
             curve = rows[0]["radius"].get(side)
             if curve is None:
                 continue
             style = {"color": colours[k % 10], "label": NAMES.get(method, method)}
-            dashes = "--" if method.endswith("0.25") else "-"
+            dashes = "--" if several and "0.25" in rows[0]["recipe"] else "-"
             axis.plot(curve["radii"], curve["mean"], dashes, marker="o", markersize=3, **style)
             axis.fill_between(
                 curve["radii"], curve["low"], curve["high"], color=style["color"], alpha=0.12, lw=0
