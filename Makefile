@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to be
 	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --model cifar10-ratio --model cifar10-plain --out demo
 	@echo; echo "Look at these:"; \
 	echo "  demo/index.html            both models side by side, as a page for the browser"; \
-	echo "  demo/*/$(TARGET)/grid.png       a photograph, then what $(TARGET) would take, budget by budget;"; \
+	echo "  demo/*/$(TARGET)/grid.png      a photograph, then what $(TARGET) would take, budget by budget;"; \
 	echo "                             folders with -2 hold the plain model's answers: noise"; \
 	echo "  demo/counterfactuals.json  every number behind them"
 
@@ -55,7 +55,7 @@ bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz
 bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
 	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
 
-# Hours on two cores, and more for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
+# Hours on two cores, and half as much again for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
 	$(BIN)/python benchmarks/comparison.py digits --json runs/comparison-digits.json

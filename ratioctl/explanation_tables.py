@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ratioctl.evaluation_report import Table, ball_text
 from ratioctl.results import Evaluated, Evaluation, Measurement
 
@@ -9,7 +11,7 @@ _COLUMNS = (
     ("reached %", "validity", 100),
     ("confidence %", "target_confidence", 100),
     ("judge's %", "judge_confidence", 100),
-    ("judge sees it %", "judge_agreement", 100),
+    ("judge sees the target %", "judge_agreement", 100),
     ("pixels changed %", "changed_pixels", 100),
     ("l1", "distance_l1", 1),
     ("l2", "distance_l2", 1),
@@ -17,9 +19,13 @@ _COLUMNS = (
 )
 _NOTE = (
     "Reached: the saved picture is seen as the target, with a confidence above one half. Pixels changed: by "
-    "more than 1/255 in some channel. The judge sees a target that is its label, at any confidence. In "
-    "brackets: 95 % intervals."
+    "more than 1/255 in some channel. In brackets: 95 % intervals."
 )
+_JUDGE = " The judge sees the target where that is its own label, at whatever confidence."
+
+
+def _note(rows: Iterable[Measurement]) -> str:
+    return _NOTE + (_JUDGE if any(m.name == "judge_agreement" for m in rows) else "")
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
@@ -63,7 +69,7 @@ def _compared(evaluation: Evaluation) -> Table:
         title="Counterfactuals",
         header=("", *(model.name for model in evaluation.models)),
         rows=tuple(rows),
-        note=_NOTE,
+        note=_note(m for model in evaluation.models for m in model.report.measurements),
     )
 
 
@@ -89,7 +95,7 @@ def _by_budget(model: Evaluated, dataset: str) -> Table:
         title=f"Counterfactuals of {model.name}, {dataset}",
         header=("budget", *(title for title, _, _ in columns)),
         rows=tuple(lines),
-        note=f"{flips}. n {flipped.n}. {_NOTE}",
+        note=f"{flips}. n {flipped.n}. {_note(rows)}",
     )
 
 

@@ -307,7 +307,9 @@ def _region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 
 def _region_told(region: np.ndarray | None) -> dict[str, Any]:
-    """A region (H, W) in words of JSON: X,Y,W,H around it, and how many pixels are in it."""
+    """A region (H, W), bool, in words of JSON: the box X,Y,W,H around it, in pixels of the model's input, and
+    how many pixels are in it.
+    """
     if region is None:
         return {}
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))

@@ -143,7 +143,7 @@ const enlarge = (what, draw, alt) => el("button", {
 // What each model takes the original for; norms of one model share a line.
 const seenBy = columns => {
   const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
-  return models.map(({ entry }) => el("span", { className: "line" }, models.length > 1 ? `${names[entry.model]}: ` : "seen as ",
+  return models.map(({ entry }) => el("span", { className: "line" }, names.length > 1 ? `${names[entry.model]}: ` : "seen as ",
     seenAs(entry.original.label, entry.original.confidence),
     entry.original.is_ood ? [" ", el("span", { className: "tag", textContent: "not known" })] : null));
 };
@@ -156,7 +156,7 @@ const originalFigure = columns => {
   return el("figure", { className: "picture original" }, el("span", { className: "frame" }, picture(entry.input_png, alt), outline),
     el("figcaption", {}, el("span", { className: "what" }, "Original", enlarge("the original", () => source(entry.input_png), () => alt)),
       seenBy(columns),
-      model.region ? el("span", { className: "line quiet" }, marked ? "dashed: " : "", "only ", number(model.region.pixels, six), " pixels may change") : null));
+      model.region ? el("span", { className: "line quiet" }, marked ? "dashed: " : "", "only ", number(model.region.pixels, six), model.region.pixels === 1 ? " pixel may change" : " pixels may change") : null));
 };
 
 const counterfactualFigure = (column, target) => {
@@ -620,7 +620,7 @@ const showOverview = () => {
   view.replaceChildren(el("h2", { id: "overview-title", tabIndex: -1, textContent: `${groups.length} images` }),
     el("div", { className: "tools" }, select("label", "Seen as", any(labels, "anything")), select("target", "Target", any(targets, "the first asked")),
       groups.some(group => group.columns.some(column => column.entry.original.is_ood != null))
-        ? select("known", "Known", options([["", "or not"], ["yes", "to the model"], ["no", "not"]])) : "",
+        ? select("known", "Known", options([["", "or not"], ["yes", "to the model"], ["no", "not"]])) : null,
       select("order", "Order", options([["", "as given"], ["least", "least change that is enough"], ["unsure", "least sure at first"]])),
       el("span", { className: "spring" }), count), control, list);
   fill();

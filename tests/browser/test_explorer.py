@@ -399,7 +399,9 @@ def test_on_paper_are_pictures_and_numbers_and_no_controls(one: Path, open_page:
     page = open_page(index(one), color_scheme="dark").page
     page.emulate_media(media="print")
     for selector in (".control input", ".tools", "#theme", ".gaining", ".icon"):
-        assert not page.locator(selector).first.is_visible()
+        found = page.locator(selector).all()
+        assert found, selector
+        assert not any(node.is_visible() for node in found), selector
     for selector in (".original img", ".counterfactual img", ".plot svg", ".bars", ".film", ".facts"):
         assert page.locator(selector).first.is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 250, 247)"
@@ -481,6 +483,8 @@ def test_models_side_by_side_share_one_slider(models: Path, open_page: OpenPage)
     page, found = opened.page, document(models)
     assert page.get_by_role("slider", name="Budget of change").count() == 1
     assert page.locator(".original").count() == 2, "their inputs differ"
+    seen = page.locator(".original figcaption .line:not(.quiet)").all_inner_texts()
+    assert [text.partition(":")[0] for text in seen] == ["cifar10-ratio", "small"]
     for step in (3, 2, 0):
         page.get_by_role("slider", name="Budget of change").fill(str(step))
         sources = page.locator(".counterfactual img").evaluate_all("nodes => nodes.map(node => node.src)")
