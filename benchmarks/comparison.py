@@ -192,7 +192,7 @@ def trained(
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
             path = out / f"{run.name}.toml"
             path.write_text(recipe.dumps(spec), encoding="utf-8")
-            package = ratioctl.train(path, out=folder, resume=True, init=start, device=device)
+            package = ratioctl.train(path, out=folder, resume=True, init=start and start.path, device=device)
         done[run.name] = package
         yield package
 
