@@ -2,8 +2,9 @@
 
     python benchmarks/page.py [--images 200] [--rounds 7] [--json FILE]
 
-One photograph with one target and six budgets, and many images (random crops of the sample photographs), opened
-from disk in headless Chromium, a new context each time. Opened is the second frame after the load event.
+One photograph with one target and six budgets, and many images (random crops of the sample photographs),
+opened from disk in headless Chromium, a new context each time. Opened is the
+second frame after the load event.
 """
 
 from __future__ import annotations
