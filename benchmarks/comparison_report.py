@@ -101,10 +101,15 @@ def by_set(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def family(method: str) -> str:
+    """A method without its radius."""
+    return method.split("-")[0]
+
+
 def figure(result: Mapping[str, Any], path: Path) -> None:
     """Figure 5: confidence over the radius, of the true class inside, the highest outside.
 
-    Of several seeds the first; dashed where the in-radius is the smaller of two.
+    Of several seeds the first. A colour a method, dashed where it was trained at the smaller of two radii.
     """
     import matplotlib
 
@@ -116,19 +121,28 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
         "in-distribution: the true class, attacked down",
         "out-distribution: the highest class, attacked up",
     )
-    colours = plt.get_cmap("tab10").colors
-    several = len({row["recipe"] for row in result["rows"] if "ratio" in row["recipe"]}) > 1
+    groups = grouped(result["rows"])
+    families = list(dict.fromkeys(family(method) for method in groups))
+    colours = dict(zip(families, plt.get_cmap("Dark2").colors, strict=False))
     for axis, side, title in zip(axes, ("inside", "outside"), titles, strict=True):
-        for k, (method, rows) in enumerate(grouped(result["rows"]).items()):
+        for method, rows in groups.items():
             curve = rows[0]["radius"].get(side)
             if curve is None:
                 continue
-            style = {"color": colours[k % 10], "label": NAMES.get(method, method)}
-            dashes = "--" if several and "0.25" in rows[0]["recipe"] else "-"
-            axis.plot(curve["radii"], curve["mean"], dashes, marker="o", markersize=3, **style)
-            axis.fill_between(
-                curve["radii"], curve["low"], curve["high"], color=style["color"], alpha=0.12, lw=0
+            several = sum(family(other) == family(method) for other in groups) > 1
+            dashes = "--" if several and method.endswith("0.25") else "-"
+            colour = colours[family(method)]
+            axis.plot(
+                curve["radii"],
+                curve["mean"],
+                dashes,
+                color=colour,
+                label=NAMES.get(method, method),
+                marker="o",
+                markersize=3,
+                linewidth=2.2 if family(method) == "ratio" else 1.4,
             )
+            axis.fill_between(curve["radii"], curve["low"], curve["high"], color=colour, alpha=0.08, lw=0)
         axis.set(title=title, xlabel="l2 radius", ylim=(0, 1))
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.25)
