@@ -2,13 +2,15 @@
 
     python benchmarks/comparison_report.py RESULT.json --figure figure5.png
 
-Prints two Markdown tables, the second by out-distribution: a row a method, means over seeds where there are
-several, with the 95 % interval of the measurement (one seed) or the range over the seeds (several).
+Prints three Markdown tables, the second by out-distribution: a row a method, means over seeds where there are
+several, with the 95 % interval of the measurement (one seed) or the range over the seeds (several). The third
+names recipe, settings and digests of every model.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +79,10 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _auroc_of(name: str, clean: bool, m: Mapping[str, Any]) -> bool:
+    return m["name"] == "auroc" and m["dataset"] == name and (m["ball"] is None) is clean
+
+
 def by_set(result: Mapping[str, Any]) -> str:
     """AUROC in per cent by out-distribution, clean and in the worst case, as in `table`."""
     kinds = {
@@ -91,13 +97,20 @@ def by_set(result: Mapping[str, Any]) -> str:
     )
     lines = ["| AUROC | " + " | ".join(titles) + " |", "|---" * (1 + len(kinds)) + "|"]
     for method, rows in grouped(result["rows"]).items():
-        cells = [
-            cell(
-                rows, lambda m, kind=kind: m["name"] == "auroc" and (m["dataset"], m["ball"] is None) == kind
-            )  # type: ignore[misc]
-            for kind in kinds
-        ]
+        cells = [cell(rows, functools.partial(_auroc_of, *kind)) for kind in kinds]
         lines.append("| " + " | ".join([NAMES.get(method, method), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def models(result: Mapping[str, Any]) -> str:
+    """What each row was trained with: recipe, settings, and the first twelve digits of the digests."""
+    lines = ["| model | recipe | settings | recipe's digest | package's digest |", "|---" * 5 + "|"]
+    for row in result["rows"]:
+        settings = ", ".join(
+            [*row["settings"], *([f"init={row['start']['name']}"] if row.get("start") else [])]
+        )
+        digests = (row["recipe_digest"][:12], row["package_digest"][:12])
+        lines.append("| " + " | ".join([row["name"], row["recipe"], settings or "-", *digests]) + " |")
     return "\n".join(lines)
 
 
@@ -123,7 +136,8 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
     )
     groups = grouped(result["rows"])
     families = list(dict.fromkeys(family(method) for method in groups))
-    colours = dict(zip(families, plt.get_cmap("Dark2").colors, strict=False))
+    palette = plt.get_cmap("Dark2")
+    colours = {name: palette(k) for k, name in enumerate(families)}
     for axis, side, title in zip(axes, ("inside", "outside"), titles, strict=True):
         for method, rows in groups.items():
             curve = rows[0]["radius"].get(side)
@@ -162,6 +176,8 @@ def main() -> None:
     print(table(result))
     print()
     print(by_set(result))
+    print()
+    print(models(result))
     if options.figure:
         figure(result, options.figure)
 
