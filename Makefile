@@ -55,13 +55,13 @@ bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz
 bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
 	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
 
-# Hours on two cores, and half as much again for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
+# About six hours on two cores, two of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
 	$(BIN)/python benchmarks/comparison.py digits --json runs/comparison-digits.json
 	$(BIN)/python benchmarks/comparison.py small $(SOURCES) --json runs/comparison-small.json
 	$(BIN)/python benchmarks/comparison.py fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
-	for what in digits small fine-tune; do $(BIN)/python benchmarks/comparison_report.py runs/comparison-$$what.json; done
+	@set -e; for what in digits small fine-tune; do $(BIN)/python benchmarks/comparison_report.py runs/comparison-$$what.json; done
 
 # Files in the wheel carry the date of the last commit, so the same commit makes the same bytes.
 wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes every time

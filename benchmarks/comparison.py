@@ -8,8 +8,9 @@
 "small" trains the eight `cifar10-*-small` recipes, "digits" the five of `digits-*` with several seeds,
 "fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
 (`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
-held-out split, and evaluates all models on the same images. Given again after an interruption, the same
-command goes on where it stopped. `--steps-only` prints the runs and what they cost, and does nothing.
+held-out split, and evaluates all models on the same images, fine-tune on half as many worst cases. Given
+again after an interruption, the same command goes on where it stopped. `--steps-only` prints the runs and
+what they cost, and does nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ SUITE = Suite(
     curve_steps=20,
     probe=16,
 )
-FINE_TUNE = dataclasses.replace(SUITE, outside=100, curve=0)  # half the worst cases, no Figure 5: six models
+# Half the worst cases and no Figure 5, for six models.
+FINE_TUNE_SUITE = dataclasses.replace(SUITE, outside=100, curve=0)
 FORWARD, TRAINING = 0.4, 1.5  # of a forward pass and of a training pass, in forward-and-input-gradient passes
 TRAIN_IMAGES = {"cifar10": 48_000, "digits": 1_223}
 FINE_TUNE_EPOCHS = 3  # of RATIO from scratch: what every way to a RATIO model may cost in all
@@ -193,7 +195,9 @@ def trained(
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
             path = out / f"{run.name}.toml"
             path.write_text(recipe.dumps(spec), encoding="utf-8")
-            package = ratioctl.train(path, out=folder, resume=True, init=start and start.path, device=device)
+            package = ratioctl.train(
+                path, out=folder, resume=True, init=None if start is None else start.path, device=device
+            )
         done[run.name] = package
         yield package
 
@@ -214,9 +218,18 @@ def start_of(run: Run, spec: Recipe, package: packages.ModelPackage, images: int
         "name": run.name,
         "recipe": run.recipe,
         "settings": list(run.settings),
-        "recipe_digest": spec.digest,
-        "package_digest": package.digest,
+        **origin(package),
         "passes": passes(spec, images),
+    }
+
+
+def origin(package: packages.ModelPackage) -> dict[str, Any]:
+    """The recipe the package was really trained with (`alike` accepts other names), and its torch."""
+    provenance = package.config["ratio"]["provenance"]
+    return {
+        "recipe_digest": provenance["recipe_digest"],
+        "package_digest": package.digest,
+        "trained_with": provenance["versions"],
     }
 
 
@@ -231,8 +244,7 @@ def row(
         "settings": list(run.settings),
         "start": start,
         "seed": run.seed,
-        "recipe_digest": spec.digest,
-        "package_digest": package.digest,
+        **origin(package),
         "attack_steps": [inside.steps if inside else 0, outside.steps if outside else 0],
         "updates": package.config["ratio"]["provenance"]["updates"],
         "passes": passes(spec, images),
@@ -265,11 +277,11 @@ def main() -> None:
     runs = {"small": small, "fine-tune": fine_tune, "digits": digits}[options.what](seeds)
     if options.only:
         chosen = [run for run in runs if run.name in options.only]
-        starts = {run.init for run in chosen}
+        begun = {run.init for run in chosen}
         runs = [
             dataclasses.replace(run, measured=run in chosen)
             for run in runs
-            if run in chosen or run.name in starts
+            if run in chosen or run.name in begun
         ]
     shared: list[str] = []
     ood = ["uniform=noise:uniform", "smooth=noise:smooth"]
@@ -300,11 +312,12 @@ def main() -> None:
         return
     runs = [run for run in runs if run.measured]
     folder = out / f"report-{options.what}"
+    suite = FINE_TUNE_SUITE if options.what == "fine-tune" else SUITE
     result = evaluate(
         [out / run.name / "package" for run in runs],
         data=data,
         ood=ood,
-        suite=FINE_TUNE if options.what == "fine-tune" else SUITE,
+        suite=suite,
         out=folder,
         device=options.device,
         resume=True,
@@ -315,6 +328,7 @@ def main() -> None:
         {
             "benchmark": f"comparison: {options.what}",
             "protocol": result.protocol,
+            "figure": {"images": suite.curve, "steps": suite.curve_steps},
             "data": [{k: v for k, v in entry.items() if k != "source"} for entry in result.data],
             "environment": result.environment,
             "rows": [

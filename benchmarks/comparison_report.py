@@ -4,7 +4,8 @@
 
 Prints three Markdown tables, the second by out-distribution: a row a method, means over seeds where there are
 several, with the 95 % interval of the measurement (one seed) or the range over the seeds (several). The third
-names recipe, settings and digests of every model.
+names recipe, settings and digests of every model. Worst cases with an asterisk, in tables and in the figure,
+are too good: the evaluation's self-check found the attack too weak.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,18 @@ COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], bool]]] = (
     ("AUROC", lambda m: (m["name"], m["dataset"], m["ball"]) == ("auroc", "mean", None)),
     ("worst case", lambda m: m["name"] == "auroc" and m["dataset"] == "mean" and m["ball"] is not None),
     ("MMC", lambda m: (m["name"], m["dataset"], m["ball"]) == ("mmc", "mean", None)),
+    ("worst-case MMC", lambda m: (m["name"], m["dataset"]) == ("mmc", "mean") and m["ball"] is not None),
     ("ECE before", lambda m: m["name"] == "ece_uncalibrated"),
     ("ECE", lambda m: m["name"] == "ece"),
 )
+
+
+WORST = ("worst case", "worst-case MMC")
+
+
+def too_weak(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the evaluation itself says that the attack on the out-images was too weak."""
+    return any(w.startswith("worst case") and "too weak" in w for row in rows for w in row["warnings"])
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -71,10 +82,11 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for method, rows in grouped(result["rows"]).items():
         steps = " / ".join(map(str, rows[0]["attack_steps"]))
-        temperature = sum(row["temperature"] for row in rows) / len(rows)
+        temperatures = ", ".join(f"{row['temperature']:.2f}" for row in rows)
         cost = sum(row.get("total_passes", row["passes"]) for row in rows) / len(rows) / 1000
-        cells = [cell(rows, select) for _, select in COLUMNS]
-        first = [NAMES.get(method, method), steps, f"{cost:,.0f}", f"{temperature:.2f}"]
+        doubted = "\\*" if too_weak(rows) else ""
+        cells = [cell(rows, select) + (doubted if name in WORST else "") for name, select in COLUMNS]
+        first = [NAMES.get(method, method), steps, f"{cost:,.0f}", temperatures]
         lines.append("| " + " | ".join([*first, *cells]) + " |")
     return "\n".join(lines)
 
@@ -124,6 +136,8 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
 
     Of several seeds the first. A colour a method, dashed where it was trained at the smaller of two radii.
     """
+    if not any(row["radius"].get("inside") for row in result["rows"]):
+        sys.exit(f"{path}: the result has no confidences by radius; give that of `small` or `digits`.")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,7 +165,7 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
                 curve["mean"],
                 dashes,
                 color=colour,
-                label=NAMES.get(method, method),
+                label=NAMES.get(method, method) + ("*" if too_weak(rows) else ""),
                 marker="o",
                 markersize=3,
                 linewidth=2.2 if family(method) == "ratio" else 1.4,

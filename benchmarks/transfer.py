@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from ratioctl.data import inside
 from ratioctl.explain.question import Asked, Question, Source, encoded
 from ratioctl.explain.run import explain
 from ratioctl.explain.suite import some, target_of
+from ratioctl.nets.environment import environment
+from ratioctl.nets.hardware import choose
 from ratioctl.nets.predict import predictor
 
 
@@ -34,14 +37,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     loaded = [packages.read(packages.find(model)) for model in options.models]
     names = packages.names(loaded)
+    for package, name in zip(loaded, names, strict=True):
+        if (package.label_names, package.input_size) != (loaded[0].label_names, loaded[0].input_size):
+            sys.exit(
+                f"{name}: its classes or size differ from those of {names[0]}; name models that share them."
+            )
     labels, (channels, size, _) = loaded[0].label_names, loaded[0].input_size
     data = some(inside.load_labelled(options.source, size, channels, labels), options.images, options.seed)
-    assert data.labels is not None
+    if data.labels is None:
+        sys.exit(f"{options.source}: has no labels; name a labelled source.")
+    place = choose(options.device, options.precision)
     targets = np.array(
         [
             target_of(pixels, int(label), len(labels), options.seed)
@@ -53,14 +64,19 @@ def main() -> None:
         for k, (pixels, target) in enumerate(zip(data.pixels, targets, strict=True))
     )
     question = Question(
-        targets=("predicted",), p=2.0, eps=(options.eps,), steps=options.steps, restarts=1, seed=options.seed
+        targets=("predicted",),  # every source names its own
+        p=2.0,
+        eps=(options.eps,),
+        steps=options.steps,
+        restarts=1,
+        seed=options.seed,
     )
-    judges = [predictor(package) for package in loaded]
+    judges = [predictor(package, place.device) for package in loaded]
     began = time.perf_counter()
     rows = []
     for package, name in zip(loaded, names, strict=True):
         asked = Asked(models=((package, question),), sources=sources)
-        answers = list(explain(asked, device=options.device, together=1))
+        answers = list(explain(asked, device=options.device, precision=options.precision, together=1))
         budgets = [answer.targets[0].budgets[0] for answer in answers]
         pictures = np.stack([budget.image for budget in budgets])
         sees = {}
@@ -79,6 +95,7 @@ def main() -> None:
         "eps": options.eps,
         "steps": options.steps,
         "seed": options.seed,
+        **environment(place, "search_precision", "score_precision"),
         "source_fingerprint": data.fingerprint,
         "models": {name: package.digest for name, package in zip(names, loaded, strict=True)},
         "accuracy_on_these": clean,

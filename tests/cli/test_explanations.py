@@ -87,6 +87,11 @@ def test_numbers_are_those_of_the_counterfactuals(
     assert [row["value"] for row in found[1:]] == pytest.approx(list(confidences.mean(0)))
     judged = rows(document, "judge_confidence", "data")
     assert [row["value"] for row in judged] == pytest.approx(list(confidences.mean(0)), abs=1e-6)
+    seen = {round(b.confidence, 9): b.predicted == one.target for one in answers for b in one.budgets}
+    hits = np.array([seen[round(value, 9)] for value in mine]).reshape(confidences.shape)
+    assert [row["value"] for row in rows(document, "judge_agreement", "data")] == pytest.approx(
+        list(hits.mean(0))
+    )
     validity = rows(document, "validity", "data")
     assert [row["n"] for row in validity] == [3] * 4
     for row in validity:
