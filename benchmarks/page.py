@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -48,6 +49,8 @@ def opened(page: Path, rounds: int) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.exit("no chromium on this machine; install it")
     seconds, steps = [], []
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -108,7 +111,9 @@ def main() -> None:
                 str(out),
                 "-q",
             ]
-            assert ratioctl([*line, "--steps", str(options.steps)]) == 0
+            code = ratioctl([*line, "--steps", str(options.steps)])
+            if code != 0:
+                sys.exit(f"counterfactual ended with code {code}")
             result[key] = opened(out / "index.html", options.rounds)
     finish(result, options.json)
 

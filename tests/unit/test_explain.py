@@ -431,7 +431,7 @@ def test_pictures_of_every_norm_lie_in_the_ball(
     small_package: Path, photographs: Path, norm_name: str
 ) -> None:
     eps = {"1": (4, 12), "1.5": (1, 3), "2": (0.5, 1.5), "inf": (0.03, 0.1)}[norm_name]
-    # In 12 steps the search at linf 0.1 may find less than the one at 0.03 (0.0011); in 30 it finds 0.0021.
+    # In a dozen steps the search at linf 0.1 may find no more than the one at 0.03, and so move too little.
     (answer,) = ratioctl.counterfactual(
         photographs / "wide.png", target="dog", model=small_package, norm=norm_name, eps=eps, steps=30
     )
