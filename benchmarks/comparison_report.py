@@ -186,7 +186,13 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if not options.result.is_file():
+        sys.exit(
+            f"{options.result}: no such file; `comparison.py` writes one, and some lie in benchmarks/results"
+        )
     result = json.loads(options.result.read_text(encoding="utf-8"))
+    if not str(result.get("benchmark")).startswith("comparison"):
+        sys.exit(f"{options.result}: is not what `comparison.py` wrote")
     print(table(result))
     print()
     print(by_set(result))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ratioctl import explorer, files
 from ratioctl.errors import OutputError
 from ratioctl.pictures import Animation, animated, grid, norm_symbol, png, png_of, two_digits
-from ratioctl.results import Explanation
+from ratioctl.results import Explanation, Target
 from ratioctl.text import safe_text
 
 if TYPE_CHECKING:
@@ -307,44 +307,87 @@ def _unused(name: str, used: set[str]) -> str:
 # --- terminal -----------------------------------------------------------------------------------------------
 
 
-def counterfactual_tables(header: Mapping[str, Any], explanations: Sequence[Explanation]) -> Iterator[Table]:
+def counterfactual_tables(
+    header: Mapping[str, Any], explanations: Sequence[Explanation], width: int = 120
+) -> Iterator[Table]:
     """One table for each model and norm: a row per image and target, confidences by budget, flip radius.
 
-    Confidences of pictures that the model sees as the target are marked with `*` (and in colour).
+    Confidences of pictures that the model sees as the target are marked with `*` (and in colour); a flip
+    radius with `?` where no budget's picture is both seen as the target and known, that is above the
+    threshold. A table too wide for `width` columns of the terminal tells image, label and target in one.
     """
+    for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
+        mine = [e for e in explanations if (e.model, e.norm or header["norm"]) == (number, norm_name)]
+        table = _counterfactual_table(header, mine, number, norm_name, compact=False)
+        if _least_width(table) > width:
+            table = _counterfactual_table(header, mine, number, norm_name, compact=True)
+        yield table
+
+
+def _least_width(table: Table) -> int:
+    """Columns of the terminal below which cells are cut: what rich cannot go below."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(width=10_000)
+    return Measurement.get(wide, wide.options, table).minimum
+
+
+def _counterfactual_table(
+    header: Mapping[str, Any], mine: Sequence[Explanation], number: int, norm_name: str, compact: bool
+) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
-        mine = [e for e in explanations if (e.model, e.norm or header["norm"]) == (number, norm_name)]
-        model, norm = header["models"][number], norm_symbol(norm_name)
-        title = (
-            f"{safe_text(model['name'])}: confidence in the target by budget ({norm}; * seen as the target)"
-        )
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("image", "seen as", "target"):
-            table.add_column(column, overflow="fold")
-        for column in ("0", *(f"{budget.eps:.4g}" for budget in mine[0].targets[0].budgets)):
-            table.add_column(column, justify="right", no_wrap=True)
-        until = header.get("until")
-        flips = "flips at" if until is None else f"reaches {until:g} at"
-        table.add_column(flips, justify="right", no_wrap=True)
-        for explanation in mine:
-            original = explanation.original
-            seen = f"{safe_text(original.label)} {two_digits(original.confidence)}"
-            if original.is_ood:
-                seen += " (out of distribution)"
-            for target in explanation.targets:
-                before = original.probabilities[model["labels"].index(target.target)]
-                cells = [(before, original.label)] + [(b.confidence, b.predicted) for b in target.budgets]
-                table.add_row(
-                    safe_text(explanation.path),
-                    seen,
-                    safe_text(target.target),
-                    *(
-                        Text(two_digits(value) + ("*" if hit else " "), style="bold green" if hit else "")
-                        for value, hit in ((value, label == target.target) for value, label in cells)
-                    ),
-                    "-" if target.flip_eps is None else f"{target.flip_eps:.3g}",
-                )
-        yield table
+    model, norm = header["models"][number], norm_symbol(norm_name)
+    name = safe_text(model["name"])
+    table = Table(
+        title=f"{name}: confidence in the target by budget ({norm}; * seen as the target)",
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD if compact else box.HEAVY_HEAD,
+        padding=(0, 1, 0, 0) if compact else (0, 1),
+        show_edge=not compact,
+        show_lines=False,
+    )
+    for column in ("image",) if compact else ("image", "seen as", "target"):
+        table.add_column(column, overflow="fold", min_width=16)
+    for column in ("0", *(f"{budget.eps:.4g}" for budget in mine[0].targets[0].budgets)):
+        table.add_column(column, justify="right", no_wrap=True)
+    until = header.get("until")
+    flips = "flips at" if until is None else f"reaches {until:g} at"
+    table.add_column(flips, justify="right", no_wrap=not compact)
+    for explanation in mine:
+        original = explanation.original
+        seen = f"{safe_text(original.label)} {two_digits(original.confidence)}"
+        if original.is_ood:
+            seen += " (out of distribution)"
+        for target in explanation.targets:
+            before = original.probabilities[model["labels"].index(target.target)]
+            cells = [(before, original.label)] + [(b.confidence, b.predicted) for b in target.budgets]
+            about = [safe_text(explanation.path), seen, safe_text(target.target)]
+            if compact:
+                about = [f"{Path(about[0]).name}\n{seen}\nto {about[2]}"]
+            doubt = ""
+            if target.flip_eps is not None and not _known(target, model.get("threshold")):
+                doubt = "?"
+                table.caption = "? no budget's picture is known to the model: all stay below its threshold"
+            table.add_row(
+                *about,
+                *(
+                    Text(two_digits(value) + ("*" if hit else " "), style="bold green" if hit else "")
+                    for value, hit in ((value, label == target.target) for value, label in cells)
+                ),
+                "-" if target.flip_eps is None else f"{target.flip_eps:.3g}{doubt}",
+            )
+    return table
+
+
+def _known(target: Target, threshold: float | None) -> bool:
+    """Whether some budget's picture is seen as the target at a confidence that the model knows."""
+    return threshold is None or any(
+        budget.predicted == target.target and max(budget.probabilities) >= threshold
+        for budget in target.budgets
+    )

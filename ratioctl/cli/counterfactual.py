@@ -164,7 +164,7 @@ def counterfactual(
             labels = asked.header["models"][explanation.model]["labels"]
             norm_of = explanation.norm or asked.header["norm"]
             pictures.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
-        for table in report.counterfactual_tables(asked.header, done):
+        for table in report.counterfactual_tables(asked.header, done, context.out.width):
             context.out.print(table)
     if not context.json and (done or not earlier):
         context.note(f"Pictures, page and numbers: {out / report.PAGE}")

@@ -130,7 +130,11 @@ const lead = (column, target) => {
   if (!answer) line.append("Not asked about ", goal, ".");
   else if (answer.flip_eps === null) line.append("No budget was enough for ", goal, ...until(), ".");
   else if (answer.flip_eps === 0) line.append("It is ", goal, ...until(), " already; this is what would make it more so.");
-  else line.append("A change of ", size(column.norm), " ", number(answer.flip_eps, three), " is enough for ", goal, ...until(), ".");
+  else {
+    const known = answer.budgets.some(point => point.predicted === target && !unknown(column, point));
+    line.append("A change of ", size(column.norm), " ", number(answer.flip_eps, three),
+      ...(known ? [" is enough for ", goal, ...until()] : [" makes ", goal, " the best guess", ...until(), ", but no budget makes it known"]), ".");
+  }
   return [original.is_ood ? verdict(column, `${name || "The model"} does not know this.`) : null, line];
 };
 const until = () => doc.until == null ? [] : [" at a confidence of ", number(doc.until)];
@@ -181,7 +185,7 @@ const counterfactualFigure = (column, target) => {
     confidence.replaceChildren(seenAs(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
     seen.replaceChildren(...(hit ? [] : ["seen as ", el("b", { textContent: safe(point.predicted) })]));
     doubt.replaceChildren(...(point.eps && unknown(column, point) ? [
-      el("span", { className: "tag", textContent: "still not known" }), el("span", { className: "line quiet" }, "highest ",
+      el("span", { className: "tag", textContent: column.entry.original.is_ood ? "still not known" : "no longer known" }), el("span", { className: "line quiet" }, "highest ",
         number(Math.max(...point.probabilities)), ", below ", number(column.model.threshold))] : []));
   });
   return el("figure", { className: "picture counterfactual" }, hold,
@@ -595,7 +599,7 @@ const showOverview = () => {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
         if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
         value.replaceChildren(title(column) ? `${title(column)}: ` : "", seenAs(target, point.confidence, point.predicted === target),
-          ...(enough(column) ? [" ", el("span", { className: "quiet" }, "from ", size(column.norm), " ", number(enough(column), three))] : []));
+          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "turns at " : "reached at ", size(column.norm), " ", number(enough(column), three))] : []));
       }
     });
     const { entry } = group.columns[0];

@@ -435,6 +435,24 @@ def test_what_the_model_does_not_know_is_said(several: Path, one: Path, open_pag
     assert open_page(index(one)).page.locator(".notice, .tag").count() == 0
 
 
+def test_a_turn_into_what_is_not_known_is_not_called_enough(
+    one: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    """The same answers under their own threshold, and under one that no counterfactual reaches."""
+    found = document(one)
+    (answer,) = found["images"][0]["targets"]
+    assert answer["flip_eps"]
+    assert "is enough for" in (open_page(index(one)).page.locator(".lead").text_content() or "")
+    found["models"][0]["threshold"] = 1.1
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    made = explorer.page(found, {name: (one / name).read_bytes() for name in names})
+    (tmp_path / "index.html").write_text(made)
+    page = open_page(tmp_path / "index.html").page
+    lead = page.locator(".lead").text_content() or ""
+    assert f"makes {answer['target']} the best guess, but no budget makes it known" in lead
+    assert page.locator(".counterfactual .tag").text_content() == "no longer known"
+
+
 def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage) -> None:
     opened = open_page(index(several), viewport=PHONE)
     page, images = opened.page, document(several)["images"]

@@ -508,3 +508,30 @@ def test_table_says_what_the_document_says() -> None:
         ["a\\x1b[31m.png", "cat 0.90", "dog", "0.08", "0.50*", "0.50*", "0.4"],
         ["cat.jpg", "cat 0.90", "dog", "0.08", "0.50*", "0.50*", "0.4"],
     ]
+
+
+def test_table_fits_a_narrow_terminal() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    answer = explained("photos/cat.jpg", eps=(0.5, 1, 1.5, 2, 2.5, 3))
+    for table in report.counterfactual_tables(HEADER, [answer], console.width):
+        console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    row = next(k for k, line in enumerate(lines) if line.startswith("cat.jpg"))
+    assert [line.strip() for line in lines[row + 1 : row + 3]] == ["cat 0.90", "to dog"]
+    assert lines[row].split() == ["cat.jpg", "0.08", *["0.50*"] * 6, "0.4"]
+
+
+@pytest.mark.parametrize(("threshold", "flips"), [(None, "0.4"), (0.4, "0.4"), (0.7, "0.4?")])
+def test_table_doubts_a_flip_to_what_is_not_known(threshold: float | None, flips: str) -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    header = {**HEADER, "models": [{**HEADER["models"][0], "threshold": threshold}]}
+    for table in report.counterfactual_tables(header, [explained()], console.width):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f" {flips} " in text
+    assert ("below its threshold" in text) is flips.endswith("?")
