@@ -55,7 +55,7 @@ bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz
 bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
 	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
 
-# About six hours on two cores, two of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
+# About seven hours of one core, nearly three of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
 	$(BIN)/python benchmarks/comparison.py digits --json runs/comparison-digits.json

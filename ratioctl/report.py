@@ -350,7 +350,6 @@ def _counterfactual_table(
         box=box.SIMPLE_HEAD if compact else box.HEAVY_HEAD,
         padding=(0, 1, 0, 0) if compact else (0, 1),
         show_edge=not compact,
-        show_lines=False,
     )
     for column in ("image",) if compact else ("image", "seen as", "target"):
         table.add_column(column, overflow="fold", min_width=16)
