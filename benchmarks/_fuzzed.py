@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from ratioctl import images, package, ranges, recipe, resources, runtime
+from ratioctl import images, package, recipe
 from ratioctl.cli import _rows
+from ratioctl.counterfactuals import epsilons as ranges
 from ratioctl.errors import RatioctlError
-from ratioctl.results import ScoreRow
-from ratioctl.text import safe_text
+from ratioctl.onnx import runtime
+from ratioctl.types import ScoreRow
+from ratioctl.utils import resources
+from ratioctl.utils.text import safe_text
 
 Target = Callable[[bytes], None]
 
@@ -250,7 +253,7 @@ def _written(kind: str, columns: list[str], labels: list[str], written: list[Sco
 
 def signature(data: bytes) -> None:
     """A package's signature file, and a public key, from a stranger."""
-    from ratioctl import signing
+    from ratioctl.package import signing
 
     folder, key = SCRATCH / "signed", SCRATCH / "release"
     if not folder.exists():

@@ -35,13 +35,13 @@ from _rounds import ratio
 
 import ratioctl
 from ratioctl import package as packages
-from ratioctl.attack.ensemble import STANDARD, backend_name, robust_verdicts
-from ratioctl.attack.threads import in_parts, one_each
-from ratioctl.data import inside
+from ratioctl.attacks.autoattack import STANDARD, backend_name, robust_verdicts
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.data import in_distribution as inside
 from ratioctl.data.loader import to_float
-from ratioctl.evaluate.run import choice
+from ratioctl.evaluation.run import choice
 from ratioctl.metrics import wilson_interval
-from ratioctl.nets import frozen, quicken
+from ratioctl.models import frozen, quicken
 from ratioctl.recipe import Ball
 
 SIDES = {"own": ("own", 0), "package": ("reference", 0), "second": ("reference", 1)}

@@ -35,12 +35,12 @@ from _rounds import beside_stored, interleaved, medians, ratio
 import ratioctl
 from ratioctl import images
 from ratioctl import package as packages
-from ratioctl.attack import goals
-from ratioctl.attack.engine import perturb
-from ratioctl.attack.threads import in_parts, one_each
-from ratioctl.explain.answer import _BISECTED, _SHORTER
-from ratioctl.nets import from_package, frozen
-from ratioctl.nets.hardware import choose
+from ratioctl.attacks import goals
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.attacks.engine import perturb
+from ratioctl.counterfactuals.search import _BISECTED, _SHORTER
+from ratioctl.models import from_package, frozen
+from ratioctl.models.device import choose
 from ratioctl.recipe import Attack, Ball
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 import ratioctl
 from ratioctl import images, metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.nets.predict import predictor
+from ratioctl.data import in_distribution as inside
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ from _result import finish
 import ratioctl
 from ratioctl import metrics
 from ratioctl import recipe as recipes
-from ratioctl.data import inside, outside
-from ratioctl.nets.predict import predictor
+from ratioctl.data import in_distribution as inside
+from ratioctl.data import out_distribution as outside
+from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from _result import finish
 
-from ratioctl import evaluation_report
 from ratioctl import package as packages
-from ratioctl.evaluate import run
+from ratioctl.evaluation import run
+from ratioctl.report import evaluation as evaluation_report
 
 
 def main() -> None:

@@ -26,13 +26,14 @@ from _rounds import beside_stored, interleaved
 
 import ratioctl
 from ratioctl import recipe as recipes
-from ratioctl.attack import goals
-from ratioctl.attack.engine import perturb
-from ratioctl.attack.threads import in_parts, one_each
+from ratioctl.attacks import goals
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
-from ratioctl.nets import build, frozen
-from ratioctl.objective import losses
+from ratioctl.models import build, frozen
 from ratioctl.recipe import Attack, Ball
+from ratioctl.scoring import backends
+from ratioctl.training.objective import losses
 
 SAMPLES = ("cat", "dog", "horse", "kitten")
 LABELS = ("dog", "horse", "ship", "truck")
@@ -62,7 +63,7 @@ def main() -> None:
         pixels = np.zeros((128 * times, 32, 32, 3), np.uint8)
         model.predict(pixels)
 
-    model = ratioctl._scoring_model(options.model, "tpr95", device="cpu")
+    model = backends.open_model(options.model, "tpr95", device="cpu")
     bare = frozen(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
     sides: dict[str, Callable[[], object]] = {}
     for times in (1, 2, 4):

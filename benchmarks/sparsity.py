@@ -19,10 +19,10 @@ from _result import finish
 import ratioctl
 from ratioctl import metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.explain import distances
-from ratioctl.explain.suite import changed, some, target_of
-from ratioctl.nets.predict import predictor
+from ratioctl.counterfactuals import distances
+from ratioctl.data import in_distribution as inside
+from ratioctl.evaluation.explanations import changed, some, target_of
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:

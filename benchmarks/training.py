@@ -45,14 +45,14 @@ from _rounds import beside_stored, interleaved, medians, ratio
 from torch.nn import functional
 
 from ratioctl import recipe as recipes
-from ratioctl.attack.threads import in_parts, one_each
+from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.data import loader
-from ratioctl.data.inside import Images
-from ratioctl.nets import build, frozen, quicken, refresh
-from ratioctl.nets.hardware import Place, choose
-from ratioctl.objective import attacked, losses
+from ratioctl.data.in_distribution import Images
+from ratioctl.models import build, frozen, quicken, refresh
+from ratioctl.models.device import Place, choose
 from ratioctl.recipe import Recipe
-from ratioctl.train import _average, _in_precision
+from ratioctl.training.loop import _average, _in_precision
+from ratioctl.training.objective import attacked, losses
 
 
 def main() -> None:

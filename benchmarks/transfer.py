@@ -19,13 +19,13 @@ from _result import finish
 
 from ratioctl import metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.explain.question import Asked, Question, Source, encoded
-from ratioctl.explain.run import explain
-from ratioctl.explain.suite import some, target_of
-from ratioctl.nets.environment import environment
-from ratioctl.nets.hardware import choose
-from ratioctl.nets.predict import predictor
+from ratioctl.counterfactuals.pipeline import explain
+from ratioctl.counterfactuals.request import Asked, Question, Source, encoded
+from ratioctl.data import in_distribution as inside
+from ratioctl.evaluation.explanations import some, target_of
+from ratioctl.models.device import choose
+from ratioctl.models.environment import environment
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:

@@ -31,12 +31,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ratioctl.errors import DiskError, OutputError, RatioctlError, UsageError
-from ratioctl.text import reason_of, safe_text
+from ratioctl.utils.text import reason_of, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEFAULT_MODEL = "cifar10-ratio"
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 SOURCE_HELP = (
     "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
@@ -265,7 +264,7 @@ def _as_known(error: BaseException) -> RatioctlError:
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
         return _parser_error(error)
     if isinstance(error, OSError) and error.errno is not None:
-        from ratioctl.files import DISK_ERRORS
+        from ratioctl.utils.atomic_files import DISK_ERRORS
 
         thing = error.filename if error.filename is not None else "output"
         reason = (error.strerror or "failed").lower()

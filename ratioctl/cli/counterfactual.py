@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from ratioctl.results import Explanation
+    from ratioctl.types import Explanation
 
 _TOLD = 8  # images whose way to the model's input is told one by one
 _SHOWN = 4  # images and targets previewed in the terminal
@@ -79,8 +80,10 @@ def counterfactual(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page when done.")] = False,
 ) -> int | None:
     """Show how an image must change to become another class."""
-    from ratioctl import explain, pictures, report
+    from ratioctl import counterfactuals as explain
     from ratioctl.errors import ImageError, Interrupted
+    from ratioctl.report import counterfactual_files as report
+    from ratioctl.report import pictures
 
     asked = explain.prepare(
         images,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.cli._common import Context, command, emit_json
 from ratioctl.errors import Interrupted, UsageError
+from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from ratioctl.score import Model
+    from ratioctl.scoring.pipeline import Model
 
 
 @command
@@ -65,16 +66,17 @@ def ood_score(
     ] = False,
 ) -> int | None:
     """Flag images that are out of the model's distribution."""
-    import ratioctl
-    from ratioctl import package, score
+    from ratioctl import package
     from ratioctl.cli import _rows
-    from ratioctl.files import partial, streaming
+    from ratioctl.scoring import pipeline as score
+    from ratioctl.scoring.backends import open_model
+    from ratioctl.utils.atomic_files import partial, streaming
 
     row_format = row_format or _format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
     started = time.monotonic()
-    opened = ratioctl._scoring_model(
+    opened = open_model(
         model,
         threshold,
         device=context.device,
@@ -170,8 +172,8 @@ def _pace(rate: float) -> str:
 
 def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
     """Say how long the worst case of all images will take; how many they are, where that can be known."""
-    from ratioctl import score
     from ratioctl.cli.evaluate import duration
+    from ratioctl.scoring import pipeline as score
 
     if model.worst_case_pace is None or context.quiet:
         return None

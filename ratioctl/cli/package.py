@@ -9,7 +9,7 @@ import typer
 
 from ratioctl.cli._common import SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.errors import UsageError
-from ratioctl.text import safe_text
+from ratioctl.utils.text import safe_text
 
 
 @command
@@ -43,8 +43,8 @@ def package(
     """Make a package of a classifier trained elsewhere."""
     import numpy as np
 
-    from ratioctl.data import inside
-    from ratioctl.nets import foreign
+    from ratioctl.data import in_distribution as inside
+    from ratioctl.models import import_checkpoint as foreign
 
     names = _labels(labels)
     side = input_size or (224 if ":" in arch else 32)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ratioctl import images
-from ratioctl.data import inside, outside
+from ratioctl.data import in_distribution as inside
+from ratioctl.data import out_distribution as outside
 from ratioctl.data.augment import augment
-from ratioctl.data.inside import Images
+from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
 from ratioctl.recipe import Augment, Recipe
 

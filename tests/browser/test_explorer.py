@@ -20,8 +20,11 @@ from playwright.sync_api import Page
 from safetensors.numpy import load_file
 
 import ratioctl
-from ratioctl import explorer, package, pictures, resources
+from ratioctl import package
 from ratioctl.cli import main
+from ratioctl.report import counterfactual_page as explorer
+from ratioctl.report import pictures
+from ratioctl.utils import resources
 
 SAMPLES = resources.folder("assets") / "samples"
 PHONE, WIDE = {"width": 380, "height": 800}, {"width": 1600, "height": 1000}

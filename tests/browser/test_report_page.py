@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from ratioctl import evaluation_report
-from ratioctl.attack.ensemble import Budget
-from ratioctl.evaluate import Suite, run
+from ratioctl.attacks.autoattack import Budget
+from ratioctl.evaluation import Suite, run
+from ratioctl.report import evaluation as evaluation_report
 
 TINY = Suite(
     name="tiny",

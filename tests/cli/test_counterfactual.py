@@ -172,8 +172,8 @@ PREVIEW = """
 import sys
 import numpy as np
 from rich.console import Console
-from ratioctl import pictures
-from ratioctl.results import Budget, Explanation, Original, Target
+from ratioctl.report import pictures
+from ratioctl.types import Budget, Explanation, Original, Target
 grey, red = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), (200, 10, 20), np.uint8)
 budgets = tuple(
     Budget(eps=eps, image=red, confidence=0.7, confidence_float=0.7, predicted="dog",
@@ -413,7 +413,7 @@ def test_an_interrupt_says_what_is_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ratioctl import explain
+    from ratioctl import counterfactuals as explain
 
     whole = explain.explain
 

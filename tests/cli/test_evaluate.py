@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ratioctl.attack.ensemble import Budget
+from ratioctl.attacks.autoattack import Budget
 from ratioctl.cli import main
 from ratioctl.cli.evaluate import default_folder, duration
-from ratioctl.evaluate import SUITES, Suite
+from ratioctl.evaluation import SUITES, Suite
 
 TINY = Suite(
     name="quick",

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ratioctl.cli import main
-from ratioctl.explain import suite
+from ratioctl.evaluation import explanations as suite
 
 BUDGETS = (0.25, 0.5, 1.0)  # the small package's ladder
 
@@ -107,7 +107,7 @@ def test_numbers_are_those_of_the_counterfactuals(
 
 PROGRAM = """
 import os, signal, sys
-from ratioctl.explain import suite
+from ratioctl.evaluation import explanations as suite
 suite.run.__kwdefaults__["steps"] = 3
 seen = []
 def watch(event):

@@ -14,9 +14,11 @@ import torch
 
 import ratioctl
 from ratioctl import images as decoding
-from ratioctl import metrics, package, resources, runtime
-from ratioctl.export import graph
-from ratioctl.nets.hardware import choose
+from ratioctl import metrics, package
+from ratioctl.models.device import choose
+from ratioctl.onnx import runtime
+from ratioctl.onnx.export import graph
+from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
 
