@@ -22,7 +22,7 @@ import numpy as np
 
 from ratioctl import images, package, recipe
 from ratioctl.cli import _rows
-from ratioctl.counterfactuals import epsilons as ranges
+from ratioctl.counterfactuals import epsilons
 from ratioctl.errors import RatioctlError
 from ratioctl.onnx import runtime
 from ratioctl.types import ScoreRow
@@ -82,11 +82,11 @@ def names(data: bytes) -> None:
 
 def eps_range(data: bytes) -> None:
     """The RANGE of `--eps`."""
-    budgets = ranges.parse_range(text_of(data))
-    assert 0 < len(budgets) <= ranges.MOST
+    budgets = epsilons.parse_range(text_of(data))
+    assert 0 < len(budgets) <= epsilons.MOST
     assert all(math.isfinite(b) and b > 0 for b in budgets)
     assert list(budgets) == sorted(set(budgets))
-    assert ranges.parse_range(",".join(map(repr, budgets))) == budgets
+    assert epsilons.parse_range(",".join(map(repr, budgets))) == budgets
 
 
 def package_config(data: bytes) -> None:

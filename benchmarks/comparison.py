@@ -28,7 +28,7 @@ from _result import finish
 import ratioctl
 from ratioctl import package as packages
 from ratioctl import recipe
-from ratioctl.attacks.autoattack import Budget
+from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.evaluation import run as evaluate
 from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
@@ -41,7 +41,7 @@ SUITE = Suite(
     inside=500,
     balls=1,
     attacks=("apgd-ce", "apgd-t"),
-    budget=Budget(steps=50, targets=3),
+    budget=AttackBudget(steps=50, targets=3),
     outside=200,
     outside_steps=50,
     curve=64,

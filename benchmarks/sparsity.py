@@ -20,7 +20,7 @@ import ratioctl
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl.counterfactuals import distances
-from ratioctl.data import in_distribution as inside
+from ratioctl.data import in_distribution
 from ratioctl.evaluation.explanations import changed, some, target_of
 from ratioctl.models.predict import predictor
 
@@ -41,7 +41,7 @@ def main() -> None:
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
     data = some(
-        inside.load_labelled(options.source, size, channels, package.label_names),
+        in_distribution.load_labelled(options.source, size, channels, package.label_names),
         options.images,
         options.seed,
     )

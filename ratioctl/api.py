@@ -34,7 +34,7 @@ def train(
     precision: str = "auto",
     seed: int = 0,
     download: bool = False,
-    watch: Callable[[dict[str, Any]], None] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> ModelPackage:
     """Train a recipe, package it and calibrate it on the recipe's held-out split.
 
@@ -65,7 +65,7 @@ def train(
         device=device,
         precision=precision,
         download=download,
-        watch=watch,
+        callback=callback,
     )
     return calibrate_package(package, device=device, download=download).package
 
@@ -105,7 +105,7 @@ def evaluate(
     precision: str = "auto",
     seed: int = 0,
     download: bool = False,
-    watch: Callable[[dict[str, Any]], None] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> Report | tuple[Report, ...]:
     """Measure accuracy, robustness, calibration and OOD detection; see `ratioctl.evaluation.run`.
 
@@ -148,7 +148,7 @@ def evaluate(
         precision=precision,
         seed=seed,
         download=download,
-        watch=watch,
+        callback=callback,
         finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
     )
     reports = tuple(model.report for model in found.models)
@@ -187,9 +187,9 @@ def counterfactual(
     Raises:
         UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
     """
-    from ratioctl import counterfactuals as explain
+    from ratioctl import counterfactuals
 
-    asked = explain.prepare(
+    asked = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -202,13 +202,15 @@ def counterfactual(
         region=region,
         out=out,
     )
-    answers = explain.explain(asked, device=device, precision=precision)
+    answers = counterfactuals.explain(asked, device=device, precision=precision)
     if out is None:
         return list(answers)
 
     from ratioctl.report import counterfactual_files as report
 
-    return report.write_counterfactuals(out, asked.header, answers, inputs=explain.files_of(asked.sources))
+    return report.write_counterfactuals(
+        out, asked.header, answers, inputs=counterfactuals.files_of(asked.sources)
+    )
 
 
 def ood_score(

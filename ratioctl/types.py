@@ -167,7 +167,7 @@ class Original:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
+class Counterfactual:
     """The counterfactual of one radius, as the 8-bit picture that is saved.
 
     Attributes:
@@ -212,7 +212,7 @@ class Target:
     """
 
     target: str
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Counterfactual, ...]
     flip_eps: float | None
     flip_image: np.ndarray | None
     flip_png: str | None = None

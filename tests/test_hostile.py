@@ -133,22 +133,22 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(
 
 def test_pickled_arrays_where_numbers_belong_are_damage(tmp_path: Path) -> None:
     """In the journal of finished batches, and in the cache of decoded data."""
-    from ratioctl.utils.result_cache import Journal
+    from ratioctl.utils.result_cache import ResultCache
 
     mark = tmp_path / "ran"
     harm = np.array([Harm(mark)], dtype=object)
     buffer = io.BytesIO()
     np.savez(buffer, x=harm)
-    journal = Journal(tmp_path / "journal")
+    results = ResultCache(tmp_path / "journal")
     (tmp_path / "journal" / "key.npz").write_bytes(buffer.getvalue())
-    assert journal.fetch("key", lambda: {"x": np.ones(1)})["x"] == 1
+    assert results.get_or_compute("key", lambda: {"x": np.ones(1)})["x"] == 1
     assert not mark.exists()
     lying = io.BytesIO()
     with zipfile.ZipFile(lying, "w") as archive:
         head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
     (tmp_path / "journal" / "lie.npz").write_bytes(lying.getvalue())
-    assert journal.fetch("lie", lambda: {"x": np.ones(1)})["x"] == 1
+    assert results.get_or_compute("lie", lambda: {"x": np.ones(1)})["x"] == 1
 
 
 # --- archives -----------------------------------------------------------------------------------------------
@@ -617,17 +617,17 @@ def test_cards_and_reports_show_hostile_names_as_text(named: Path) -> None:
     assert "<script" not in card
     assert "<img" not in card
     from ratioctl import metrics
-    from ratioctl.evaluation import measurements as summary
+    from ratioctl.evaluation import measurements
     from ratioctl.report import evaluation as evaluation_report
     from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 
     row = Measurement(name="accuracy", value=0.5, n=4, interval=(0.2, 0.8), dataset=ESCAPES + MARKUP)
     report = Report(package_digest="0" * 64, seed=0, measurements=(row,), warnings=(ESCAPES + MARKUP,))
     logits = np.random.default_rng(0).normal(size=(20, 3))
-    histogram = summary.histogram(metrics.confidence(logits), 1 / 3)
+    histogram = measurements.histogram(metrics.confidence(logits), 1 / 3)
     figures: dict[str, Any] = {
         "histograms": {MARKUP: {"clean": histogram}, ESCAPES: {"clean": histogram}},
-        "reliability": summary.reliability(logits, np.arange(20) % 3, 1.0, 5),
+        "reliability": measurements.reliability(logits, np.arange(20) % 3, 1.0, 5),
         "roc": {},
         "radius": {},
     }

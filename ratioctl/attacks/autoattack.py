@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from ratioctl.attacks import balls as geometry
-from ratioctl.attacks import batch_parallel as threads
-from ratioctl.attacks import goals
+from ratioctl.attacks import batch_parallel, goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.recipe import Attack, Ball, norm_name
@@ -37,7 +36,7 @@ _PACKAGE_NORMS = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class AttackBudget:
     """How hard each attack tries; the defaults are those of AutoAttack's standard version for l2 and linf.
 
     Attributes:
@@ -53,9 +52,9 @@ class Budget:
     queries: int = 5000
 
 
-def standard_budget(p: float) -> Budget:
+def standard_budget(p: float) -> AttackBudget:
     """AutoAttack's standard budget for a norm: l1 has 5 restarts and 5 targets (FAB-T's there are 9)."""
-    return Budget(restarts=5, targets=5) if p == 1 else Budget()
+    return AttackBudget(restarts=5, targets=5) if p == 1 else AttackBudget()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,7 +108,7 @@ def has_reference(p: float, classes: int) -> bool:
 
 
 def ensemble_name(
-    attacks: Sequence[str], budget: Budget, p: float, classes: int, backend: Backend = "own"
+    attacks: Sequence[str], budget: AttackBudget, p: float, classes: int, backend: Backend = "own"
 ) -> str:
     """The honest name of an ensemble: "AutoAttack (standard)" only if all four attacks ran in full.
 
@@ -149,7 +148,7 @@ def robust_verdicts(
     ball: Ball,
     *,
     attacks: Sequence[str] = STANDARD,
-    budget: Budget | None = None,
+    budget: AttackBudget | None = None,
     batch_size: int = 250,
     seed: int = 0,
     backend: Backend = "own",
@@ -361,7 +360,7 @@ def _best_seen(
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x, best)
         top = torch.where(better, latest, top)
 
-    ended = perturb(logits_of, x0, scored, attack, generator=generators, watch=keep)
+    ended = perturb(logits_of, x0, scored, attack, generator=generators, callback=keep)
     return best, ended.stuck
 
 
@@ -399,7 +398,7 @@ def _packaged(
     x: Tensor,
     y: Tensor,
     ball: Ball,
-    budget: Budget,
+    budget: AttackBudget,
     classes: int,
     seed: int,
 ) -> Tensor:
@@ -409,8 +408,8 @@ def _packaged(
 
     norm = _PACKAGE_NORMS[ball.p]
     inputs = x.detach().float().contiguous()
-    with _own_randomness(x.device), threads.one_each(x.device) as count:
-        predict = _input_only(threads.in_parts(logits_of, count))
+    with _own_randomness(x.device), batch_parallel.one_each(x.device) as count:
+        predict = _input_only(batch_parallel.in_parts(logits_of, count))
         if name == "fab-t":
             fab = FABAttack_PT(
                 predict,

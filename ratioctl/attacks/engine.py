@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ratioctl.attacks import balls as geometry
-from ratioctl.attacks import batch_parallel as threads
+from ratioctl.attacks import batch_parallel
 from ratioctl.attacks.balls import Generators
 from ratioctl.attacks.goals import Goal
 from ratioctl.recipe import Attack
 
-Watch = Callable[[int, Tensor, Tensor], None]
+Callback = Callable[[int, Tensor, Tensor], None]
 
 _ALPHA = 0.75  # share of the new step against the momentum, Croce and Hein 2020
 _TINY = 1e-30  # keeps 0 / 0 away
@@ -67,8 +67,8 @@ def perturb(
     *,
     generator: Generators | None = None,
     eps: Tensor | float | None = None,
-    begin: Tensor | None = None,
-    watch: Watch | None = None,
+    init: Tensor | None = None,
+    callback: Callback | None = None,
 ) -> Perturbed:
     """Maximise goal(logits_of(x)) over the ball around x0 and the box [0,1]; return the best point seen.
 
@@ -102,8 +102,10 @@ def perturb(
     if x0.shape[0] == 0:
         empty = torch.zeros(0, device=x0.device)
         return Perturbed(x=x0, value=empty, distance=empty, stuck=empty.bool())
-    with torch.no_grad(), threads.one_each(x0.device) as count:
-        return _perturb(threads.in_parts(logits_of, count), x0, goal, attack, generator, radius, begin, watch)
+    with torch.no_grad(), batch_parallel.one_each(x0.device) as count:
+        return _perturb(
+            batch_parallel.in_parts(logits_of, count), x0, goal, attack, generator, radius, init, callback
+        )
 
 
 def _perturb(
@@ -113,8 +115,8 @@ def _perturb(
     attack: Attack,
     generator: Generators | None,
     radius: Tensor,
-    begin: Tensor | None,
-    watch: Watch | None,
+    init: Tensor | None,
+    callback: Callback | None,
 ) -> Perturbed:
     p = attack.ball.p
     rows, images = _layout(x0)
@@ -123,8 +125,8 @@ def _perturb(
     def value_of(x: Tensor, step: int, report: bool = True) -> Tensor:
         image = images(x)
         value = goal(logits_of(image)).float()
-        if watch is not None and report:
-            watch(step, image, value)
+        if callback is not None and report:
+            callback(step, image, value)
         return value
 
     def gradient_of(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -134,18 +136,18 @@ def _perturb(
             gradient = rows(torch.autograd.grad(value.sum(), image)[0])
         value = value.detach().float()
         moved.logical_or_(gradient.abs().amax(1) > 0)
-        if watch is not None:
-            watch(step, image.detach(), value)
+        if callback is not None:
+            callback(step, image.detach(), value)
         return value, gradient
 
     problem = _Problem(x0=rows(x0), radius=radius, p=p, value_of=value_of, gradient_of=gradient_of)
     search = _METHODS[attack.method]
     best = value = None
-    if attack.start == "random" or begin is not None:
+    if attack.start == "random" or init is not None:
         best, value = problem.x0, value_of(problem.x0, 0, report=False)
     for restart in range(attack.restarts):
-        if begin is not None and restart == 0:
-            start = rows(begin.detach().float())
+        if init is not None and restart == 0:
+            start = rows(init.detach().float())
         elif generator is not None and (attack.start == "random" or restart > 0):
             start = rows(geometry.random_start(x0, p, radius, generator))
         else:

@@ -11,11 +11,10 @@ import numpy as np
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import loader
+from ratioctl.data import in_distribution, loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
-from ratioctl.models.device import choose
+from ratioctl.models.device import select_device
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Calibration, Recipe
@@ -76,8 +75,8 @@ def calibrate(
         spec = spec.model_copy(update={"objective": objective})
     images, source = _images(package, recipe, data, download)
     assert images.labels is not None
-    place = choose(device, "fp32", reason="scores always are")
-    logits = predictor(package, place.device).predict(images.pixels)
+    compute = select_device(device, "fp32", reason="scores always are")
+    logits = predictor(package, compute.device).predict(images.pixels)
     temperature = search(logits, images.labels, spec)
     before = _figures(logits, images.labels, 1.0, spec)
     after = _figures(logits, images.labels, temperature, spec)
@@ -178,7 +177,7 @@ def _doubts(
     missing = [name for k, name in enumerate(images.label_names) if not (images.labels == k).any()]
     if missing:
         found.append(f"no held-out image of {', '.join(missing)}")
-    return (*found, *inside.unreadable({inside.short_name(images.source): images}))
+    return (*found, *in_distribution.unreadable({in_distribution.short_name(images.source): images}))
 
 
 def _images(
@@ -186,7 +185,7 @@ def _images(
 ) -> tuple[Images, str]:
     channels, size, _ = package.input_size
     if data is not None:
-        found = inside.load_labelled(data, size, channels, package.label_names, download=download)
+        found = in_distribution.load_labelled(data, size, channels, package.label_names, download=download)
         return found, data
     if recipe is None:
         raise UsageError(

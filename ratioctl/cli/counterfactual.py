@@ -80,12 +80,12 @@ def counterfactual(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page when done.")] = False,
 ) -> int | None:
     """Show how an image must change to become another class."""
-    from ratioctl import counterfactuals as explain
+    from ratioctl import counterfactuals
     from ratioctl.errors import ImageError, Interrupted
     from ratioctl.report import counterfactual_files as report
     from ratioctl.report import pictures
 
-    asked = explain.prepare(
+    asked = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -108,7 +108,7 @@ def counterfactual(
         with _above_the_bar(context):
             context.warn(str(error))
 
-    def tell_picture(picture: explain.Picture) -> None:
+    def tell_picture(picture: counterfactuals.Picture) -> None:
         nonlocal told
         if picture.notes:
             told += 1
@@ -119,17 +119,17 @@ def counterfactual(
     finished = 0
     earlier = (out / report.DOCUMENT).exists()
     total = len(asked.sources) * len(asked.models)
-    with _progress(context, total) as watch:
+    with _progress(context, total) as callback:
 
         def counted() -> Iterator[Explanation]:
             nonlocal finished
-            for explanation in explain.explain(
+            for explanation in counterfactuals.explain(
                 asked,
                 device=context.device,
                 precision=context.precision,
                 on_error=tell_error,
                 on_picture=tell_picture,
-                watch=watch,
+                callback=callback,
             ):
                 finished += 1
                 yield explanation
@@ -140,7 +140,7 @@ def counterfactual(
                 asked.header,
                 counted(),
                 errors=errors,
-                inputs=explain.files_of(asked.sources),
+                inputs=counterfactuals.files_of(asked.sources),
                 animation=None if picture_format == "png" else picture_format,
                 cards=asked.cards,
             )

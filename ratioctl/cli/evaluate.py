@@ -112,7 +112,7 @@ def evaluate(
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
-                watch=progress,
+                callback=progress,
                 finish=lambda found: written.extend(evaluation_report.write(found, folder)),
             )
     except KeyboardInterrupt as stop:

@@ -59,7 +59,7 @@ def export(
         opset=opset,
         data=data,
         download=download,
-        begin=lambda: context.note("Tracing the network; this takes a while."),
+        on_start=lambda: context.note("Tracing the network; this takes a while."),
     )
     for doubt in done.warnings:
         context.warn(doubt)

@@ -111,7 +111,7 @@ def ood_score(
             )
             stack.callback(close)
         shown = output is not None or not sys.stdout.isatty()
-        watch = stack.enter_context(_progress(context, shown=shown, total=total))
+        callback = stack.enter_context(_progress(context, shown=shown, total=total))
         try:
             for rows in batches:
                 if write is not None:
@@ -119,7 +119,7 @@ def ood_score(
                 count += len(rows)
                 out += sum(row.is_ood is True for row in rows)
                 failed += sum(row.error is not None for row in rows)
-                watch(count, out, failed)
+                callback(count, out, failed)
         except KeyboardInterrupt as stop:
             held = None if output is None else partial(output)  # pipes and devices have none
             kept = f"Their rows are in {held}. " if held is not None and held.exists() else ""

@@ -61,7 +61,7 @@ def train(
                 device=context.device,
                 precision=context.precision,
                 download=download,
-                watch=progress,
+                callback=progress,
             )
         found = calibrate(package, device=context.device, download=download)
     except Interrupted as stop:

@@ -13,9 +13,9 @@ torch is loaded only when the search begins, so that a wrong question is answere
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import (
     SCHEMA,
-    Asked,
+    CounterfactualRequest,
     Picture,
-    Question,
+    PreparedRequest,
     Source,
     files_of,
     load,
@@ -23,15 +23,14 @@ from ratioctl.counterfactuals.request import (
     resolve_targets,
 )
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
-from ratioctl.counterfactuals.search import answer_target, drive, seed_of
+from ratioctl.counterfactuals.search import drive, search_target, seed_of
 
 __all__ = [
     "SCHEMA",
-    "Asked",
+    "CounterfactualRequest",
     "Picture",
-    "Question",
+    "PreparedRequest",
     "Source",
-    "answer_target",
     "distances",
     "drive",
     "explain",
@@ -40,5 +39,6 @@ __all__ = [
     "prepare",
     "resolve_targets",
     "round_into_ball",
+    "search_target",
     "seed_of",
 ]

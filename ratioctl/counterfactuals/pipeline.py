@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ratioctl import metrics, recipe
-from ratioctl.counterfactuals.request import Asked, Picture, Question, Source, load
-from ratioctl.counterfactuals.search import Answer, Find, answer_target, drive, plain
+from ratioctl.counterfactuals.request import CounterfactualRequest, Picture, PreparedRequest, Source, load
+from ratioctl.counterfactuals.search import Answer, SearchRequest, drive, plain, search_target
 from ratioctl.errors import ImageError
 from ratioctl.package import ModelPackage, Spec
 from ratioctl.types import Explanation, Original, Target
 
 if TYPE_CHECKING:
-    from ratioctl.models.device import Place
+    from ratioctl.models.device import ComputeConfig
 
 
 def explain(
-    asked: Asked,
+    asked: PreparedRequest,
     *,
     device: str = "auto",
     precision: str = "auto",
     on_error: Callable[[str, ImageError], None] | None = None,
     on_picture: Callable[[Picture], None] | None = None,
-    watch: Callable[[float], None] | None = None,
+    callback: Callable[[float], None] | None = None,
     together: int | None = None,
 ) -> Iterator[Explanation]:
     """Answer a request, image by image as they are done; models in the outer order.
@@ -62,7 +62,7 @@ def explain(
                 on_picture(picture)
             yield source, picture
 
-    place: Place | None = None
+    compute: ComputeConfig | None = None
     done = 0
     packages = [id(spec) for spec in asked.packages]
     for turn, (spec, question) in enumerate(asked.models):
@@ -71,26 +71,26 @@ def explain(
         first = next(given, None)
         if first is None:
             continue
-        if place is None:
-            from ratioctl.models.device import choose
+        if compute is None:
+            from ratioctl.models.device import select_device
 
-            place = choose(device, precision)
+            compute = select_device(device, precision)
         told = float(done)
 
         def progress(images: float, before: int = done) -> None:
             nonlocal told
             told = max(told, before + round(images, 6))
-            if watch is not None:
-                watch(told)
+            if callback is not None:
+                callback(told)
 
         model = packages.index(id(spec))
         for explanation in _answered(
-            itertools.chain([first], given), spec, question, place, model, progress, together
+            itertools.chain([first], given), spec, question, compute, model, progress, together
         ):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
-        if watch is not None:
-            watch(float(done))
+        if callback is not None:
+            callback(float(done))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -115,8 +115,8 @@ class _Job:
 def _answered(
     pictures: Iterable[tuple[Source, Picture]],
     spec: ModelPackage,
-    question: Question,
-    place: Place,
+    question: CounterfactualRequest,
+    compute: ComputeConfig,
     index: int,
     progress: Callable[[float], None],
     together: int | None,
@@ -125,9 +125,9 @@ def _answered(
     from ratioctl.counterfactuals.batches import jobs_together, searcher
     from ratioctl.models.predict import predictor
 
-    predict = predictor(spec, place.device)
-    search = searcher(predict, spec, question, place)
-    most = together or jobs_together(place, question, spec.input_size[1])
+    predict = predictor(spec, compute.device)
+    search = searcher(predict, spec, question, compute)
+    most = together or jobs_together(compute, question, spec.input_size[1])
     done = 0.0
 
     def scores(images: np.ndarray) -> np.ndarray:
@@ -137,14 +137,14 @@ def _answered(
         nonlocal done
         weight = sum(1 / len(job.image.classes) for job in batch)
 
-        def find(wishes: Sequence[tuple[int, Find]]) -> list[np.ndarray]:
+        def find(wishes: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
             before, after = wishes[0][1].work
 
-            def watch(share: float) -> None:
+            def callback(share: float) -> None:
                 progress(done + weight * (before + (after - before) * share))
 
             return search(
-                [((batch[n].image.picture.pixels, batch[n].target), wish) for n, wish in wishes], watch
+                [((batch[n].image.picture.pixels, batch[n].target), wish) for n, wish in wishes], callback
             )
 
         for job, target in zip(batch, drive([job.answer for job in batch], find, scores), strict=True):
@@ -172,7 +172,7 @@ def _answered(
         )
         waiting.append(image)
         for target in image.classes:
-            todo = answer_target(
+            todo = search_target(
                 picture.pixels, target, original=probabilities, labels=spec.label_names, question=question
             )
             jobs.append(_Job(image=image, target=target, answer=todo))

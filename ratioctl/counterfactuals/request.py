@@ -32,7 +32,7 @@ Given = str | os.PathLike[str] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Question:
+class CounterfactualRequest:
     """What one model is asked about every image.
 
     Attributes:
@@ -74,13 +74,13 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
+class PreparedRequest:
     """A checked request: every model with its question, once for each norm, and the images.
 
     `warnings` say what can be asked and hardly answered.
     """
 
-    models: tuple[tuple[ModelPackage, Question], ...]
+    models: tuple[tuple[ModelPackage, CounterfactualRequest], ...]
     sources: tuple[Source, ...]
     warnings: tuple[str, ...] = ()
 
@@ -143,7 +143,7 @@ def prepare(
     until: float | None = None,
     region: str | Sequence[int] | np.ndarray | None = None,
     out: str | os.PathLike[str] | None = None,
-) -> Asked:
+) -> PreparedRequest:
     """Check a request as far as it can be without reading an image; quick, without torch.
 
     Args:
@@ -195,7 +195,7 @@ def prepare(
                     f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
                     "within, and the search finds less in it than in a smaller ball"
                 )
-            question = Question(
+            question = CounterfactualRequest(
                 targets=resolve_targets(target, found),
                 p=p,
                 eps=chosen,
@@ -208,7 +208,7 @@ def prepare(
                 beyond=(ladder[-1],) if chosen[0] > ladder[-1] else (),
             )
             models.append((found, question))
-    return Asked(models=tuple(models), sources=tuple(_sources(images, out)), warnings=tuple(doubts))
+    return PreparedRequest(models=tuple(models), sources=tuple(_sources(images, out)), warnings=tuple(doubts))
 
 
 def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:

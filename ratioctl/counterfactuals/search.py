@@ -15,9 +15,9 @@ import numpy as np
 
 from ratioctl import images as pixels_of
 from ratioctl import recipe
-from ratioctl.counterfactuals.request import Question
+from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
-from ratioctl.types import Budget, Target
+from ratioctl.types import Counterfactual, Target
 
 _ROADS = 2.5e-4  # lead with which a flip is searched: roads agree to 1e-4 on every probability
 _BISECTED, _SHORTER, _PROBES = 6, 10, 16  # radii per flip search, its share of the steps, points per segment
@@ -25,7 +25,7 @@ _BEHIND = 5e-3  # confidence by which a search may fall behind that of a smaller
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Find:
+class SearchRequest:
     """A wish for the best points of the image's balls.
 
     Attributes:
@@ -39,16 +39,21 @@ class Find:
     radii: tuple[float, ...]
     steps: int
     restarts: int = 1
-    begin: np.ndarray | None = None
+    init: np.ndarray | None = None
     work: tuple[float, float] = (0.0, 1.0)
 
 
-Ask = Find | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored
+Ask = SearchRequest | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored
 Answer = Generator[Ask, np.ndarray, Target]  # is sent points (R, C, H, W) float32, or probabilities (N, K)
 
 
-def answer_target(
-    pixels: np.ndarray, target: int, *, original: np.ndarray, labels: Sequence[str], question: Question
+def search_target(
+    pixels: np.ndarray,
+    target: int,
+    *,
+    original: np.ndarray,
+    labels: Sequence[str],
+    question: CounterfactualRequest,
 ) -> Answer:
     """All budgets of one image (H, W, C) and target, and the flip radius.
 
@@ -63,17 +68,17 @@ def answer_target(
     flip_steps = max(question.steps // _SHORTER, 1)
     whole = question.steps * question.restarts * len(radii)
     ladder = whole / (whole + flip_steps * _BISECTED)  # of the work that is the ladder's
-    points = yield Find(
+    points = yield SearchRequest(
         stage=0, radii=radii, steps=question.steps, restarts=question.restarts, work=(0.0, ladder)
     )
     exact = yield points
     behind = behind_smaller(exact[:, target])
     if behind:
-        again = yield Find(
+        again = yield SearchRequest(
             stage=1,
             radii=tuple(radii[n] for n in behind),
             steps=question.steps,
-            begin=points[[int(exact[:n, target].argmax()) for n in behind]],
+            init=points[[int(exact[:n, target].argmax()) for n in behind]],
             work=(ladder, ladder),
         )
         points = points.copy()
@@ -82,7 +87,7 @@ def answer_target(
     pictures = np.stack([round_into_ball(x, pixels, p, eps) for x, eps in zip(points, radii, strict=True)])
     rounded = yield pictures
 
-    budgets: list[Budget] = []
+    budgets: list[Counterfactual] = []
     first: int | None = None  # the first radius that flips
     picture, probabilities, confidence_float = pixels, original, float(original[target])
     for n, eps in enumerate(radii):
@@ -92,7 +97,7 @@ def answer_target(
             picture, probabilities, confidence_float = pictures[n], rounded[n], float(exact[n][target])
         if n >= len(question.beyond):
             budgets.append(
-                Budget(
+                Counterfactual(
                     eps=eps,
                     image=picture,
                     confidence=float(probabilities[target]),
@@ -149,7 +154,7 @@ def _flip(
     picture: np.ndarray,
     *,
     low: float,
-    question: Question,
+    question: CounterfactualRequest,
     steps: int,
     done: float,
 ) -> Generator[Ask, np.ndarray, np.ndarray]:
@@ -193,7 +198,7 @@ def _flip(
     yield from along(point)
     low = low if low < radius else 0.75 * radius
     radii = tuple(low + (radius - low) * (k + 1) / (_BISECTED + 1) for k in range(_BISECTED))
-    points = yield Find(stage=2, radii=radii, steps=steps, work=(done, 1.0))
+    points = yield SearchRequest(stage=2, radii=radii, steps=steps, work=(done, 1.0))
     first = yield from try_(
         [round_into_ball(x, pixels, p, eps) for x, eps in zip(points, radii, strict=True)]
     )
@@ -202,11 +207,13 @@ def _flip(
     return best
 
 
-Finder = Callable[[Sequence[tuple[int, Find]]], list[np.ndarray]]  # (number of the answer, its wish) each
+Searcher = Callable[
+    [Sequence[tuple[int, SearchRequest]]], list[np.ndarray]
+]  # (number of the answer, its wish) each
 Scores = Callable[[np.ndarray], np.ndarray]  # images -> probabilities (N, K)
 
 
-def drive(answers: Sequence[Answer], find: Finder, scores: Scores) -> list[Target]:
+def drive(answers: Sequence[Answer], find: Searcher, scores: Scores) -> list[Target]:
     """Run answers to their ends side by side: like wishes go out together.
 
     Args:
@@ -235,7 +242,7 @@ def drive(answers: Sequence[Answer], find: Finder, scores: Scores) -> list[Targe
             for number, part in zip(same, np.split(probabilities, ends), strict=True):
                 send(number, part)
             continue
-        wishes = [(number, ask) for number, ask in asked.items() if isinstance(ask, Find)]
+        wishes = [(number, ask) for number, ask in asked.items() if isinstance(ask, SearchRequest)]
         first = min((ask for _, ask in wishes), key=lambda ask: ask.stage)  # the others wait for company
         chosen = [(number, ask) for number, ask in wishes if ask.stage == first.stage]
         for (number, _), points in zip(chosen, find(chosen), strict=True):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ratioctl import images
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import out_distribution as outside
+from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
@@ -55,12 +54,14 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
     """The labelled images to calibrate on: `data.calibration`, else the images held out of training."""
     data = recipe.data
     if data.calibration is not None:
-        return inside.load_labelled(
+        return in_distribution.load_labelled(
             data.calibration, data.size, data.channels, label_names, download=download
         )
-    everything = inside.load_labelled(data.train, data.size, data.channels, label_names, download=download)
+    everything = in_distribution.load_labelled(
+        data.train, data.size, data.channels, label_names, download=download
+    )
     assert everything.labels is not None
-    return everything.subset(inside.hold_out(everything.labels, data.validation, recipe.seed)[1])
+    return everything.subset(in_distribution.hold_out(everything.labels, data.validation, recipe.seed)[1])
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
@@ -72,16 +73,16 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
     """
     data = recipe.data
-    everything = inside.load_labelled(data.train, data.size, data.channels, download=download)
+    everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
     assert everything.labels is not None
-    keep, held = inside.hold_out(everything.labels, data.validation, recipe.seed)
+    keep, held = in_distribution.hold_out(everything.labels, data.validation, recipe.seed)
     if data.calibration is not None:  # loaded for its faults, now rather than after the training
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
     wants_outside = recipe.objective.outside is not None
     load_out = functools.partial(
-        outside.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
+        out_distribution.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
     )
     out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
     out_test = None
@@ -118,7 +119,7 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
     """Class folders that differ between splits are an error before hours of training, not after."""
     assert recipe.data.test is not None
     source = recipe.data.test
-    if source.partition(":")[0] in inside.SETS:
+    if source.partition(":")[0] in in_distribution.SETS:
         return
     found = set(images.list_source(source).label_names)
     extra, missing = sorted(found - set(names)), sorted(set(names) - found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ratioctl.data import in_distribution as inside
+from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
 
@@ -80,7 +80,10 @@ def named(ood: Sequence[str] | Mapping[str, str], data: str) -> dict[str, str]:
         UsageError: not NAME=SOURCE, or a name that is given twice or taken.
     """
     pairs = list(ood.items()) if isinstance(ood, Mapping) else [_pair(text) for text in ood]
-    taken = {"mean": "is the name of the average", inside.short_name(data): "is the name of the in-images"}
+    taken = {
+        "mean": "is the name of the average",
+        in_distribution.short_name(data): "is the name of the in-images",
+    }
     for name, _ in pairs:
         if name in taken:
             raise UsageError(f"--ood {name}", taken[name], "Choose another name.")
@@ -107,7 +110,7 @@ def _one(
 ) -> Images:
     kind, _, name = source.partition(":")
     if Path(source).exists() or kind not in ("noise", "photos"):
-        return inside.load(source, size, channels, download=download)
+        return in_distribution.load(source, size, channels, download=download)
     if kind == "noise":
         if name not in NOISE:
             raise SourceError(source, "no such noise", "Use noise:uniform or noise:smooth.")
@@ -121,7 +124,7 @@ def _one(
         pixels=pixels,
         labels=None,
         label_names=(),
-        fingerprint=inside.fingerprint(pixels, None),
+        fingerprint=in_distribution.fingerprint(pixels, None),
         source=source,
     )
 

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from ratioctl import metrics
-from ratioctl.attacks import autoattack as ensemble
+from ratioctl.attacks import autoattack, goals
 from ratioctl.attacks import balls as geometry
-from ratioctl.attacks import goals
-from ratioctl.attacks.autoattack import Backend, Budget
+from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
-from ratioctl.models.device import Place
+from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Attack, Ball
@@ -41,7 +40,7 @@ class Subject:
     package: ModelPackage
     network: Classifier
     predictor: Predictor
-    place: Place
+    compute: ComputeConfig
     seed: int
 
     @property
@@ -50,7 +49,7 @@ class Subject:
 
     def logits_of(self, x: Tensor) -> Tensor:
         """What attacks differentiate: (B, C, H, W) -> (B, K)."""
-        with self.place.autocast():
+        with self.compute.autocast():
             return self.network(x)
 
     @torch.no_grad()
@@ -89,7 +88,7 @@ def robust(
     labels: np.ndarray,
     ball: Ball,
     attack: str,
-    budget: Budget,
+    budget: AttackBudget,
     *,
     backend: Backend = "own",
     keep: bool = False,
@@ -101,8 +100,8 @@ def robust(
         (of the image itself where nothing did); "stuck" (B,) bool: the gradient was zero everywhere; with
         `keep` "x" (B', C, H, W) float32, the points of the broken ones.
     """
-    x = to_float(pixels, subject.place.device)
-    found = ensemble.robust_verdicts(
+    x = to_float(pixels, subject.compute.device)
+    found = autoattack.robust_verdicts(
         subject.predictor.exact,
         x,
         torch.from_numpy(labels).to(x.device),
@@ -145,8 +144,8 @@ def worst_case(
         "picture" (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient;
         with `keep` "x" (B, C, H, W) float32, the best point itself.
     """
-    x = to_float(pixels, subject.place.device)
-    found = ensemble.worst_case_confidence(
+    x = to_float(pixels, subject.compute.device)
+    found = autoattack.worst_case_confidence(
         subject.predictor.exact,
         x,
         ball,
@@ -181,7 +180,7 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep
         "confidence", "odds", "predicted", "distance" (B,) of the best point, the image itself included; with
         `keep` "x" (B, C, H, W) float32, that point.
     """
-    x = to_float(pixels, subject.place.device)
+    x = to_float(pixels, subject.compute.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
     searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
     attack = _attack(ball, steps, "centre")
@@ -213,7 +212,7 @@ def curve(
     Returns:
         "values" (B, 1 + R), the first column at radius 0.
     """
-    x = to_float(pixels, subject.place.device)
+    x = to_float(pixels, subject.compute.device)
     n, r = len(x), len(radii)
     many = x.repeat_interleave(r, 0)
     eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
@@ -240,7 +239,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
     Returns:
         "broken" (B,) bool; "stuck" (B,) bool: the gradient was zero everywhere.
     """
-    x = to_float(pixels, subject.place.device)
+    x = to_float(pixels, subject.compute.device)
     y = torch.from_numpy(labels).to(x.device)
     attack = _attack(ball, steps, "random")
     ended = perturb(
@@ -252,7 +251,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
 
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
     """The confidence a longer search in fp32 from a random start reaches: "confidence" (B,)."""
-    x = to_float(pixels, subject.place.device)
+    x = to_float(pixels, subject.compute.device)
     attack = _attack(ball, steps, "random")
     goal = goals.log_odds(subject.temperature)
     ended = perturb(
@@ -268,7 +267,7 @@ def steadiness(subject: Subject, pixels: np.ndarray) -> Arrays:
 
 def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
     """Seconds an image takes for a forward pass, and for a step of a gradient search, in such a batch."""
-    x = to_float(pixels, subject.place.device)
+    x = to_float(pixels, subject.compute.device)
     goal, attack = goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 3, "centre")
     subject.logits(x)
     perturb(subject.logits_of, x, goal, _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
@@ -283,7 +282,7 @@ def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
 
 def survivors(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> float:
     """Share of images that a short search leaves standing: what a long one will mostly work on."""
-    found = robust(subject, pixels, labels, ball, "apgd-ce", Budget(steps=steps))
+    found = robust(subject, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))
     return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
 
 

@@ -23,19 +23,18 @@ from ratioctl import metrics, recipe
 from ratioctl import package as packages
 from ratioctl._version import __version__
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import NORMS, Asked, Question, Source, encoded
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import out_distribution as outside
+from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import UsageError
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Ball
 from ratioctl.types import Evaluated, Evaluation, Explanation, Measurement, Report
 from ratioctl.utils.atomic_files import lock, make_folder
-from ratioctl.utils.result_cache import Arrays, Journal, key_of
+from ratioctl.utils.result_cache import Arrays, ResultCache, key_of
 
 if TYPE_CHECKING:
-    from ratioctl.models.device import Place
+    from ratioctl.models.device import ComputeConfig
 
 FORMAT = 1  # of filed images; grows when their arrays change
 INSIDE, OUTSIDE, STEPS = 100, 50, 100  # images of a set where --limit names no number, steps of a search
@@ -59,7 +58,7 @@ def run(
     precision: str = "auto",
     seed: int = 0,
     download: bool = False,
-    watch: Callable[[dict[str, Any]], None] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
     finish: Callable[[Evaluation], object] | None = None,
 ) -> Evaluation:
     """Measure the counterfactuals of models on labelled images and out-distributions.
@@ -81,20 +80,20 @@ def run(
         raise UsageError("--write", "is not for explanations", "A card shows accuracy and detection alone.")
     if norm not in NORMS:
         raise UsageError(f"--norm {norm}", "is unknown", "Known: 2, 1.5, 1, inf.")
-    from ratioctl.models.device import choose
+    from ratioctl.models.device import select_device
     from ratioctl.models.environment import environment
 
     loaded = [_package(model) for model in (models or (packages.DEFAULT_MODEL,))]
-    place = choose(device, precision)
-    by = None if judge is None else _Judge.of(_package(judge), loaded, place)
-    named = outside.named(ood, data)
+    compute = select_device(device, precision)
+    by = None if judge is None else _Judge.of(_package(judge), loaded, compute)
+    named = out_distribution.named(ood, data)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.enter_context(lock(folder))
-        journal = Journal(None if folder is None else folder / ".journal", keep=resume)
+        results = ResultCache(None if folder is None else folder / ".journal", keep=resume)
         packs = [_sets(package, data, named, limit, seed, download) for package in loaded]
-        told = _Told(sum(len(images) for sets in packs for images in sets.values()), watch)
+        told = _Told(sum(len(images) for sets in packs for images in sets.values()), callback)
         parts = []
         for package, sets, name in zip(loaded, packs, packages.names(loaded), strict=True):
             subject = _Subject(
@@ -103,8 +102,8 @@ def run(
                 norm=norm,
                 steps=steps,
                 seed=seed,
-                place=place,
-                journal=journal,
+                compute=compute,
+                results=results,
                 judge=by,
                 told=told,
             )
@@ -115,13 +114,13 @@ def run(
                 "other class and of out-images towards the class they are seen as"
                 + ("" if by is None else f"; judged by {by.package.name}")
                 + ("" if limit is None else f"; at most {limit:,} images of a set"),
-                data=tuple(inside.described(packs[0])),
-                environment=environment(place, "search_precision", "score_precision"),
+                data=tuple(in_distribution.described(packs[0])),
+                environment=environment(compute, "search_precision", "score_precision"),
                 models=tuple(parts),
             )
         if finish is not None:
             finish(evaluation)
-        journal.finish()
+        results.finish()
     return evaluation
 
 
@@ -139,10 +138,10 @@ def _sets(
 ) -> dict[str, Images]:
     """The images, in-images first under their own name."""
     channels, size, _ = package.input_size
-    test = inside.load_labelled(data, size, channels, package.label_names, download=download)
-    sets = {inside.short_name(data): some(test, limit or INSIDE, seed)}
+    test = in_distribution.load_labelled(data, size, channels, package.label_names, download=download)
+    sets = {in_distribution.short_name(data): some(test, limit or INSIDE, seed)}
     for name, source in ood.items():
-        loaded = outside.load([source], size, channels, seed=seed, download=download)
+        loaded = out_distribution.load([source], size, channels, seed=seed, download=download)
         sets[name] = some(loaded, limit or OUTSIDE, seed)
     return sets
 
@@ -179,7 +178,7 @@ class _Judge:
     predict: Callable[[np.ndarray], np.ndarray]
 
     @classmethod
-    def of(cls, package: ModelPackage, judged: Sequence[ModelPackage], place: Place) -> _Judge:
+    def of(cls, package: ModelPackage, judged: Sequence[ModelPackage], compute: ComputeConfig) -> _Judge:
         from ratioctl.models.predict import predictor
 
         for one in judged:
@@ -190,12 +189,14 @@ class _Judge:
                     f'does not know the class "{unknown[0]}" of {one.name}',
                     "Name a judge that was trained on the same classes.",
                 )
-        return cls(package=package, predict=predictor(package, place.device).predict)
+        return cls(package=package, predict=predictor(package, compute.device).predict)
 
     def confidences(self, pictures: np.ndarray, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Of pictures (N, H, W, C) uint8: p of the class (N,), and whether that is the largest (N,)."""
         channels, size, _ = self.package.input_size
-        p = metrics.softmax(self.predict(inside.resize(pictures, size, channels)), self.package.temperature)
+        p = metrics.softmax(
+            self.predict(in_distribution.resize(pictures, size, channels)), self.package.temperature
+        )
         at = self.package.label_names.index(label)
         return p[:, at], p.argmax(1) == at
 
@@ -209,14 +210,14 @@ class _Subject:
     norm: str
     steps: int
     seed: int
-    place: Place
-    journal: Journal
+    compute: ComputeConfig
+    results: ResultCache
     judge: _Judge | None
     told: _Told
 
     @property
     def precision(self) -> str:
-        return "bf16" if self.place.bf16 else "fp32"
+        return "bf16" if self.compute.bf16 else "fp32"
 
     @property
     def eps(self) -> tuple[float, ...]:
@@ -231,8 +232,8 @@ class _Subject:
 class _Told:
     """How many images are done, and who wants to know."""
 
-    def __init__(self, images: int, watch: Callable[[dict[str, Any]], None] | None) -> None:
-        self.images, self.watch = images, watch
+    def __init__(self, images: int, callback: Callable[[dict[str, Any]], None] | None) -> None:
+        self.images, self.callback = images, callback
         self.done = self.computed = 0
         self.seconds = 0.0
 
@@ -242,10 +243,10 @@ class _Told:
         if seconds is not None:
             self.computed, self.seconds = self.computed + 1, self.seconds + seconds
         left = (self.images - self.done) * self.seconds / self.computed if self.computed else None
-        if self.watch is not None:
+        if self.callback is not None:
             share = self.done / max(self.images, 1)
             event = {"event": "batch", "model": model, "what": what, "share": share, "seconds_left": left}
-            self.watch(event)
+            self.callback(event)
 
 
 class _Absent(Exception):  # noqa: N818 - an answer
@@ -273,7 +274,7 @@ def _one(subject: _Subject, sets: Mapping[str, Images]) -> Evaluated:
         rows += measure(subject, name, found, about)
         for key, column in _columns(subject, name, images, found).items():
             examples.setdefault(key, []).append(column)
-    warnings = inside.unreadable(sets)
+    warnings = in_distribution.unreadable(sets)
     if subject.judge is not None and subject.judge.package.digest == subject.package.digest:
         warnings.append("the judge is the model itself, so its confidence says nothing about transfer")
     few = {name: len(images) for name, images in sets.items() if len(images) < 100}
@@ -313,7 +314,7 @@ def _answers(subject: _Subject, name: str, images: Images) -> list[Arrays]:
         "eps": list(subject.eps),
         "steps": subject.steps,
         "seed": subject.seed,
-        "device": subject.place.device.type,
+        "device": subject.compute.device.type,
         "precision": subject.precision,
         "torch": torch.__version__,
         "ratioctl": __version__,
@@ -325,10 +326,10 @@ def _answers(subject: _Subject, name: str, images: Images) -> list[Arrays]:
     found: dict[int, Arrays] = {}
     for k, key in enumerate(keys):
         with contextlib.suppress(_Absent):
-            found[k] = subject.journal.fetch(key, _absent)
+            found[k] = subject.results.get_or_compute(key, _absent)
             subject.told.one(name, subject.name, None)
     missing = [k for k in range(len(images)) if k not in found]
-    question = Question(
+    question = CounterfactualRequest(
         targets=("predicted",),
         p=NORMS[subject.norm],
         eps=subject.eps,
@@ -341,14 +342,14 @@ def _answers(subject: _Subject, name: str, images: Images) -> list[Arrays]:
         for k in missing
     )
     answers = explain(
-        Asked(models=((package, question),), sources=sources),
-        device=str(subject.place.device),
+        PreparedRequest(models=((package, question),), sources=sources),
+        device=str(subject.compute.device),
         precision=subject.precision,
-        together=1 if subject.place.device.type == "cpu" else None,
+        together=1 if subject.compute.device.type == "cpu" else None,
     )
     for k in missing:
         started = time.monotonic()
-        found[k] = subject.journal.fetch(keys[k], lambda: _arrays(next(answers), labels))
+        found[k] = subject.results.get_or_compute(keys[k], lambda: _arrays(next(answers), labels))
         subject.told.one(name, subject.name, time.monotonic() - started)
     return [found[k] for k in range(len(images))]
 

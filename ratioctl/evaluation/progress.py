@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-Watch = Callable[[dict[str, Any]], None]
+Callback = Callable[[dict[str, Any]], None]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class Phase:
 class Plan:
     """How much is to do, how fast it goes, and who wants to know."""
 
-    def __init__(self, phases: Sequence[Phase], tell: Watch) -> None:
+    def __init__(self, phases: Sequence[Phase], tell: Callback) -> None:
         self.phases = {(phase.model, phase.what): phase for phase in phases}
         self.tell = tell
         self.model = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -20,35 +19,28 @@ from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend, backend_name, ensemble_name
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import out_distribution as outside
+from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, PackageError, UsageError
 from ratioctl.evaluation import (
     adversarial,
+    attack_batches,
+    measurements,
+    sanity_checks,
     suites,
-)
-from ratioctl.evaluation import (
-    attack_batches as work,
-)
-from ratioctl.evaluation import (
-    measurements as summary,
-)
-from ratioctl.evaluation import (
-    sanity_checks as doubts,
 )
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.measurements import Sure
-from ratioctl.evaluation.progress import Phase, Plan, Watch
+from ratioctl.evaluation.progress import Callback, Phase, Plan
 from ratioctl.evaluation.suites import SUITES, Suite
-from ratioctl.models import from_package, frozen, quicken
-from ratioctl.models.device import Place, choose
+from ratioctl.models import fold_batchnorm, from_package
+from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.environment import environment
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
 from ratioctl.types import Attacked, Evaluated, Evaluation, Measurement, Report
 from ratioctl.utils.atomic_files import lock, make_folder
-from ratioctl.utils.result_cache import Arrays, Journal, key_of
+from ratioctl.utils.result_cache import Arrays, ResultCache, key_of
 
 Model = str | Path | ModelPackage
 Ood = Sequence[str] | Mapping[str, str]
@@ -74,7 +66,7 @@ def run(
     precision: str = "auto",
     seed: int = 0,
     download: bool = False,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
     finish: Callable[[Evaluation], object] | None = None,
 ) -> Evaluation:
     """Evaluate models on labelled images and out-distributions.
@@ -111,7 +103,7 @@ def run(
     chosen = _with_backend(_suite(suite), backend)
     if save_adversarial and out is None:
         raise UsageError("save_adversarial", "needs a folder to save into", "Give out.")
-    named = outside.named(ood, data)
+    named = out_distribution.named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     loaded = [
@@ -126,23 +118,27 @@ def run(
                 "Leave --write out, or evaluate a copy.",
             )
     exact = precision == "auto" and chosen.exact
-    place = choose(device, "fp32", reason="this suite searches in it") if exact else choose(device, precision)
+    compute = (
+        select_device(device, "fp32", reason="this suite searches in it")
+        if exact
+        else select_device(device, precision)
+    )
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.enter_context(lock(folder))
-        journal = Journal(None if folder is None else folder / ".journal", keep=resume)
+        results = ResultCache(None if folder is None else folder / ".journal", keep=resume)
         sets = _Sets(data, named, limit, seed, download)
         names = packages.names(loaded)
         packs = [sets.of(package) for package in loaded]
-        subjects = [_subject(package, place, seed) for package in loaded]
+        subjects = [_subject(package, compute, seed) for package in loaded]
         plan = Plan(
             [
                 phase
                 for subject, name, pack in zip(subjects, names, packs, strict=True)
                 for phase in _phases(subject, name, pack, chosen)
             ],
-            watch or (lambda event: None),
+            callback or (lambda event: None),
         )
         plan.announce()
         saved = None
@@ -151,12 +147,12 @@ def run(
         parts: list[Evaluated] = []
         for subject, name, pack in zip(subjects, names, packs, strict=True):
             plan.start(name)
-            parts.append(_one(subject, name, pack, chosen, journal, plan, saved))
+            parts.append(_one(subject, name, pack, chosen, results, plan, saved))
         evaluation = Evaluation(
             suite=chosen.name,
             protocol=str(chosen) + ("" if limit is None else f"; at most {limit:,} images of a set"),
-            data=tuple(inside.described(packs[0].all())),
-            environment=environment(place, "attack_precision", "verdict_precision"),
+            data=tuple(in_distribution.described(packs[0].all())),
+            environment=environment(compute, "attack_precision", "verdict_precision"),
             models=tuple(parts),
         )
         if finish is not None:
@@ -164,7 +160,7 @@ def run(
         if write:
             for package, part, pack in zip(loaded, parts, packs, strict=True):
                 _file(package, part.report, evaluation, pack)
-        journal.finish()
+        results.finish()
     return evaluation
 
 
@@ -197,14 +193,14 @@ class _Sets:
         key = (package.input_size, package.label_names)
         if key not in self.loaded:
             channels, size, _ = package.input_size
-            test = inside.load_labelled(
+            test = in_distribution.load_labelled(
                 self.data, size, channels, package.label_names, download=self.download
             )
             found = {
-                name: outside.load([source], size, channels, seed=self.seed, download=self.download)
+                name: out_distribution.load([source], size, channels, seed=self.seed, download=self.download)
                 for name, source in self.ood.items()
             }
-            own = inside.short_name(self.data)
+            own = in_distribution.short_name(self.data)
             self.loaded[key] = _Pack(
                 name=own,
                 whole={name: images.fingerprint for name, images in {own: test, **found}.items()},
@@ -230,11 +226,11 @@ def choice(images: Images, count: int | None, seed: int) -> np.ndarray:
     order = np.random.default_rng([seed, 0xC401CE]).permutation(n)
     if images.labels is None:
         return np.sort(order[:count])
-    place = np.empty(n)
+    position = np.empty(n)
     for label in np.unique(images.labels):
         mine = order[images.labels[order] == label]
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return np.sort(np.lexsort((np.argsort(order), place))[:count])
+        position[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.sort(np.lexsort((np.argsort(order), position))[:count])
 
 
 def _at(pixels: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -280,8 +276,8 @@ def _with_backend(suite: Suite, backend: Backend | None) -> Suite:
 def _phases(subject: Subject, model: str, pack: _Pack, suite: Suite) -> list[Phase]:
     """What is ahead and how long it will take, from a measured step and a look at how many survive."""
     package, classes, inside = subject.package, len(subject.package.label_names), pack.inside
-    size = _batch(subject.place)
-    forward, step = work.paces(subject, inside.pixels[:size])
+    size = _batch(subject.compute)
+    forward, step = attack_batches.paces(subject, inside.pixels[:size])
     found: list[Phase] = []
 
     def add(what: str, kind: str, images: float, seconds_each: float) -> None:
@@ -293,7 +289,9 @@ def _phases(subject: Subject, model: str, pack: _Pack, suite: Suite) -> list[Pha
     look = choice(inside, _LOOK, subject.seed)
     assert inside.labels is not None
     for ball in suites.robust_balls(package, suite):
-        standing = work.survivors(subject, inside.pixels[look], inside.labels[look], ball, _LOOK_STEPS)
+        standing = attack_batches.survivors(
+            subject, inside.pixels[look], inside.labels[look], ball, _LOOK_STEPS
+        )
         budget, targets = suite.budget_for(ball), min(suite.budget_for(ball).targets, classes - 1)
         searches = {
             # FAB looks at every point twice and projects by sorting; Square's own arithmetic is half a pass.
@@ -330,9 +328,9 @@ def _longer(steps: int) -> int:
     return max(4 * steps, 50)
 
 
-def _batch(place: Place) -> int:
+def _batch(compute: ComputeConfig) -> int:
     """Images a batch."""
-    return 128 if place.device.type == "cpu" else 512
+    return 128 if compute.device.type == "cpu" else 512
 
 
 # --- one model ---------------------------------------------------------------------------------------------
@@ -343,7 +341,7 @@ class _Steps:
     """Runs batches through the journal: `each` cuts a set into batches and files what `compute` returns."""
 
     subject: Subject
-    journal: Journal
+    results: ResultCache
     plan: Plan
     saved: Path | None  # where attacked images are kept
     facts: dict[str, Any]
@@ -368,9 +366,9 @@ class _Steps:
             if labels is not None:
                 digest.update(np.ascontiguousarray(labels[at], dtype="<i8").tobytes())
             key = key_of({**self.facts, **facts, "what": what, "images": digest.hexdigest()})
-            before = self.journal.reused
-            arrays = self.journal.fetch(key, lambda at=at: compute(at))  # type: ignore[misc]
-            taken = self.journal.reused > before
+            before = self.results.reused
+            arrays = self.results.get_or_compute(key, lambda at=at: compute(at))  # type: ignore[misc]
+            taken = self.results.reused > before
             seconds = None if taken else float(arrays["seconds"])
             self.plan.advance(what, (at.stop - at.start) / len(pixels), seconds)
             parts.append(arrays)
@@ -405,12 +403,11 @@ class _Clean:
     predicted: np.ndarray  # (N,) of the in-images
 
 
-def _subject(package: ModelPackage, place: Place, seed: int) -> Subject:
-    network = frozen(from_package(package)).to(place.device)
+def _subject(package: ModelPackage, compute: ComputeConfig, seed: int) -> Subject:
+    network = fold_batchnorm(from_package(package)).to(compute.device)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictor = Predictor(network=network, device=place.device)
-    quick = quicken(copy.deepcopy(network))
-    return Subject(package=package, network=quick, predictor=predictor, place=place, seed=seed)
+    predictor = Predictor(network=network, device=compute.device)
+    return Subject(package=package, network=network, predictor=predictor, compute=compute, seed=seed)
 
 
 def _one(
@@ -418,35 +415,39 @@ def _one(
     name: str,
     pack: _Pack,
     suite: Suite,
-    journal: Journal,
+    results: ResultCache,
     plan: Plan,
     saved: Path | None,
 ) -> Evaluated:
-    package, place, seed = subject.package, subject.place, subject.seed
+    package, compute, seed = subject.package, subject.compute, subject.seed
     facts = {
         "format": FORMAT,
         "model": package.digest,
         "seed": seed,
-        "device": place.device.type,
-        "bf16": place.bf16,
+        "device": compute.device.type,
+        "bf16": compute.bf16,
         "torch": torch.__version__,
         "ratioctl": __version__,
         "pyautoattack": importlib.metadata.version("pyautoattack"),  # FAB-T and Square are its own
     }
-    steps = _Steps(subject=subject, journal=journal, plan=plan, saved=saved, facts=facts, size=_batch(place))
+    steps = _Steps(
+        subject=subject, results=results, plan=plan, saved=saved, facts=facts, size=_batch(compute)
+    )
     found = _Found(examples=_Examples(name))
     clean = _clean(steps, pack, found)
     _robust(steps, pack, suite, clean, found)
     _worst_case(steps, pack, suite, clean, found)
     _radius(steps, pack, suite, found)
-    found.rows += summary.mean_over_sets(found.rows, list(pack.outside), pack.name, seed)
+    found.rows += measurements.mean_over_sets(found.rows, list(pack.outside), pack.name, seed)
     found.doubts += [
-        doubts.uncalibrated(package),
-        doubts.temperature_at_end(package.temperature, suites.calibration(package), package.calibrated),
-        *doubts.trained_on(package, pack.whole),
-        *doubts.duplicates(pack.all()),
-        *inside.unreadable(pack.all()),
-        doubts.few(_counts(pack, suite)),
+        sanity_checks.uncalibrated(package),
+        sanity_checks.temperature_at_end(
+            package.temperature, suites.calibration(package), package.calibrated
+        ),
+        *sanity_checks.trained_on(package, pack.whole),
+        *sanity_checks.duplicates(pack.all()),
+        *in_distribution.unreadable(pack.all()),
+        sanity_checks.few(_counts(pack, suite)),
     ]
     report = Report(
         package_digest=package.digest,
@@ -472,9 +473,9 @@ def _counts(pack: _Pack, suite: Suite) -> dict[str, int]:
     return counts
 
 
-def _source(name: str, images: Images, steps: _Steps, parts: Sequence[Arrays]) -> summary.Source:
+def _source(name: str, images: Images, steps: _Steps, parts: Sequence[Arrays]) -> measurements.Source:
     """What stands beside measurements on these batches."""
-    return summary.Source(name=name, images=images, seed=steps.subject.seed).timed(parts)
+    return measurements.Source(name=name, images=images, seed=steps.subject.seed).timed(parts)
 
 
 def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
@@ -492,7 +493,7 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
         parts = bulk.each(
             f"clean {name}",
             images.pixels,
-            lambda at, images=images: work.clean(subject, images.pixels[at]),  # type: ignore[misc]
+            lambda at, images=images: attack_batches.clean(subject, images.pixels[at]),  # type: ignore[misc]
         )
         everything += parts
         source = _source(name, images, steps, parts)
@@ -500,21 +501,24 @@ def _clean(steps: _Steps, pack: _Pack, found: _Found) -> _Clean:
         c = metrics.confidence(f, temperature)
         sure[name] = Sure(confidence=c, odds=metrics.log_odds(f, temperature))
         if images is inside:
-            found.rows += summary.clean(source, f, temperature, spec)
-            found.figures["reliability"] = summary.reliability(f, labels, temperature, spec.report_bins)
+            found.rows += measurements.clean(source, f, temperature, spec)
+            found.figures["reliability"] = measurements.reliability(f, labels, temperature, spec.report_bins)
         else:
-            found.rows += summary.detection(source, sure[pack.name], sure[name])
-            found.figures["roc"][name] = {"clean": summary.roc(sure[pack.name], sure[name])}
-        found.rows += summary.operating(source, c, package.thresholds)
-        found.figures["histograms"][name] = {"clean": summary.histogram(c, low)}
+            found.rows += measurements.detection(source, sure[pack.name], sure[name])
+            found.figures["roc"][name] = {"clean": measurements.roc(sure[pack.name], sure[name])}
+        found.rows += measurements.operating(source, c, package.thresholds)
+        found.figures["histograms"][name] = {"clean": measurements.histogram(c, low)}
         right = f.argmax(1) == labels if images is inside else None
         found.examples.add(name, np.arange(len(c)), "clean", images.labels, f.argmax(1), sure[name], right)
     f = logits.pop(pack.name)
     source = _source(pack.name, inside, steps, everything)
     fingerprints = [images.fingerprint for images in pack.all().values()]
-    found.rows += summary.mixture(source, f, logits, temperature, spec, fingerprints)
-    twice = work.steadiness(subject, inside.pixels[:64])
-    found.doubts += [doubts.randomised(twice["first"], twice["second"]), doubts.probabilities(f)]
+    found.rows += measurements.mixture(source, f, logits, temperature, spec, fingerprints)
+    twice = attack_batches.steadiness(subject, inside.pixels[:64])
+    found.doubts += [
+        sanity_checks.randomised(twice["first"], twice["second"]),
+        sanity_checks.probabilities(f),
+    ]
     return _Clean(inside=sure.pop(pack.name), outside=sure, predicted=f.argmax(1))
 
 
@@ -539,7 +543,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
             parts = steps.each(
                 f"robust accuracy, {ball}, {attack}",
                 x[alive],
-                lambda at, of=(x[alive], y[alive], ball, attack, budget), by=backend: work.robust(  # type: ignore[misc]
+                lambda at, of=(x[alive], y[alive], ball, attack, budget), by=backend: attack_batches.robust(  # type: ignore[misc]
                     subject, of[0][at], of[1][at], *of[2:], backend=by, keep=steps.saved is not None
                 ),
                 labels=y[alive],
@@ -562,7 +566,7 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
                 points[alive[broken]] = joined["x"]
             stuck = int(joined["stuck"].sum())
             found.doubts.append(
-                doubts.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, len(alive))
+                sanity_checks.zero_gradients(f"robust accuracy ({ball}), {attack}", stuck, len(alive))
             )
             now = sure.at(alive), ~broken, distance[alive]
             found.examples.add(
@@ -570,10 +574,10 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
             )
         how = ensemble_name(attacks, budget, ball.p, classes, backend)
         source = _source(pack.name, inside, steps, everything)
-        found.rows += summary.robust(
+        found.rows += measurements.robust(
             source, by, ball, attacks, how, batch_size=steps.size, backend=backend_name(backend)
         )
-        found.doubts.append(doubts.square_wins(ball, by, attacks))
+        found.doubts.append(sanity_checks.square_wins(ball, by, attacks))
         verdict = by == 0
         found.examples.add(pack.name, picked, f"{ball}: {how}", y, predicted, sure, verdict, distance)
         if steps.saved is not None and points is not None:
@@ -594,18 +598,18 @@ def _robust(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: _Fou
         parts = steps.each(
             f"self-check, {ball}",
             survivors,
-            lambda at, of=(survivors, theirs, ball, longer): work.probe_inside(  # type: ignore[misc]
+            lambda at, of=(survivors, theirs, ball, longer): attack_batches.probe_inside(  # type: ignore[misc]
                 subject, of[0][at], of[1][at], *of[2:]
             ),
             labels=theirs,
             settings=[ball.model_dump(mode="json"), longer],
         )
         probed = _joined(parts)
-        found.doubts.append(doubts.not_converged_inside(ball, probed["broken"], longer))
+        found.doubts.append(sanity_checks.not_converged_inside(ball, probed["broken"], longer))
         if backend == "reference":  # whose gradient attacks do not tell
             stuck = int(probed["stuck"].sum())
             found.doubts.append(
-                doubts.zero_gradients(f"self-check of the robust accuracy ({ball})", stuck, len(alive))
+                sanity_checks.zero_gradients(f"self-check of the robust accuracy ({ball})", stuck, len(alive))
             )
 
 
@@ -620,15 +624,17 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
     parts = steps.each(
         f"lowest confidence, {inner}",
         x,
-        lambda at: work.lowest(subject, x[at], inner, steps=suite.outside_steps, keep=keep),
+        lambda at: attack_batches.lowest(subject, x[at], inner, steps=suite.outside_steps, keep=keep),
         settings=[inner.model_dump(mode="json"), suite.outside_steps, keep],
     )
     lowered = _joined(parts)
     attacked = _sure(lowered)
     source = _source(pack.name, inside, steps, parts)
     inwards = f"APGD, {suite.outside_steps} steps, 2 goals, or the image"
-    found.rows += summary.operating(source, lowered["confidence"], package.thresholds, inner, attack=inwards)
-    found.figures["histograms"][pack.name]["attacked"] = summary.histogram(lowered["confidence"], low)
+    found.rows += measurements.operating(
+        source, lowered["confidence"], package.thresholds, inner, attack=inwards
+    )
+    found.figures["histograms"][pack.name]["attacked"] = measurements.histogram(lowered["confidence"], low)
     found.examples.add(
         pack.name,
         picked,
@@ -649,7 +655,7 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         parts = steps.each(
             f"worst case, {name}",
             pixels,
-            lambda at, pixels=pixels: work.worst_case(  # type: ignore[misc]
+            lambda at, pixels=pixels: attack_batches.worst_case(  # type: ignore[misc]
                 subject,
                 pixels[at],
                 ball,
@@ -665,16 +671,16 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         )
         joined, source = _joined(parts), _source(name, images, steps, parts)
         worst = joined["confidence"]
-        found.rows += summary.detection(source, clean.inside, _sure(joined), ball, attack=how)
+        found.rows += measurements.detection(source, clean.inside, _sure(joined), ball, attack=how)
         for suffix, against, where, by in (
             ("_inside_attacked", clean.outside[name], inner, inwards),
             ("_both_attacked", _sure(joined), ball, how),
         ):
             details = {"attack": by, "inside_ball": str(inner), "inside_attack": inwards}
-            found.rows += summary.detection(source, attacked, against, where, suffix, **details)
-        found.rows += summary.operating(source, worst, package.thresholds, ball, attack=how)
-        found.figures["roc"][name]["attacked"] = summary.roc(clean.inside, _sure(joined))
-        found.figures["histograms"][name]["attacked"] = summary.histogram(worst, low)
+            found.rows += measurements.detection(source, attacked, against, where, suffix, **details)
+        found.rows += measurements.operating(source, worst, package.thresholds, ball, attack=how)
+        found.figures["roc"][name]["attacked"] = measurements.roc(clean.inside, _sure(joined))
+        found.figures["histograms"][name]["attacked"] = measurements.histogram(worst, low)
         found.examples.add(
             name,
             chosen,
@@ -699,8 +705,8 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
             for k in np.argsort(-joined["odds"], kind="stable")[:GALLERY]
         ]
         found.doubts += [
-            doubts.zero_gradients(f"worst case on {name}", int(joined["stuck"].sum()), len(worst)),
-            doubts.below_clean(name, joined["clean"], worst),
+            sanity_checks.zero_gradients(f"worst case on {name}", int(joined["stuck"].sum()), len(worst)),
+            sanity_checks.below_clean(name, joined["clean"], worst),
         ]
         if not suite.probe:
             continue
@@ -709,13 +715,13 @@ def _worst_case(steps: _Steps, pack: _Pack, suite: Suite, clean: _Clean, found: 
         parts = steps.each(
             f"self-check, {name}",
             some,
-            lambda at, some=some, longer=longer: work.probe_outside(  # type: ignore[misc]
+            lambda at, some=some, longer=longer: attack_batches.probe_outside(  # type: ignore[misc]
                 subject, some[at], ball, longer
             ),
             settings=[ball.model_dump(mode="json"), longer],
         )
         reached = _joined(parts)["confidence"]
-        found.doubts.append(doubts.not_converged_outside(name, ball, worst[probed], reached, longer))
+        found.doubts.append(sanity_checks.not_converged_outside(name, ball, worst[probed], reached, longer))
 
 
 def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
@@ -735,13 +741,13 @@ def _radius(steps: _Steps, pack: _Pack, suite: Suite, found: _Found) -> None:
         parts = cut.each(
             f"confidence over the radius, {key}",
             pixels,
-            lambda at, pixels=pixels, labels=labels: work.curve(  # type: ignore[misc]
+            lambda at, pixels=pixels, labels=labels: attack_batches.curve(  # type: ignore[misc]
                 subject, pixels[at], None if labels is None else labels[at], radii, suite.curve_steps
             ),
             labels=labels,
             settings=[radii, suite.curve_steps],
         )
-        found.figures["radius"][key] = summary.radius_curve(_joined(parts)["values"], radii)
+        found.figures["radius"][key] = measurements.radius_curve(_joined(parts)["values"], radii)
 
 
 def _kept(joined: Arrays) -> Arrays:
@@ -819,7 +825,7 @@ def _file(package: ModelPackage, report: Report, evaluation: Evaluation, pack: _
                     "hardware": evaluation.environment["hardware"],
                     "data": [
                         {key: value for key, value in entry.items() if key != "source"}  # somebody's path
-                        for entry in inside.described(pack.all())
+                        for entry in in_distribution.described(pack.all())
                     ],
                     "measurements": [row.to_json() for row in report.measurements if _headline(row)],
                     "warnings": list(report.warnings),

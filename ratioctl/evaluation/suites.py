@@ -9,8 +9,8 @@ from typing import Any
 from ratioctl import recipe as recipes
 from ratioctl.attacks.autoattack import (
     STANDARD,
+    AttackBudget,
     Backend,
-    Budget,
     ensemble_name,
     has_reference,
     standard_budget,
@@ -44,7 +44,7 @@ class Suite:
     balls: int | None = None
     extra: tuple[tuple[float, float], ...] = ()
     attacks: tuple[str, ...] = STANDARD
-    budget: Budget | None = None
+    budget: AttackBudget | None = None
     outside: int | None
     outside_steps: int = 100
     outside_restarts: int = 1
@@ -58,7 +58,7 @@ class Suite:
     def __str__(self) -> str:
         inside = "all" if self.inside is None else str(self.inside)
         outside = "all" if self.outside is None else str(self.outside)
-        ensemble = ensemble_name(self.attacks, self.budget or Budget(), 2.0, 10**6, self.backend)
+        ensemble = ensemble_name(self.attacks, self.budget or AttackBudget(), 2.0, 10**6, self.backend)
         by = " by pyautoattack" if self.backend == "reference" else ""
         return (
             f"{inside} in-images under {ensemble}{by}; worst case of {outside} images an out-distribution, "
@@ -69,7 +69,7 @@ class Suite:
         """The attacks that exist for a ball: FAB-T and Square know no l1.5."""
         return tuple(a for a in self.attacks if ball.p != 1.5 or a in ("apgd-ce", "apgd-t"))
 
-    def budget_for(self, ball: Ball) -> Budget:
+    def budget_for(self, ball: Ball) -> AttackBudget:
         return self.budget or standard_budget(ball.p)
 
     def backend_for(self, ball: Ball, classes: int) -> Backend:
@@ -88,7 +88,7 @@ SUITES = {
         inside=256,
         balls=1,
         attacks=("apgd-ce", "apgd-t"),
-        budget=Budget(steps=50, targets=3),
+        budget=AttackBudget(steps=50, targets=3),
         outside=128,
         outside_steps=50,
         curve=32,

@@ -12,7 +12,7 @@ from ratioctl.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class ComputeConfig:
     """A device and how to compute on it. `why` is one sentence for the log."""
 
     device: torch.device
@@ -26,7 +26,9 @@ class Place:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def choose(device: str = "auto", precision: str = "auto", *, reason: str | None = None) -> Place:
+def select_device(
+    device: str = "auto", precision: str = "auto", *, reason: str | None = None
+) -> ComputeConfig:
     """The place for `--device` and `--precision`; logged as information, which `--verbose` shows.
 
     bf16 is chosen where the processor has instructions for it (without them it is some ten times slower
@@ -68,9 +70,11 @@ def choose(device: str = "auto", precision: str = "auto", *, reason: str | None 
         count = torch.get_num_threads()
         name = "1 thread" if count == 1 else f"{count} threads, in attacks each with its part of the batch"
     said = reason or reasons[precision]
-    place = Place(device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {said}")
-    logging.getLogger(__name__).info("Computing on %s", place.why)
-    return place
+    compute = ComputeConfig(
+        device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {said}"
+    )
+    logging.getLogger(__name__).info("Computing on %s", compute.why)
+    return compute
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from ratioctl._version import __version__
-from ratioctl.models.device import Place
+from ratioctl.models.device import ComputeConfig
 
 
-def environment(place: Place, search: str, score: str) -> dict[str, Any]:
+def environment(compute: ComputeConfig, search: str, score: str) -> dict[str, Any]:
     """Plain JSON values. `search` and `score` name the precisions: the place's, and fp32."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         found = re.search(r"model name\s*:\s*(.+)", text)
         processor = found[1].strip() if found else processor
-    gpu = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else None
+    gpu = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else None
     return {
         "versions": {
             "ratioctl": __version__,
@@ -33,7 +33,7 @@ def environment(place: Place, search: str, score: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "hardware": {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu},
-        "device": str(place.device),
-        search: "bf16" if place.bf16 else "fp32",
+        "device": str(compute.device),
+        search: "bf16" if compute.bf16 else "fp32",
         score: "fp32",
     }

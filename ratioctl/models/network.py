@@ -187,7 +187,7 @@ def _insist_on_fit(model: Classifier, weights: Mapping[str, np.ndarray | Tensor]
     return needed
 
 
-def frozen(model: Classifier) -> Classifier:
+def fold_batchnorm(model: Classifier) -> Classifier:
     """An independent eval-mode copy for attacks: no parameter gradients, batch norms folded.
 
     The same function as `model.eval()` up to rounding (1e-5 of the logits' scale, tested), at about two
@@ -200,12 +200,12 @@ def frozen(model: Classifier) -> Classifier:
         if conv.bias is None:
             conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
         twin.set_submodule(norm_name, nn.Identity())
-    refresh(twin, model)
+    sync_folded(twin, model)
     return twin
 
 
 @torch.no_grad()
-def refresh(twin: Classifier, model: Classifier) -> None:
+def sync_folded(twin: Classifier, model: Classifier) -> None:
     """Bring a `frozen` copy up to date with the model it was made from, without building it anew."""
     state = dict(model.state_dict())
     for conv_name, norm_name in _fold_pairs(model):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratioctl.models.network import Classifier, from_package, frozen
+from ratioctl.models.network import Classifier, fold_batchnorm, from_package
 from ratioctl.package import ModelPackage
 
 _CHUNK = 128
@@ -70,4 +70,4 @@ def _without_tf32(device: torch.device) -> Iterator[None]:
 def predictor(model: ModelPackage | Classifier, device: str | torch.device = "cpu") -> Predictor:
     """A `Predictor` of a package or a classifier, in fp32 whatever the precision of attacks."""
     network = from_package(model, device) if isinstance(model, ModelPackage) else model
-    return Predictor(network=frozen(network).to(device), device=torch.device(device))
+    return Predictor(network=fold_batchnorm(network).to(device), device=torch.device(device))

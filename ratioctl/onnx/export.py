@@ -36,12 +36,10 @@ from torch import Tensor, nn
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import loader
-from ratioctl.data import out_distribution as outside
+from ratioctl.data import in_distribution, loader, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UsageError
-from ratioctl.models import from_package, frozen
+from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.models.predict import predictor
 from ratioctl.onnx import runtime
 from ratioctl.package import ModelPackage, Spec
@@ -129,7 +127,7 @@ def export(
     opset: int | None = None,
     data: str | None = None,
     download: bool = False,
-    begin: Callable[[], object] | None = None,
+    on_start: Callable[[], object] | None = None,
 ) -> Exported:
     """Write a package as ONNX.
 
@@ -163,8 +161,8 @@ def export(
     if not inside:
         _check_target(target, layout)
     held = _held_out(package, data, download) if int8 else None
-    if begin is not None:
-        begin()
+    if on_start is not None:
+        on_start()
     content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
     cost = None
     with _scratch(content) as (path, loaded):
@@ -264,7 +262,7 @@ def graph(
     refused = UsageError(f"--opset {opset}", "cannot be written", f"Try {OPSET}, the default, or above.")
     if opset < OPSET:
         raise refused
-    network = frozen(from_package(package))
+    network = fold_batchnorm(from_package(package))
     channels, height, width = package.input_size
     if input_type == "uint8":
         example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
@@ -352,9 +350,12 @@ def _scratch(data: bytes) -> Iterator[tuple[Path, runtime.Runtime]]:
 def _sample(package: Spec) -> np.ndarray:
     """uint8 (N, H, W, C): crops of two photographs, uniform and smooth noise, a quarter each."""
     channels, size, _ = package.input_size
-    sources = [*(f"photos:{name}" for name in outside.PHOTOS), *(f"noise:{name}" for name in outside.NOISE)]
+    sources = [
+        *(f"photos:{name}" for name in out_distribution.PHOTOS),
+        *(f"noise:{name}" for name in out_distribution.NOISE),
+    ]
     count = max(8, min(64, 2**20 // (size * size)))
-    return outside.load(sources, size, channels, count=count).pixels
+    return out_distribution.load(sources, size, channels, count=count).pixels
 
 
 def agreement(
@@ -475,9 +476,11 @@ def _held_out(package: ModelPackage, source: str | None, download: bool) -> Imag
     """
     channels, size, _ = package.input_size
     if source is not None:
-        found = inside.load(source, size, channels, download=download)
+        found = in_distribution.load(source, size, channels, download=download)
         if found.labels is not None:
-            found = inside.load_labelled(source, size, channels, package.label_names, download=download)
+            found = in_distribution.load_labelled(
+                source, size, channels, package.label_names, download=download
+            )
     else:
         step = f"Name in-distribution images for the quantisation with --data SOURCE, {MIN_IMAGES} at least."
         if package.recipe_text is None:
@@ -524,7 +527,9 @@ def _cost(
 ) -> Cost:
     channels, size, _ = package.input_size
     sources = ["photos:flower", "noise:smooth"]
-    out = outside.load(sources, size, channels, count=max(8, min(256, 2**21 // (size * size)))).pixels
+    out = out_distribution.load(
+        sources, size, channels, count=max(8, min(256, 2**21 // (size * size)))
+    ).pixels
     logits = [_batched(road, pixels) for road in (plain, small)]
     far = [_batched(road, out) for road in (plain, small)]
     known = [metrics.confidence(z, package.temperature) for z in logits]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratioctl.errors import OutputError
-from ratioctl.report import counterfactual_page as explorer
+from ratioctl.report import counterfactual_page
 from ratioctl.report.pictures import Animation, animated, grid, norm_symbol, png, png_of, two_digits
 from ratioctl.types import Explanation, Target
 from ratioctl.utils import atomic_files as files
@@ -115,7 +115,7 @@ def write_counterfactuals(
         if done or (stopped is None and not earlier):
             document = {**header, **document_body(done, errors)}
             notes = [explanation.notes for explanation in done]
-            put(PAGE, explorer.page(document, pictures, notes=notes, cards=cards).encode())
+            put(PAGE, counterfactual_page.page(document, pictures, notes=notes, cards=cards).encode())
             put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
             if earlier and stopped is None:
                 stale = {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ratioctl.models.device import Place
+    from ratioctl.models.device import ComputeConfig
     from ratioctl.models.predict import Predictor
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.pipeline import Model
@@ -66,13 +66,13 @@ def open_model(
         inside = runtime.load(found, threads=1)
         return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)
 
-    from ratioctl.models.device import choose
+    from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
 
     asked = worst_case is not None and precision != "auto"
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
-    place = choose(device, precision) if asked else choose(device, "fp32", reason=why)
-    network = predictor(found, place.device)
+    compute = select_device(device, precision) if asked else select_device(device, "fp32", reason=why)
+    network = predictor(found, compute.device)
     turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def open_model(
 
     attacked = pace = None
     if worst_case is not None:
-        attacked, pace = _worst_case(network, place, found, worst_case, seed, turn)
+        attacked, pace = _worst_case(network, compute, found, worst_case, seed, turn)
     return Model(
         spec=found,
         predict=predict,
@@ -93,7 +93,12 @@ def open_model(
 
 
 def _worst_case(
-    network: Predictor, place: Place, package: ModelPackage, eps: float, seed: int, turn: threading.Lock
+    network: Predictor,
+    compute: ComputeConfig,
+    package: ModelPackage,
+    eps: float,
+    seed: int,
+    turn: threading.Lock,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
     """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
 
@@ -106,14 +111,13 @@ def _worst_case(
 
     from ratioctl.attacks.autoattack import worst_case_confidence
     from ratioctl.images import to_pixels
-    from ratioctl.models import quicken
     from ratioctl.recipe import Ball
     from ratioctl.scoring.pipeline import batch_size
 
-    quick = quicken(copy.deepcopy(network.network).to(memory_format=torch.channels_last))
+    quick = copy.deepcopy(network.network).to(memory_format=torch.channels_last)
 
     def logits_of(x: torch.Tensor) -> torch.Tensor:
-        with place.autocast():
+        with compute.autocast():
             return quick(x)
 
     def confidences(x: torch.Tensor, steps: int) -> np.ndarray:

@@ -36,14 +36,13 @@ from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import Interrupted, PackageError, RecipeError, TrainingError, UsageError
 from ratioctl.models import network as nets
-from ratioctl.models.device import Place, choose
+from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
-from ratioctl.models.winograd import quicken
 from ratioctl.recipe import Attack, Objective, Recipe, Term
 from ratioctl.training.objective import losses
 from ratioctl.utils import atomic_files as files
 
-Watch = Callable[[dict[str, Any]], None]
+Callback = Callable[[dict[str, Any]], None]
 FORMAT = 1
 _NAN_EVERY = 20  # updates between looks at the loss; each look waits for the device
 _SAVE_EVERY_S = 120.0
@@ -80,7 +79,7 @@ def fit(
     device: str = "auto",
     precision: str = "auto",
     download: bool = False,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
 ) -> packages.ModelPackage:
     """Train `recipe` in the run folder `out`; returns its package, not yet calibrated.
 
@@ -99,29 +98,29 @@ def fit(
         TrainingError: the loss is not finite; the last good checkpoint is kept.
         Interrupted: SIGINT or SIGTERM, after saving.
     """
-    place = choose(device, precision)
+    compute = select_device(device, precision)
     folder = out / "checkpoint"
     _refuse_second_run(out, resume)
     target = out / "package"
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
-    watch = watch or (lambda event: None)
+    callback = callback or (lambda event: None)
     splits = loader.load(recipe, download=download)
     mean, std = _normalisation(recipe, splits.train)
-    state = _fresh(recipe, splits.train, mean, std, init, place)
+    state = _fresh(recipe, splits.train, mean, std, init, compute)
     files.make_folder(folder)
     with files.writing(out), files.lock(out), _signals() as stopped:
         _refuse_second_run(out, resume)  # it may have begun while the data were loaded
         if resume and (folder / "state.json").exists():
-            _restore(folder, state, recipe, place)
+            _restore(folder, state, recipe, compute)
         if state.update >= total_updates(recipe, len(splits.train)) and (target / "config.json").is_file():
             done = packages.read(target)
             if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
                 return done  # nothing left to do, and its measurements and export stay
         found = loader.leaks(splits) | _leaked_by(state.init, splits)
-        watch({"event": "leaks", **found})
+        callback({"event": "leaks", **found})
         log = _MetricsLog(out / "metrics.jsonl", state.update)
-        _loop(recipe, state, splits, folder, log, place, stopped, watch)
+        _loop(recipe, state, splits, folder, log, compute, stopped, callback)
         package = _package(recipe, state, splits, target, mean, std, found)
         signum = stopped()
         if signum is not None:  # it came after the last look in the loop
@@ -148,9 +147,9 @@ def _loop(
     splits: loader.Splits,
     folder: Path,
     log: _MetricsLog,
-    place: Place,
+    compute: ComputeConfig,
     stopped: Callable[[], int | None],
-    watch: Watch,
+    callback: Callback,
 ) -> None:
     optim = recipe.optim
     per_epoch = loader.updates_per_epoch(len(splits.train), optim.batch_size)
@@ -165,15 +164,15 @@ def _loop(
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         weight_decay=optim.weight_decay,
-        fused=place.device.type == "cuda" or None,
+        fused=compute.device.type == "cuda" or None,
     )
     for name, p in parameters.items():
         # Given from the start, in the parameter's own memory layout: a buffer that SGD makes takes its
         # gradient's, another layout takes another kernel, and a resumed run would differ in the last bit.
         state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
         sgd.state[p]["momentum_buffer"] = state.momentum[name]
-    eval_net = quicken(nets.frozen(model))
-    logits_of, train_logits = _in_precision(eval_net, place), _in_precision(model, place)
+    eval_net = nets.fold_batchnorm(model)
+    logits_of, train_logits = _in_precision(eval_net, compute), _in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     batches = loader.stream(
         recipe,
@@ -182,7 +181,7 @@ def _loop(
         fill,
         start=state.update,
         stop=total,
-        device=place.device,
+        device=compute.device,
     )
     began, first = time.monotonic(), state.update
     saved = told = began
@@ -192,8 +191,8 @@ def _loop(
         objective, shrink = schedule_attacks(recipe, epoch)
         for group in sgd.param_groups:
             group["lr"] = learning_rate(recipe, epoch)
-        generator = torch.Generator(place.device).manual_seed(loader.seed_of(recipe.seed, state.update, 3))
-        nets.refresh(eval_net, model)
+        generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, state.update, 3))
+        nets.sync_folded(eval_net, model)
         model.train()
         named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
         sgd.zero_grad(set_to_none=True)
@@ -217,7 +216,7 @@ def _loop(
         if now - told > 1:
             told = now
             pace = (state.update - first) / (now - began)
-            watch(
+            callback(
                 {
                     "event": "progress",
                     "update": state.update,
@@ -241,18 +240,18 @@ def _loop(
                 "epoch": state.update / per_epoch,
                 "lr": learning_rate(recipe, epoch),
                 **{k: float(v) for k, v in recent.items()},
-                **_validate(recipe, state, splits, place),
+                **_validate(recipe, state, splits, compute),
                 "seconds": time.monotonic() - began,
             }
             if row["score"] > state.best_score or optim.select == "last":
                 state.best_score, state.best_update = row["score"], state.update
                 state.best = {k: v.clone() for k, v in _final_weights(state).items()}
             log.write(row)
-            watch(row)
+            callback(row)
         signum = stopped()
         if last or signum is not None or now - saved > _SAVE_EVERY_S:
             saved = now
-            _save(folder, state, recipe, place)
+            _save(folder, state, recipe, compute)
         if signum is not None:
             raise _interrupted(folder.parent, signum, f"after update {state.update} of {total}, saved")
 
@@ -314,12 +313,12 @@ def _term_at(term: Term, epoch: float, drops: int) -> tuple[Term, float]:
     return term.model_copy(update={"attack": attack}), shrink
 
 
-def _in_precision(net: Classifier, place: Place) -> Callable[[Tensor], Tensor]:
-    if not place.bf16:
+def _in_precision(net: Classifier, compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
+    if not compute.bf16:
         return net
 
     def logits_of(x: Tensor) -> Tensor:
-        with place.autocast():
+        with compute.autocast():
             return net(x)
 
     return logits_of
@@ -343,10 +342,12 @@ def _final_weights(state: State) -> dict[str, Tensor]:
     return {k: v for k, v in state.model.network.state_dict().items() if v.is_floating_point()}
 
 
-def _validate(recipe: Recipe, state: State, splits: loader.Splits, place: Place) -> dict[str, float]:
+def _validate(
+    recipe: Recipe, state: State, splits: loader.Splits, compute: ComputeConfig
+) -> dict[str, float]:
     """Accuracy, clean and attacked, on held-out in-images; mean confidence on held-out out-images."""
     model = state.model if state.average is None else _with_weights(state.model, state.average)
-    logits_of = _in_precision(nets.frozen(model), place)
+    logits_of = _in_precision(nets.fold_batchnorm(model), compute)
     held = splits.held_out
     assert held.labels is not None
     count = min(len(held), recipe.optim.validate_images)
@@ -355,12 +356,12 @@ def _validate(recipe: Recipe, state: State, splits: loader.Splits, place: Place)
     clean = robust = 0
     for start in range(0, count, 256):
         index = picked[start : start + 256]
-        x = loader.to_float(held.pixels[index], place.device)
-        y = torch.from_numpy(held.labels[index]).to(place.device)
+        x = loader.to_float(held.pixels[index], compute.device)
+        y = torch.from_numpy(held.labels[index]).to(compute.device)
         with torch.no_grad():
             clean += int((logits_of(x).argmax(1) == y).sum())
         if attack is not None:
-            generator = torch.Generator(place.device).manual_seed(loader.seed_of(recipe.seed, start, 5))
+            generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, start, 5))
             found = perturb(logits_of, x, goals.margin(y), attack, generator=generator)
             robust += int((found.value <= 0).sum())
     result = {"validation.clean": clean / count, "validation.n": float(count)}
@@ -372,7 +373,7 @@ def _validate(recipe: Recipe, state: State, splits: loader.Splits, place: Place)
         chosen = np.random.default_rng([recipe.seed, 6]).permutation(len(pixels))[:count]
         confidence = 0.0
         for start in range(0, len(chosen), 256):
-            x = loader.to_float(pixels[np.sort(chosen[start : start + 256])], place.device)
+            x = loader.to_float(pixels[np.sort(chosen[start : start + 256])], compute.device)
             with torch.no_grad():
                 confidence += float(logits_of(x).float().softmax(1).amax(1).sum())
         result["validation.out_confidence"] = confidence / len(chosen)
@@ -411,7 +412,7 @@ def _fresh(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     init: packages.ModelPackage | None,
-    place: Place,
+    compute: ComputeConfig,
 ) -> State:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         torch.manual_seed(loader.seed_of(recipe.seed, 0))
@@ -431,7 +432,7 @@ def _fresh(
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
         nets.load_weights(model, packages.weights(init), where=f"--init {init.name}")
-    model = model.to(place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}
@@ -452,7 +453,7 @@ def _leaked_by(init: dict[str, str] | None, splits: loader.Splits) -> dict[str, 
     return {"init": len(held) if same_data and init.get("held_out") != held.fingerprint else 0}
 
 
-def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
+def _save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> None:
     """Write the checkpoint: tensors under a new name, then `state.json` that names them, atomically.
 
     Raises TrainingError where a value is not finite, so that it never replaces a good checkpoint.
@@ -480,8 +481,8 @@ def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
         "best_score": state.best_score if state.best is not None else None,
         "best_update": state.best_update,
         "init": state.init,
-        "device": str(place.device.type),
-        "bf16": place.bf16,
+        "device": str(compute.device.type),
+        "bf16": compute.bf16,
         "threads": torch.get_num_threads(),
         "files": {name: hashlib.sha256(data).hexdigest()},
     }
@@ -491,7 +492,7 @@ def _save(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
             old.unlink(missing_ok=True)
 
 
-def _restore(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
+def _restore(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> None:
     """Fill `state` from the checkpoint. Raises RecipeError for another recipe, UsageError for damage."""
     damaged = "Start anew in another --out folder."
     try:
@@ -512,17 +513,17 @@ def _restore(folder: Path, state: State, recipe: Recipe, place: Place) -> None:
             "Resume with the same recipe and --set options, or choose another --out.",
         )
     try:
-        _fill(state, root, load_tensors(data), place, where=str(folder / name))
+        _fill(state, root, load_tensors(data), compute, where=str(folder / name))
     except (SafetensorError, PackageError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UsageError(folder, f"its checkpoint cannot be read: {error}", damaged) from None
 
 
 def _fill(
-    state: State, root: dict[str, Any], tensors: dict[str, Tensor], place: Place, *, where: str
+    state: State, root: dict[str, Any], tensors: dict[str, Tensor], compute: ComputeConfig, *, where: str
 ) -> None:
     def group(prefix: str) -> dict[str, Tensor]:
         start = prefix + "."
-        return {k[len(start) :]: v.to(place.device) for k, v in tensors.items() if k.startswith(start)}
+        return {k[len(start) :]: v.to(compute.device) for k, v in tensors.items() if k.startswith(start)}
 
     nets.load_weights(state.model, group("model"), where=where)
     if state.average is not None:

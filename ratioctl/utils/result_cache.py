@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 _FINISHED = "finished"
 
 
-class Journal:
+class ResultCache:
     """A folder of finished batches, `<key>.npz` each; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, *, keep: bool = False) -> None:
@@ -43,7 +43,7 @@ class Journal:
                     path.unlink()
             (folder / _FINISHED).unlink(missing_ok=True)
 
-    def fetch(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+    def get_or_compute(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
         """The batch filed under `key`, else `compute()`, filed with the "seconds" it took."""
         filed = self._read(key)
         if filed is not None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ratioctl.attacks import autoattack as ensemble
+from ratioctl.attacks import autoattack
 from ratioctl.attacks import balls as geometry
-from ratioctl.attacks.autoattack import Budget, ensemble_name, robust_verdicts, worst_case_confidence
+from ratioctl.attacks.autoattack import AttackBudget, ensemble_name, robust_verdicts, worst_case_confidence
 from ratioctl.recipe import Ball
 
 Case = tuple[nn.Module, Tensor, Tensor]
-QUICK = Budget(steps=5, targets=2, queries=20)
+QUICK = AttackBudget(steps=5, targets=2, queries=20)
 
 
 def _train(classes: int) -> Case:
@@ -66,7 +66,7 @@ def test_verdicts_agree_with_the_package(digits: Case, p: float, name: str, eps:
             return net(x_adv).argmax(1) == y
 
     first, second = package(0), package(1)
-    budget = Budget(targets=3)
+    budget = AttackBudget(targets=3)
     ours = robust_verdicts(net, x, y, Ball(p=p, eps=eps), attacks=["apgd-ce", "apgd-t"], budget=budget)
     assert 0.1 < first.float().mean() < 0.9
     assert int((ours.robust != first).sum()) <= int((first != second).sum()) + 1
@@ -104,7 +104,7 @@ def test_all_four_attacks_leave_everything_as_it_was(digits: Case) -> None:
     for k in range(1, 4):
         assert found.attacked[k] == found.attacked[k - 1] - found.broken[k - 1]
     assert sum(found.broken) == int((clean & ~found.robust).sum())
-    assert {name for name, _ in seen} == set(ensemble.STANDARD)
+    assert {name for name, _ in seen} == set(autoattack.STANDARD)
     assert max(images for _, images in seen) == 16
     assert found.stuck == (0, 0, 0, 0)
 
@@ -113,12 +113,12 @@ def test_all_four_attacks_leave_everything_as_it_was(digits: Case) -> None:
 def test_the_packages_attacks_break_images_of_their_own(digits: Case, name: str) -> None:
     net, x, y = digits
     found = robust_verdicts(
-        net, x[:30], y[:30], Ball(p=2.0, eps=1.5), attacks=[name], budget=Budget(steps=10, queries=60)
+        net, x[:30], y[:30], Ball(p=2.0, eps=1.5), attacks=[name], budget=AttackBudget(steps=10, queries=60)
     )
     assert found.broken[0] > 0.3 * found.attacked[0]
     torch.rand(3)
     again = robust_verdicts(
-        net, x[:30], y[:30], Ball(p=2.0, eps=1.5), attacks=[name], budget=Budget(steps=10, queries=60)
+        net, x[:30], y[:30], Ball(p=2.0, eps=1.5), attacks=[name], budget=AttackBudget(steps=10, queries=60)
     )
     assert torch.equal(found.broken_by, again.broken_by)
 
@@ -173,21 +173,21 @@ def test_our_attacks_do_not_depend_on_the_batch(digits: Case) -> None:
 
 
 def test_names_are_honest() -> None:
-    full = ensemble.STANDARD
-    assert ensemble_name(full, Budget(), 2.0, 10) == "AutoAttack (standard)"
-    assert ensemble_name(full, Budget(), math.inf, 2) == "AutoAttack (standard)"
-    assert ensemble_name(full, Budget(queries=1000), 2.0, 10).split(" + ") == [
+    full = autoattack.STANDARD
+    assert ensemble_name(full, AttackBudget(), 2.0, 10) == "AutoAttack (standard)"
+    assert ensemble_name(full, AttackBudget(), math.inf, 2) == "AutoAttack (standard)"
+    assert ensemble_name(full, AttackBudget(queries=1000), 2.0, 10).split(" + ") == [
         "APGD-CE 100 steps",
         "APGD-T 100 steps x 9 target(s)",
         "FAB-T 100 steps x 9 target(s)",
         "Square 1000 queries",
     ]
-    quick = Budget(steps=50, targets=3)
+    quick = AttackBudget(steps=50, targets=3)
     assert ensemble_name(full[:2], quick, 2.0, 10) == "APGD-CE 50 steps + APGD-T 50 steps x 3 target(s)"
-    assert "standard" not in ensemble_name(full, Budget(), 1.0, 10)
-    assert "standard" not in ensemble_name(full, ensemble.standard_budget(1.0), 1.0, 10)
+    assert "standard" not in ensemble_name(full, AttackBudget(), 1.0, 10)
+    assert "standard" not in ensemble_name(full, autoattack.standard_budget(1.0), 1.0, 10)
     for missing in range(4):
-        assert "standard" not in ensemble_name(full[:missing] + full[missing + 1 :], Budget(), 2.0, 10)
+        assert "standard" not in ensemble_name(full[:missing] + full[missing + 1 :], AttackBudget(), 2.0, 10)
 
 
 def test_worst_case_confidence_is_the_best_of_its_searches_and_the_image(digits: Case) -> None:
@@ -254,10 +254,10 @@ def test_few_classes_agree_with_brute_force_on_a_linear_model(classes: int, p: f
     clear = (least - eps).abs() > 0.05 * eps  # what lies on the boundary may fall on either side
     assert clear.sum() > 40
     found = robust_verdicts(
-        net, x, y, Ball(p=p, eps=eps), attacks=["apgd-ce", "apgd-t"], budget=Budget(steps=60)
+        net, x, y, Ball(p=p, eps=eps), attacks=["apgd-ce", "apgd-t"], budget=AttackBudget(steps=60)
     )
     assert torch.equal(found.robust[clear], (least > eps)[clear])
-    all_four = robust_verdicts(net, x, y, Ball(p=p, eps=eps), budget=Budget(steps=20, queries=50))
+    all_four = robust_verdicts(net, x, y, Ball(p=p, eps=eps), budget=AttackBudget(steps=20, queries=50))
     assert not (all_four.robust & (least < eps) & clear).any()
     assert (all_four.robust | (least < eps) | ~clear).all()
 

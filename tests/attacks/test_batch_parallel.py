@@ -10,7 +10,7 @@ from torch import Tensor
 from ratioctl.attacks import goals
 from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.attacks.engine import Perturbed, perturb
-from ratioctl.models import build, frozen
+from ratioctl.models import build, fold_batchnorm
 from ratioctl.recipe import Attack, Ball
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def three_threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def net() -> torch.nn.Module:
     torch.manual_seed(0)
-    return frozen(build("resnet18", num_classes=5, width=4, mean=(0.5,) * 3, std=(0.25,) * 3))
+    return fold_batchnorm(build("resnet18", num_classes=5, width=4, mean=(0.5,) * 3, std=(0.25,) * 3))
 
 
 def _attacked(net: torch.nn.Module, x: Tensor) -> Perturbed:

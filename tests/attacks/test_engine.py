@@ -271,11 +271,11 @@ def test_passes_are_counted_and_watched(
         calls.append(torch.is_grad_enabled())
         return net(x)
 
-    def watch(step: int, x: Tensor, value: Tensor) -> None:
+    def callback(step: int, x: Tensor, value: Tensor) -> None:
         assert x.shape == x0.shape
         seen.append((step, value.clone()))
 
-    result = perturb(logits_of, x0, goals.margin(y), _attack(p, method, 7), watch=watch)
+    result = perturb(logits_of, x0, goals.margin(y), _attack(p, method, 7), callback=callback)
     assert calls == [True] * 7 + [False]
     assert [step for step, _ in seen] == list(range(8))
     assert torch.equal(torch.stack([value for _, value in seen]).max(0).values, result.value)
@@ -420,11 +420,11 @@ def test_points_to_begin_from_are_candidates(
     x0, y = batch
     goal = goals.cross_entropy(y)
     good = perturb(net, x0, goal, _attack(p, method, steps=20))
-    again = perturb(net, x0, goal, _attack(p, method, steps=1), begin=good.x)
+    again = perturb(net, x0, goal, _attack(p, method, steps=1), init=good.x)
     assert (again.value >= good.value - 1e-5).all()
     _assert_feasible(again, x0, p, EPS[p])
     bad = perturb(net, x0, lambda f: -goal(f), _attack(p, method, steps=20)).x
-    result = perturb(net, x0, goal, _attack(p, method, steps=1), begin=bad)
+    result = perturb(net, x0, goal, _attack(p, method, steps=1), init=bad)
     with torch.no_grad():
         assert (goal(net(bad)) < goal(net(x0))).any()
         assert (result.value >= goal(net(x0)) - 1e-5).all()

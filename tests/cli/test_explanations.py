@@ -115,7 +115,7 @@ def watch(event):
     if len(seen) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 suite.run([{model!r}], data={data!r}, ood=["uni=noise:uniform"], limit=3, out={out!r}, device="cpu",
-          precision="fp32", watch=watch)
+          precision="fp32", callback=watch)
 """
 
 
@@ -188,7 +188,7 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
     judge = suite._Judge(package=package, predict=lambda pictures: next(answers)[None])
     subject = suite._Subject(
         package=package, name="small", norm="2", steps=1, seed=0, judge=judge,
-        place=None, journal=None, told=None,
+        compute=None, results=None, told=None,
     )  # type: ignore[arg-type]  # fmt: skip
     budgets = len(subject.eps)
     one = np.zeros((3, budgets, 8, 8, 3), np.uint8)

@@ -17,13 +17,13 @@ from ratioctl.errors import OutputError
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The calls that reach `ratioctl.export.export`, which answers at once."""
+    """The calls that reach `ratioctl.onnx.export.export`, which answers at once."""
     from ratioctl.onnx import export as room
 
     calls: list[dict[str, Any]] = []
 
     def answer(model: Any, **options: Any) -> Any:
-        options.pop("begin")()
+        options.pop("on_start")()
         calls.append({"model": model, **options})
         same = room.Agreement(n=256, difference=3e-7, labels=0, flags=0)
         cost = room.Cost(

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ratioctl
-from ratioctl import counterfactuals as explain
-from ratioctl import package
-from ratioctl.counterfactuals.search import Find
+from ratioctl import counterfactuals, package
+from ratioctl.counterfactuals.search import SearchRequest
 from ratioctl.errors import ImageError, SourceError, UsageError
 from ratioctl.types import Target
 
@@ -52,7 +51,7 @@ def test_rounded_pictures_lie_in_the_ball_beside_the_point(
     seed: int, p: float, eps: float, reach: float
 ) -> None:
     pixels, x = some_point(seed, p, eps, reach)
-    picture = explain.round_into_ball(x, pixels, p, eps)
+    picture = counterfactuals.round_into_ball(x, pixels, p, eps)
     assert picture.dtype == np.uint8
     assert norm(picture, pixels, p) <= eps * (1 + 1e-15 if p == np.inf else 1)  # 85 / 255 as a difference
     wanted = x.astype(np.float64).transpose(1, 2, 0) * 255
@@ -70,7 +69,7 @@ def test_no_more_pixels_go_back_than_needed() -> None:
     signs = np.where(np.random.default_rng(1).random((3, 4, 5)) < 0.5, -1, 1)
     x = (128 / 255 + signs * 3.6 / 255).astype(np.float32)
     eps = 3.6 * math.sqrt(60) / 255
-    picture = explain.round_into_ball(x, pixels, 2, eps)
+    picture = counterfactuals.round_into_ball(x, pixels, 2, eps)
     moved = np.abs(picture.astype(int) - 128)
     assert set(np.unique(moved)) == {3, 4}
     one_less_back = (moved**2).sum() + 16 - 9
@@ -81,21 +80,21 @@ def test_a_point_outside_by_rounding_still_ends_inside() -> None:
     pixels = np.full((3, 3, 1), 100, np.uint8)
     x = np.full((1, 3, 3), 110 / 255, np.float32)
     eps = 3 * 9.9 / 255
-    picture = explain.round_into_ball(x, pixels, 2, eps)
+    picture = counterfactuals.round_into_ball(x, pixels, 2, eps)
     assert 0.9 * eps < norm(picture, pixels, 2) <= eps
 
 
 def test_a_whole_number_of_values_is_kept_in_linf() -> None:
     pixels = np.full((2, 2, 3), 100, np.uint8)
     x = np.full((3, 2, 2), 108 / 255, np.float32)
-    assert explain.round_into_ball(x, pixels, math.inf, 8 / 255).max() == 108
-    assert explain.round_into_ball(x, pixels, math.inf, 0.0313).max() == 107
+    assert counterfactuals.round_into_ball(x, pixels, math.inf, 8 / 255).max() == 108
+    assert counterfactuals.round_into_ball(x, pixels, math.inf, 0.0313).max() == 107
 
 
 def test_distances_are_those_of_the_pictures() -> None:
     pixels, x = some_point(7, 2, 1.5, 1)
-    picture = explain.round_into_ball(x, pixels, 2, 1.5)
-    found = explain.distances(picture, pixels)
+    picture = counterfactuals.round_into_ball(x, pixels, 2, 1.5)
+    found = counterfactuals.distances(picture, pixels)
     assert list(found) == ["l1", "l1.5", "l2", "linf"]
     for (name, value), p in zip(found.items(), NORMS, strict=True):
         assert value == pytest.approx(norm(picture, pixels, p), rel=1e-12), name
@@ -132,10 +131,10 @@ def ask(
     pixels: np.ndarray = PIXELS,
     beyond: tuple[float, ...] = (),
 ) -> Target:
-    question = explain.Question(
+    question = counterfactuals.CounterfactualRequest(
         targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until, beyond=beyond
     )
-    answer = explain.answer_target(
+    answer = counterfactuals.search_target(
         pixels,
         LABELS.index(target),
         original=linear_scores(pixels[None])[0],
@@ -144,10 +143,10 @@ def ask(
     )
     look = search or (lambda pixels, target, radii, *rest: best_points(pixels, radii))
 
-    def find(wishes: Sequence[tuple[int, Find]]) -> list[np.ndarray]:
+    def find(wishes: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
         return [look(pixels, target, wish.radii, wish) for _, wish in wishes]
 
-    (found,) = explain.drive([answer], find, linear_scores)
+    (found,) = counterfactuals.drive([answer], find, linear_scores)
     return found
 
 
@@ -172,7 +171,7 @@ def test_the_flip_radius_is_found_and_certified() -> None:
     answer = ask()
     assert answer.flip_eps is not None
     assert answer.flip_image is not None
-    assert answer.flip_eps == explain.distances(answer.flip_image, PIXELS)["l2"]
+    assert answer.flip_eps == counterfactuals.distances(answer.flip_image, PIXELS)["l2"]
     assert linear_scores(answer.flip_image[None])[0].argmax() == 1
     assert answer.flip_eps >= AT * (1 - 1e-9)  # no nearer point flips
     assert answer.flip_eps == pytest.approx(AT, rel=0.02)
@@ -217,9 +216,9 @@ def test_a_weak_search_never_loses_confidence() -> None:
 
 def test_a_search_that_falls_behind_a_smaller_ball_s_is_repeated_from_there() -> None:
     """Good up to 1, lost beyond: the larger radii begin again at the point of radius 1, and then succeed."""
-    wishes: list[Find] = []
+    wishes: list[SearchRequest] = []
 
-    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: Find) -> np.ndarray:
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: SearchRequest) -> np.ndarray:
         wishes.append(wish)
         found = [best_points(pixels, [eps], 1.0 if eps <= 1 or wish.stage else -1.0) for eps in radii]
         return np.concatenate(found)
@@ -227,9 +226,9 @@ def test_a_search_that_falls_behind_a_smaller_ball_s_is_repeated_from_there() ->
     answer = ask(search=search, eps=(0.5, 1.0, 1.5, 2.0))
     again = wishes[1]
     assert again.radii == (1.5, 2.0)
-    assert again.begin is not None
-    for begin in again.begin:
-        assert np.array_equal(begin, best_points(PIXELS, [1.0])[0])
+    assert again.init is not None
+    for init in again.init:
+        assert np.array_equal(init, best_points(PIXELS, [1.0])[0])
     assert [budget.distance["l2"] for budget in answer.budgets] == pytest.approx([0.5, 1, 1.5, 2], rel=0.03)
     confidences = [budget.confidence for budget in answer.budgets]
     assert confidences == sorted(set(confidences))
@@ -238,7 +237,7 @@ def test_a_search_that_falls_behind_a_smaller_ball_s_is_repeated_from_there() ->
 def test_a_smaller_ball_is_searched_where_all_budgets_are_large() -> None:
     """The model's ladder ends at 1 and 3 is asked: what is only found at 1 answers, and flips."""
 
-    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: Find) -> np.ndarray:
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: SearchRequest) -> np.ndarray:
         return np.concatenate([best_points(pixels, [eps], 1.0 if eps <= 1 else -1.0) for eps in radii])
 
     lost = ask(search=search, eps=(3.0,))
@@ -275,19 +274,19 @@ def test_where_the_short_searches_fail_the_first_flipping_budget_answers() -> No
 
 def test_targets_are_found_whatever_the_case(small_package: Path) -> None:
     spec = package.read(small_package)
-    assert explain.resolve_targets("dog", spec) == ("dog",)
-    assert explain.resolve_targets("Red Panda, DOG,dog", spec) == ("red panda", "dog")
-    assert explain.resolve_targets(["second", "air/plane"], spec) == ("second", "air/plane")
-    assert explain.resolve_targets("predicted", spec) == ("predicted",)
+    assert counterfactuals.resolve_targets("dog", spec) == ("dog",)
+    assert counterfactuals.resolve_targets("Red Panda, DOG,dog", spec) == ("red panda", "dog")
+    assert counterfactuals.resolve_targets(["second", "air/plane"], spec) == ("second", "air/plane")
+    assert counterfactuals.resolve_targets("predicted", spec) == ("predicted",)
 
 
 def test_targets_by_number(small_package: Path) -> None:
     spec = package.read(small_package)
-    assert explain.resolve_targets("1,3, cat", spec) == ("dog", "air/plane", "cat")
+    assert counterfactuals.resolve_targets("1,3, cat", spec) == ("dog", "air/plane", "cat")
     with pytest.raises(UsageError, match="numbers go from 0 to 3"):
-        explain.resolve_targets("4", spec)
+        counterfactuals.resolve_targets("4", spec)
     digits = dataclasses.replace(spec, label_names=("7", "1", "0", "3"))
-    assert explain.resolve_targets("1,2,0", digits) == ("1", "0")  # names come first
+    assert counterfactuals.resolve_targets("1,2,0", digits) == ("1", "0")  # names come first
 
 
 def test_several_norms(small_package: Path, photographs: Path) -> None:
@@ -297,12 +296,12 @@ def test_several_norms(small_package: Path, photographs: Path) -> None:
     assert asked.header["norm"] == "2"
     assert len(asked.cards) == 1
     assert [len(question.eps) for _, question in asked.models] == [3, 6]
-    answers = list(explain.explain(asked))
+    answers = list(counterfactuals.explain(asked))
     assert [(one.model, one.norm) for one in answers] == [(0, "2"), (0, "1.5")]
     for one, (_, question) in zip(answers, asked.models, strict=True):
         for budget in one.targets[0].budgets:
             assert norm(budget.image, one.input, question.p) <= budget.eps
-    (alone,) = explain.explain(ask_small(small_package, photographs / "one.png", norm="1.5", steps=2))
+    (alone,) = counterfactuals.explain(ask_small(small_package, photographs / "one.png", norm="1.5", steps=2))
     assert "norm" not in alone.to_json()
     assert answers[1].to_json() == {**alone.to_json(), "norm": "1.5"}
     with pytest.raises(UsageError, match="each norm has its own ladder"):
@@ -319,10 +318,10 @@ def test_labels_with_commas_are_targets(small_package: Path) -> None:
     spec = dataclasses.replace(
         package.read(small_package), label_names=("tench, fish", "fish", "Fish", "all")
     )
-    assert explain.resolve_targets("fish,tench, fish", spec) == ("fish", "tench, fish")
-    assert explain.resolve_targets("all", spec) == ("all",)
+    assert counterfactuals.resolve_targets("fish,tench, fish", spec) == ("fish", "tench, fish")
+    assert counterfactuals.resolve_targets("all", spec) == ("all",)
     with pytest.raises(UsageError, match="no such class"):
-        explain.resolve_targets("FISH", spec)  # two answer to it
+        counterfactuals.resolve_targets("FISH", spec)  # two answer to it
 
 
 @pytest.mark.parametrize(
@@ -336,7 +335,7 @@ def test_labels_with_commas_are_targets(small_package: Path) -> None:
 )
 def test_unknown_classes(small_package: Path, target: str, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        explain.resolve_targets(target, package.read(small_package))
+        counterfactuals.resolve_targets(target, package.read(small_package))
     for word in words:
         assert word in str(caught.value)
 
@@ -362,14 +361,14 @@ def test_unknown_classes(small_package: Path, target: str, words: list[str]) -> 
 )
 def test_impossible_questions(small_package: Path, photographs: Path, change: dict[str, Any]) -> None:
     request: dict[str, Any] = {"images": photographs, "target": "dog", "model": small_package}
-    explain.prepare(**request)
+    counterfactuals.prepare(**request)
     with pytest.raises(UsageError):
-        explain.prepare(**{**request, **change})
+        counterfactuals.prepare(**{**request, **change})
 
 
 def test_missing_images(small_package: Path, photographs: Path) -> None:
     with pytest.raises(SourceError, match="does not exist"):
-        explain.prepare([photographs, photographs / "three.png"], target="dog", model=small_package)
+        counterfactuals.prepare([photographs, photographs / "three.png"], target="dog", model=small_package)
 
 
 def test_own_answers_are_no_questions(small_package: Path, photographs: Path) -> None:
@@ -388,7 +387,7 @@ def test_budgets_far_beyond_the_ladder_are_warned_of(
     small_package: Path, photographs: Path, eps: str | None, warned: bool
 ) -> None:
     """The ladder ends at 1; three times that is the most."""
-    asked = explain.prepare([photographs], target="dog", model=small_package, eps=eps)
+    asked = counterfactuals.prepare([photographs], target="dog", model=small_package, eps=eps)
     assert bool(asked.warnings) is warned
     if warned:
         assert "--eps 3.1 is far beyond the useful range of small in l2, about 0.25 to 1" in asked.warnings[0]
@@ -406,17 +405,17 @@ def test_seeds_depend_on_what_is_asked_alone() -> None:
     other[0, 0, 0] += 1
     asked = [(0, PIXELS, "dog", 1.0), (1, PIXELS, "dog", 1.0), (0, other, "dog", 1.0)]
     asked += [(0, PIXELS, "cat", 1.0), (0, PIXELS, "dog", 1.5)]
-    seeds = [explain.seed_of(*one) for one in asked]
+    seeds = [counterfactuals.seed_of(*one) for one in asked]
     assert len(set(seeds)) == len(seeds)
-    assert seeds[0] == explain.seed_of(0, PIXELS.copy(), "dog", 1)
+    assert seeds[0] == counterfactuals.seed_of(0, PIXELS.copy(), "dog", 1)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 # --- with a network ---------------------------------------------------------------------------------------
 
 
-def ask_small(model: Path, images: Any, **options: Any) -> explain.Asked:
-    return explain.prepare(images, **{"target": "dog", "model": model, "steps": 6, **options})
+def ask_small(model: Path, images: Any, **options: Any) -> counterfactuals.PreparedRequest:
+    return counterfactuals.prepare(images, **{"target": "dog", "model": model, "steps": 6, **options})
 
 
 def same(a: Any, b: Any) -> bool:
@@ -464,7 +463,7 @@ def test_confidences_are_those_of_a_fresh_scoring(small_package: Path, photograp
             assert confidence == pytest.approx(float(again[k]), abs=1e-4)
     first, second = np.argsort(answer.original.probabilities)[:-3:-1]
     asked = ask_small(small_package, photographs / "one.png", target="predicted,second", eps=1.0)
-    (named,) = explain.explain(asked)
+    (named,) = counterfactuals.explain(asked)
     labels = package.read(small_package).label_names
     assert [target.target for target in named.targets] == [labels[first], labels[second]]
     assert named.targets[0].flip_eps == 0
@@ -474,13 +473,13 @@ def test_companions_change_nothing(small_package: Path, photographs: Path) -> No
     """With batches of its own an answer is the same to the bit, whoever else is asked about."""
     eps = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
     asked = ask_small(small_package, photographs, target="dog,air/plane", restarts=2, eps=eps, steps=4)
-    apart = list(explain.explain(asked, together=1))
+    apart = list(counterfactuals.explain(asked, together=1))
     assert [Path(one.path).name for one in apart] == ["one.png", "two.png", "wide.png"]
-    (alone,) = explain.explain(
+    (alone,) = counterfactuals.explain(
         ask_small(small_package, photographs / "two.png", target="air/plane", restarts=2, eps=eps, steps=4)
     )
     assert same(dataclasses.replace(apart[1], targets=apart[1].targets[1:]), alone)
-    (other,) = explain.explain(
+    (other,) = counterfactuals.explain(
         ask_small(
             small_package,
             photographs / "two.png",
@@ -527,7 +526,7 @@ def test_images_and_targets_share_batches(
         asked = ask_small(
             small_package, photographs, target="dog,cat,second", restarts=2, eps=(0.5, 1.0), steps=4
         )
-        found.append(list(explain.explain(asked)))
+        found.append(list(counterfactuals.explain(asked)))
         targets = sum(len(one.targets) for one in found[-1])
         assert max(rows) >= {1: 2, 4: 4, 100: 2 * targets}[most]
         assert rows[0] == min(most if most > 2 else 2, 2 * targets)
@@ -545,15 +544,15 @@ def test_a_batch_that_does_not_fit_is_halved(
     small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ask_small(small_package, photographs / "one.png", eps=(0.5, 0.8, 1.0, 1.1, 1.2), steps=3)
-    (whole,) = explain.explain(asked)
+    (whole,) = counterfactuals.explain(asked)
     rows = counted(monkeypatch, fits=2)
-    (halved,) = explain.explain(asked)
+    (halved,) = counterfactuals.explain(asked)
     assert rows[:4] == [5, 2, 2, 1]
     confidences = [[budget.confidence for budget in one.targets[0].budgets] for one in (whole, halved)]
     assert confidences[0] == pytest.approx(confidences[1], abs=2e-3)
     counted(monkeypatch, fits=0)
     with pytest.raises(RuntimeError, match="too much"):
-        list(explain.explain(asked))
+        list(counterfactuals.explain(asked))
 
 
 def test_what_is_done_is_handed_out_before_an_interrupt(
@@ -575,7 +574,7 @@ def test_what_is_done_is_handed_out_before_an_interrupt(
     monkeypatch.setattr(batches, "_CPU_ROWS", 4)
     images = [photographs / "one.png", photographs / "two.png"]
     asked = ask_small(small_package, images, target="cat,dog", eps=(2.0, 3.0), steps=3)
-    answers = explain.explain(asked)
+    answers = counterfactuals.explain(asked)
     assert Path(next(answers).path).name == "one.png"
     with pytest.raises(KeyboardInterrupt):
         next(answers)
@@ -597,7 +596,7 @@ def test_a_region_binds_every_norm_and_random_starts(
         restarts=2,
         norm=norm_name,
     )
-    for answer in explain.explain(asked):
+    for answer in counterfactuals.explain(asked):
         for target in answer.targets:
             changed = (target.budgets[0].image != answer.input).any(2)
             assert changed[2:6, 1:4].any()
@@ -611,7 +610,7 @@ def test_a_region_binds_every_norm_and_random_starts(
 
 def test_nothing_changes_outside_the_region(small_package: Path, photographs: Path) -> None:
     asked = ask_small(small_package, photographs / "one.png", region="1,2,3,4", eps=1.0, steps=12)
-    (answer,) = explain.explain(asked)
+    (answer,) = counterfactuals.explain(asked)
     changed = (answer.targets[0].budgets[0].image != answer.input).any(2)
     assert changed[2:6, 1:4].any()
     changed[2:6, 1:4] = False
@@ -643,14 +642,14 @@ def test_a_mask_image_is_a_region(small_package: Path, photographs: Path, tmp_pa
 def test_unreadable_images_are_told_and_left_out(small_package: Path, photographs: Path) -> None:
     (photographs / "two.png").write_text("this is no picture")
     told: list[str] = []
-    read: list[explain.Picture] = []
+    read: list[counterfactuals.Picture] = []
     done: list[float] = []
     answers = list(
-        explain.explain(
+        counterfactuals.explain(
             ask_small(small_package, photographs, eps=0.5, steps=2),
             on_error=lambda path, error: told.append(path),
             on_picture=read.append,
-            watch=done.append,
+            callback=done.append,
         )
     )
     assert told == [f"{photographs}/two.png"]

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ratioctl import recipe as recipes
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import loader
-from ratioctl.data import out_distribution as outside
+from ratioctl.data import in_distribution, loader, out_distribution
 from ratioctl.data.augment import augment, crop, cutout, flip
 from ratioctl.data.autoaugment import SIGNED, apply, autoaugment, policies
 from ratioctl.errors import SourceError
@@ -37,12 +35,12 @@ def seeded(seed: int = 1) -> torch.Generator:
 
 
 def test_digits_splits_are_disjoint_and_complete() -> None:
-    train, test = inside.load("digits:train", 8, 1), inside.load("digits:test", 8, 1)
-    whole = inside.load("digits", 8, 1)
+    train, test = in_distribution.load("digits:train", 8, 1), in_distribution.load("digits:test", 8, 1)
+    whole = in_distribution.load("digits", 8, 1)
     assert len(train) + len(test) == len(whole) == 1797
     assert whole.label_names == tuple("0123456789")
 
-    def key(images: inside.Images) -> Counter[bytes]:
+    def key(images: in_distribution.Images) -> Counter[bytes]:
         return Counter(p.tobytes() for p in images.pixels)
 
     assert not key(train) & key(test), "no picture is in both"
@@ -52,7 +50,7 @@ def test_digits_splits_are_disjoint_and_complete() -> None:
 
 
 def test_digits_at_another_size_and_in_colour() -> None:
-    images = inside.load("digits:test", 32, 3)
+    images = in_distribution.load("digits:test", 32, 3)
     assert images.pixels.shape[1:] == (32, 32, 3)
     assert (images.pixels[..., 0] == images.pixels[..., 2]).all()
 
@@ -62,7 +60,7 @@ def test_digits_at_another_size_and_in_colour() -> None:
 def test_hold_out_is_a_stratified_partition(counts: list[int], amount: float, seed: int) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     try:
-        kept, held = inside.hold_out(labels, amount, seed)
+        kept, held = in_distribution.hold_out(labels, amount, seed)
     except SourceError:
         assert round(amount * len(labels)) < len(counts)
         return
@@ -75,7 +73,7 @@ def test_hold_out_is_a_stratified_partition(counts: list[int], amount: float, se
 
 def test_hold_out_depends_on_the_seed_alone() -> None:
     labels = np.repeat(np.arange(5), 50)
-    first, again, other = (inside.hold_out(labels, 50, seed)[1] for seed in (3, 3, 4))
+    first, again, other = (in_distribution.hold_out(labels, 50, seed)[1] for seed in (3, 3, 4))
     assert (first == again).all()
     assert not np.array_equal(first, other)
     assert len(first) == 50
@@ -83,7 +81,7 @@ def test_hold_out_depends_on_the_seed_alone() -> None:
 
 def test_holding_out_too_much_is_refused() -> None:
     with pytest.raises(SourceError, match="one per class"):
-        inside.hold_out(np.repeat(np.arange(5), 3), 13, 0)
+        in_distribution.hold_out(np.repeat(np.arange(5), 3), 13, 0)
 
 
 def folder(root: Path, classes: dict[str, int], size: int = 8) -> Path:
@@ -98,7 +96,7 @@ def folder(root: Path, classes: dict[str, int], size: int = 8) -> Path:
 
 def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     source = folder(tmp_path / "data", {"cat": 2, "dog": 3})
-    images = inside.load_labelled(str(source), 8, 3, ("dog", "bird", "cat"))
+    images = in_distribution.load_labelled(str(source), 8, 3, ("dog", "bird", "cat"))
     assert images.label_names == ("dog", "bird", "cat")
     assert images.labels is not None
     assert Counter(images.labels.tolist()) == {2: 2, 0: 3}
@@ -107,22 +105,22 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_label_is_named_with_the_nearest(tmp_path: Path) -> None:
     source = folder(tmp_path / "data", {"cat": 1, "dgo": 1})
     with pytest.raises(SourceError) as caught:
-        inside.load_labelled(str(source), 8, 3, ("cat", "dog"))
+        in_distribution.load_labelled(str(source), 8, 3, ("cat", "dog"))
     assert '"dgo"' in str(caught.value)
     assert '"dog"' in str(caught.value)
 
 
 def test_fewer_than_two_classes(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="at least two"):
-        inside.load_labelled(str(folder(tmp_path / "data", {"cat": 2})), 8, 3)
+        in_distribution.load_labelled(str(folder(tmp_path / "data", {"cat": 2})), 8, 3)
 
 
 def test_named_sets_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path))
     with pytest.raises(SourceError, match="--download"):
-        inside.load("cifar10:test", 32, 3)
+        in_distribution.load("cifar10:test", 32, 3)
     with pytest.raises(SourceError, match="cifar10:train"):
-        inside.load("cifar10", 32, 3)
+        in_distribution.load("cifar10", 32, 3)
 
 
 # --- out-distribution ----------------------------------------------------------------------------------
@@ -131,12 +129,12 @@ def test_named_sets_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.Monk
 def test_class_exclusion(tmp_path: Path) -> None:
     a = folder(tmp_path / "a", {"cat": 2, "tree": 3})
     b = folder(tmp_path / "b", {"rock": 4})
-    assert len(outside.load([str(a), str(b)], 8)) == 9
-    assert len(outside.load([str(a), str(b)], 8, exclude=["cat"])) == 7
+    assert len(out_distribution.load([str(a), str(b)], 8)) == 9
+    assert len(out_distribution.load([str(a), str(b)], 8, exclude=["cat"])) == 7
     with pytest.raises(SourceError, match='"cta"'):
-        outside.load([str(a), str(b)], 8, exclude=["cta"])
+        out_distribution.load([str(a), str(b)], 8, exclude=["cta"])
     with pytest.raises(SourceError, match="no images left"):
-        outside.load([str(a), str(b)], 8, exclude=["cat", "tree", "rock"])
+        out_distribution.load([str(a), str(b)], 8, exclude=["cat", "tree", "rock"])
 
 
 def test_excluded_classes_leave_the_held_out_out_images_too(tmp_path: Path) -> None:
@@ -153,10 +151,10 @@ def test_excluded_classes_leave_the_held_out_out_images_too(tmp_path: Path) -> N
 
 
 def test_noise_is_what_it_says() -> None:
-    uniform = outside.uniform_noise(50, 32, 3, seed=0).astype(float)
+    uniform = out_distribution.uniform_noise(50, 32, 3, seed=0).astype(float)
     assert abs(uniform.mean() - 127.5) < 1
     assert abs(uniform.std() - 73.9) < 1  # of the uniform distribution on 0..255
-    smooth = outside.smooth_noise(10, 32, 3, seed=0)
+    smooth = out_distribution.smooth_noise(10, 32, 3, seed=0)
     assert smooth.reshape(10, -1).min(1).tolist() == [0] * 10
     assert smooth.reshape(10, -1).max(1).tolist() == [255] * 10
     rough = np.abs(np.diff(uniform, axis=2)).mean()
@@ -165,13 +163,13 @@ def test_noise_is_what_it_says() -> None:
 
 def test_generated_sets_depend_on_the_seed_alone() -> None:
     for source in ("noise:uniform", "noise:smooth", "photos:china"):
-        first, again, other = (outside.load([source], 8, 1, seed=s, count=5) for s in (1, 1, 2))
+        first, again, other = (out_distribution.load([source], 8, 1, seed=s, count=5) for s in (1, 1, 2))
         assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_unknown_noise_is_refused() -> None:
     with pytest.raises(SourceError, match="noise:uniform"):
-        outside.load(["noise:gaussian"], 8)
+        out_distribution.load(["noise:gaussian"], 8)
 
 
 # --- augmentation --------------------------------------------------------------------------------------

@@ -21,42 +21,35 @@ from rich.console import Console
 
 import ratioctl
 from ratioctl import metrics, package
-from ratioctl.attacks import autoattack as ensemble
-from ratioctl.attacks import goals
-from ratioctl.attacks.autoattack import Budget
-from ratioctl.data import in_distribution as inside
+from ratioctl.attacks import autoattack, goals
+from ratioctl.attacks.autoattack import AttackBudget
+from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, PackageError, SourceError, UsageError
 from ratioctl.evaluation import (
     SUITES,
     Suite,
+    attack_batches,
+    measurements,
     run,
+    sanity_checks,
     suites,
-)
-from ratioctl.evaluation import (
-    attack_batches as work,
-)
-from ratioctl.evaluation import (
-    measurements as summary,
-)
-from ratioctl.evaluation import (
-    sanity_checks as doubts,
 )
 from ratioctl.evaluation.progress import Phase, Plan
 from ratioctl.evaluation.run import choice, spread
-from ratioctl.models.device import Place
+from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.recipe import Ball, Calibration
 from ratioctl.report import evaluation as evaluation_report
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
-from ratioctl.utils.result_cache import Journal, key_of
+from ratioctl.utils.result_cache import ResultCache, key_of
 
 TINY = Suite(
     name="tiny",
     inside=8,
     balls=1,
     attacks=("apgd-ce", "apgd-t"),
-    budget=Budget(steps=3, targets=2),
+    budget=AttackBudget(steps=3, targets=2),
     outside=5,
     outside_steps=3,
     curve=4,
@@ -102,14 +95,14 @@ class Linear(torch.nn.Module):
         return (x.flatten(1) - 0.5) @ self.weight.T
 
 
-def subject(network: torch.nn.Module, temperature: float = 1.0) -> work.Subject:
+def subject(network: torch.nn.Module, temperature: float = 1.0) -> attack_batches.Subject:
     device = torch.device("cpu")
     known: Any = types.SimpleNamespace(temperature=temperature)
-    return work.Subject(
+    return attack_batches.Subject(
         package=known,
         network=network,  # type: ignore[arg-type]
         predictor=Predictor(network=network, device=device),  # type: ignore[arg-type]
-        place=Place(device=device, bf16=False, why=""),
+        compute=ComputeConfig(device=device, bf16=False, why=""),
         seed=0,
     )
 
@@ -180,26 +173,26 @@ def test_a_journal_computes_a_batch_once_and_again_where_it_is_damaged(tmp_path:
         calls.append(1)
         return {"x": np.arange(3.0)}
 
-    journal = Journal(tmp_path / "j")
-    first = journal.fetch("k", compute)
-    again = Journal(tmp_path / "j").fetch("k", compute)
+    results = ResultCache(tmp_path / "j")
+    first = results.get_or_compute("k", compute)
+    again = ResultCache(tmp_path / "j").get_or_compute("k", compute)
     assert len(calls) == 1
     assert np.array_equal(first["x"], again["x"])
     assert first["seconds"] == again["seconds"]
     path = tmp_path / "j" / "k.npz"
     path.write_bytes(path.read_bytes()[:40])
-    assert np.array_equal(Journal(tmp_path / "j").fetch("k", compute)["x"], first["x"])
+    assert np.array_equal(ResultCache(tmp_path / "j").get_or_compute("k", compute)["x"], first["x"])
     assert len(calls) == 2
 
 
 def test_a_finished_journal_starts_anew_unless_it_is_kept(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.fetch("k", lambda: {"x": np.zeros(1)})
-    journal.finish()
-    Journal(tmp_path, keep=True)
+    results = ResultCache(tmp_path)
+    results.get_or_compute("k", lambda: {"x": np.zeros(1)})
+    results.finish()
+    ResultCache(tmp_path, keep=True)
     assert (tmp_path / "k.npz").exists()
-    journal.finish()
-    Journal(tmp_path)
+    results.finish()
+    ResultCache(tmp_path)
     assert not (tmp_path / "k.npz").exists()
 
 
@@ -215,7 +208,7 @@ def test_worst_case_reaches_the_optimum_of_a_linear_model_and_never_falls_below_
     model = subject(Linear(classes=2, scale=0.05))
     pixels = noise(6).clip(60, 195)  # away from the box
     eps = 0.5
-    found = work.worst_case(model, pixels, Ball(p=2, eps=eps), steps=20, restarts=1, targets=1)
+    found = attack_batches.worst_case(model, pixels, Ball(p=2, eps=eps), steps=20, restarts=1, targets=1)
     logits = model.predictor.predict(pixels)
     w = model.network.weight  # type: ignore[attr-defined]
     reach = eps * float((w[0] - w[1]).norm())
@@ -231,7 +224,7 @@ def test_worst_case_reaches_the_optimum_of_a_linear_model_and_never_falls_below_
 def test_lowest_confidence_is_below_the_images_and_in_the_ball() -> None:
     model = subject(Linear(scale=0.2))
     pixels = noise(6)
-    found = work.lowest(model, pixels, Ball(p=2, eps=0.4), steps=10)
+    found = attack_batches.lowest(model, pixels, Ball(p=2, eps=0.4), steps=10)
     clean = metrics.confidence(model.predictor.predict(pixels))
     assert (found["confidence"] <= clean).all()
     assert found["confidence"].mean() < clean.mean() - 0.05
@@ -242,7 +235,9 @@ def test_lowest_confidence_is_below_the_images_and_in_the_ball() -> None:
 def test_radius_curves_start_at_the_image_and_never_turn(with_labels: bool) -> None:
     model = subject(Linear(scale=0.2), temperature=0.7)
     pixels, labels = noise(3), np.array([0, 1, 2])
-    values = work.curve(model, pixels, labels if with_labels else None, (0.1, 0.3, 0.6), 5)["values"]
+    values = attack_batches.curve(model, pixels, labels if with_labels else None, (0.1, 0.3, 0.6), 5)[
+        "values"
+    ]
     p = metrics.softmax(model.predictor.predict(pixels), 0.7)
     assert np.allclose(values[:, 0], p[np.arange(3), labels] if with_labels else p.max(1))
     step = np.diff(values, axis=1)
@@ -257,7 +252,9 @@ def test_robust_results_of_an_image_do_not_depend_on_its_batch() -> None:
     labels[0] = (labels[0] + 1) % 3
     for attack in ("apgd-ce", "apgd-t"):
         whole, *parts = (
-            work.robust(model, pixels[at], labels[at], ball, attack, Budget(steps=3, targets=2), keep=True)
+            attack_batches.robust(
+                model, pixels[at], labels[at], ball, attack, AttackBudget(steps=3, targets=2), keep=True
+            )
             for at in (slice(None), slice(0, 3), slice(3, 8))
         )
         broken = whole["broken"]
@@ -285,10 +282,16 @@ def test_a_weakened_attack_is_noticed_and_a_sound_one_is_not() -> None:
     labels = np.zeros(12, np.int64)
     said = {}
     for steps in (1, 40):
-        alive = ~work.robust(model, pixels, labels, ball, "apgd-ce", Budget(steps=steps))["broken"]
-        probed = work.probe_inside(model, pixels[alive], labels[alive], ball, 50) if alive.any() else None
+        alive = ~attack_batches.robust(model, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))[
+            "broken"
+        ]
+        probed = (
+            attack_batches.probe_inside(model, pixels[alive], labels[alive], ball, 50)
+            if alive.any()
+            else None
+        )
         broken = np.zeros(0, bool) if probed is None else probed["broken"]
-        said[steps] = doubts.not_converged_inside(ball, broken, 50)
+        said[steps] = sanity_checks.not_converged_inside(ball, broken, 50)
     assert said[1] is not None
     assert "too weak" in said[1]
     assert said[40] is None
@@ -307,38 +310,41 @@ def known_package(**ratio: Any) -> Any:
 @pytest.mark.parametrize(
     ("fires", "silent"),
     [
-        (lambda: doubts.zero_gradients("x", 5, 100), lambda: doubts.zero_gradients("x", 1, 100)),
-        (lambda: doubts.randomised(OK, OK + 1e-2), lambda: doubts.randomised(OK, OK + 1e-7)),
-        (lambda: doubts.probabilities(metrics.softmax(OK)), lambda: doubts.probabilities(OK)),
         (
-            lambda: doubts.square_wins(BALL, np.array([4] * 5 + [1] * 95), suites.STANDARD),
-            lambda: doubts.square_wins(BALL, np.array([4] + [1] * 99), suites.STANDARD),
+            lambda: sanity_checks.zero_gradients("x", 5, 100),
+            lambda: sanity_checks.zero_gradients("x", 1, 100),
+        ),
+        (lambda: sanity_checks.randomised(OK, OK + 1e-2), lambda: sanity_checks.randomised(OK, OK + 1e-7)),
+        (lambda: sanity_checks.probabilities(metrics.softmax(OK)), lambda: sanity_checks.probabilities(OK)),
+        (
+            lambda: sanity_checks.square_wins(BALL, np.array([4] * 5 + [1] * 95), suites.STANDARD),
+            lambda: sanity_checks.square_wins(BALL, np.array([4] + [1] * 99), suites.STANDARD),
         ),
         (
-            lambda: doubts.not_converged_inside(BALL, np.arange(20) < 3, 200),
-            lambda: doubts.not_converged_inside(BALL, np.arange(20) < 1, 200),
+            lambda: sanity_checks.not_converged_inside(BALL, np.arange(20) < 3, 200),
+            lambda: sanity_checks.not_converged_inside(BALL, np.arange(20) < 1, 200),
         ),
         (
-            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.5), 200),
-            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.31), 200),
+            lambda: sanity_checks.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.5), 200),
+            lambda: sanity_checks.not_converged_outside("o", BALL, np.full(9, 0.3), np.full(9, 0.31), 200),
         ),
         (  # a sharp model: three points are little to add, and all that was missing
-            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.96), np.full(9, 0.99), 200),
-            lambda: doubts.not_converged_outside("o", BALL, np.full(9, 0.99), np.full(9, 0.9999), 200),
+            lambda: sanity_checks.not_converged_outside("o", BALL, np.full(9, 0.96), np.full(9, 0.99), 200),
+            lambda: sanity_checks.not_converged_outside("o", BALL, np.full(9, 0.99), np.full(9, 0.9999), 200),
         ),
         (
-            lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.59])),
-            lambda: doubts.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.6])),
+            lambda: sanity_checks.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.59])),
+            lambda: sanity_checks.below_clean("o", np.array([0.5, 0.6]), np.array([0.5, 0.6])),
         ),
         (
-            lambda: doubts.temperature_at_end(0.05, Calibration(), True),
-            lambda: doubts.temperature_at_end(0.41, Calibration(), True),
+            lambda: sanity_checks.temperature_at_end(0.05, Calibration(), True),
+            lambda: sanity_checks.temperature_at_end(0.41, Calibration(), True),
         ),
         (
-            lambda: doubts.uncalibrated(known_package()),
-            lambda: doubts.uncalibrated(known_package(thresholds={"tpr95": 0.5})),
+            lambda: sanity_checks.uncalibrated(known_package()),
+            lambda: sanity_checks.uncalibrated(known_package(thresholds={"tpr95": 0.5})),
         ),
-        (lambda: doubts.few({"a": 999, "b": 2000}), lambda: doubts.few({"a": 1000})),
+        (lambda: sanity_checks.few({"a": 999, "b": 2000}), lambda: sanity_checks.few({"a": 1000})),
     ],
 )
 def test_every_doubt_fires_and_stays_silent(
@@ -351,9 +357,9 @@ def test_every_doubt_fires_and_stays_silent(
 def test_duplicates_within_and_between_sets_are_counted() -> None:
     first, second = noise(10, 1), noise(10, 2)
     sound = {"a": images(first), "b": images(second)}
-    assert doubts.duplicates(sound) == []
+    assert sanity_checks.duplicates(sound) == []
     mixed = {"a": images(first), "b": images(np.concatenate([second, first[:2], second[:1]]))}
-    said = doubts.duplicates(mixed)
+    said = sanity_checks.duplicates(mixed)
     assert [text for text in said if "1 of the 13" in text and "in it" in text]
     assert [text for text in said if "2 of the 13" in text and "also stand in a" in text]
 
@@ -361,18 +367,18 @@ def test_duplicates_within_and_between_sets_are_counted() -> None:
 def test_evaluating_on_training_data_is_noticed() -> None:
     trained: Any = known_package(provenance={"data": {"train": "f-t", "held_out": "f-h"}})
     sets = {"x": "f-t", "y": "f-other"}
-    assert len(doubts.trained_on(trained, sets)) == 1
-    assert "trained on" in doubts.trained_on(trained, sets)[0]
-    assert doubts.trained_on(trained, {"y": "f-other"}) == []
+    assert len(sanity_checks.trained_on(trained, sets)) == 1
+    assert "trained on" in sanity_checks.trained_on(trained, sets)[0]
+    assert sanity_checks.trained_on(trained, {"y": "f-other"}) == []
 
 
 # --- sums --------------------------------------------------------------------------------------------------
 
 
 def test_robust_accuracy_counts_what_each_attack_left() -> None:
-    source = summary.Source(name="s", images=images(noise(1)), seed=0)
+    source = measurements.Source(name="s", images=images(noise(1)), seed=0)
     by = np.array([-1, 0, 0, 1, 2, 2, 0, 0] * 2)
-    rows = summary.robust(source, by, BALL, ("apgd-ce", "apgd-t"), "both")
+    rows = measurements.robust(source, by, BALL, ("apgd-ce", "apgd-t"), "both")
     values = {row.name: row.value for row in rows}
     assert values["accuracy_before_attack"] == 7 / 8
     assert values["accuracy_after_apgd_ce"] == 6 / 8
@@ -384,12 +390,14 @@ def test_robust_accuracy_counts_what_each_attack_left() -> None:
 def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
     rng = np.random.default_rng(0)
     inside, outside = rng.beta(5, 2, 400), rng.beta(2, 4, 300)
-    curve = summary.roc(*(summary.Sure(confidence=c, odds=np.log(c / (1 - c))) for c in (inside, outside)))
+    curve = measurements.roc(
+        *(measurements.Sure(confidence=c, odds=np.log(c / (1 - c))) for c in (inside, outside))
+    )
     fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
     area = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
     assert abs(area - metrics.auroc(-inside, -outside)) < 0.003
     assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
-    assert len(curve["fpr"]) <= summary.CURVE_POINTS + 2
+    assert len(curve["fpr"]) <= measurements.CURVE_POINTS + 2
 
 
 def test_confidences_that_round_to_one_still_rank() -> None:
@@ -397,11 +405,11 @@ def test_confidences_that_round_to_one_still_rank() -> None:
     assert len(set(metrics.confidence(sharp))) == 1
     assert metrics.log_odds(sharp) == pytest.approx([60, 50, 45])
     sets = [
-        summary.Sure(confidence=metrics.confidence(f), odds=metrics.log_odds(f))
+        measurements.Sure(confidence=metrics.confidence(f), odds=metrics.log_odds(f))
         for f in (sharp[1:], sharp[:1])  # the out-image is surest of all
     ]
-    source = summary.Source(name="o", images=images(noise(1)), seed=0)
-    values = {row.name: row.value for row in summary.detection(source, *sets)}
+    source = measurements.Source(name="o", images=images(noise(1)), seed=0)
+    values = {row.name: row.value for row in measurements.detection(source, *sets)}
     assert values["auroc"] == 0.0
     assert values["conservative_auroc"] == 0.0
     assert metrics.auroc(-sets[0].confidence, -sets[1].confidence) == 0.5
@@ -419,10 +427,10 @@ def test_the_mixture_counts_an_out_image_as_right_with_one_in_k() -> None:
     labels = np.array([0, 1] * 4)
     logits = np.full((8, 4), -40.0)
     logits[np.arange(8), labels] = 40.0  # sure and right
-    source = summary.Source(name="s", images=images(noise(8), labels), seed=0)
-    rows = summary.mixture(source, logits, {"o": logits.copy()}, 1.0, Calibration(), ["a", "b"])
+    source = measurements.Source(name="s", images=images(noise(8), labels), seed=0)
+    rows = measurements.mixture(source, logits, {"o": logits.copy()}, 1.0, Calibration(), ["a", "b"])
     assert rows[0].n == 16
-    assert rows[0].details["fingerprint"] == summary.together(["a", "b"]) != source.images.fingerprint
+    assert rows[0].details["fingerprint"] == measurements.together(["a", "b"]) != source.images.fingerprint
     assert rows[0].value == pytest.approx(
         0.5 * (1 - 1 / 4)
     )  # the out-half is sure and right one time in four
@@ -435,11 +443,11 @@ def test_means_are_over_sets_alone() -> None:
         return Measurement(name=name, value=value, n=10, interval=ends, dataset=dataset, details=details)
 
     rows = [row("auroc", "a", 0.6), row("auroc", "b", 0.8), row("kept_at_tpr95", "in", 0.9)]
-    (mean,) = summary.mean_over_sets(rows, ["a", "b"], "in", 0)
+    (mean,) = measurements.mean_over_sets(rows, ["a", "b"], "in", 0)
     assert (mean.name, mean.dataset, mean.value, mean.n) == ("auroc", "mean", pytest.approx(0.7), 20)
     assert mean.interval == pytest.approx((0.6, 0.8))
     assert mean.details == {
-        "fingerprint": summary.together(["f-a", "f-b"]),
+        "fingerprint": measurements.together(["f-a", "f-b"]),
         "seed": 0,
         "duration_s": pytest.approx(1.4),
         "attack": "it",
@@ -447,7 +455,7 @@ def test_means_are_over_sets_alone() -> None:
         "inside": "in",
     }
     shared = [dataclasses.replace(row, details={**row.details, "n_in": 7}) for row in rows[:2]]
-    (mean,) = summary.mean_over_sets(shared, ["a", "b"], "in", 0)
+    (mean,) = measurements.mean_over_sets(shared, ["a", "b"], "in", 0)
     assert (mean.n, mean.details["n_in"], mean.details["n_out"]) == (13, 7, 6), "the in-images count once"
 
 
@@ -473,7 +481,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     import pyarrow.parquet as pq
 
     events: list[dict[str, Any]] = []
-    found = evaluated(small_package, labelled, watch=events.append, out=tmp_path / "out")
+    found = evaluated(small_package, labelled, callback=events.append, out=tmp_path / "out")
     rows = found.models[0].report.measurements
     names = {(row.name, row.dataset == "mean", row.ball is not None) for row in rows}
     for name in ("auroc", "conservative_auroc", "fpr_at_95_tpr", "aupr_in", "aupr_out", "mmc"):
@@ -610,7 +618,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_report(
 
     whole = evaluated(small_package, labelled)
     with pytest.raises(StopError):
-        evaluated(small_package, labelled, out=tmp_path, watch=stop_after_four)
+        evaluated(small_package, labelled, out=tmp_path, callback=stop_after_four)
     filed = len(list((tmp_path / ".journal").glob("*.npz")))
     assert filed == 4
     again = evaluated(small_package, labelled, out=tmp_path)
@@ -656,13 +664,13 @@ def test_what_cannot_be_filed_loses_no_report(
             package.update(package.read(copy), config_changes={"ratio": {"temperature": 0.3}})
 
     with pytest.raises(PackageError, match="was changed while it was evaluated"):
-        evaluated(copy, labelled, write=True, watch=recalibrated_meanwhile, finish=done.append)
+        evaluated(copy, labelled, write=True, callback=recalibrated_meanwhile, finish=done.append)
     assert len(done) == 1
     assert "metrics" not in package.read(copy).config["ratio"]
     events: list[Any] = []
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="cannot be written, and the measurements are to go there"):
-        evaluated(copy, labelled, write=True, watch=events.append)
+        evaluated(copy, labelled, write=True, callback=events.append)
     assert not events, "said before anything is computed"
 
 
@@ -795,22 +803,22 @@ def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None
     """On a GPU that road is fp32 without TF32; the search may see another network altogether."""
     exact, pixels, labels = Recording(Linear(scale=0.3)), noise(4), np.array([0, 1, 2, 0])
     search, ball = Linear(scale=0.1), Ball(p=2, eps=0.3)
-    model = work.Subject(
+    model = attack_batches.Subject(
         package=types.SimpleNamespace(temperature=1.0),  # type: ignore[arg-type]
         network=search,  # type: ignore[arg-type]
         predictor=Predictor(network=exact, device=torch.device("cuda")),  # type: ignore[arg-type]
-        place=Place(device=torch.device("cpu"), bf16=False, why=""),
+        compute=ComputeConfig(device=torch.device("cpu"), bf16=False, why=""),
         seed=0,
     )
     before = tf32_of_convolutions()
     found = [
-        work.robust(model, pixels, labels, ball, "apgd-ce", Budget(steps=3), keep=True),
-        work.worst_case(model, pixels, ball, steps=3, restarts=1, targets=1, keep=True),
-        work.lowest(model, pixels, ball, steps=3, keep=True),
+        attack_batches.robust(model, pixels, labels, ball, "apgd-ce", AttackBudget(steps=3), keep=True),
+        attack_batches.worst_case(model, pixels, ball, steps=3, restarts=1, targets=1, keep=True),
+        attack_batches.lowest(model, pixels, ball, steps=3, keep=True),
     ]
-    values = work.curve(model, pixels, labels, (0.1,), 2)["values"]
-    work.probe_inside(model, pixels, labels, ball, 2)
-    work.probe_outside(model, pixels, ball, 2)
+    values = attack_batches.curve(model, pixels, labels, (0.1,), 2)["values"]
+    attack_batches.probe_inside(model, pixels, labels, ball, 2)
+    attack_batches.probe_outside(model, pixels, ball, 2)
     assert tf32_of_convolutions() == before
     assert len(exact.seen) > 10
     assert set(exact.seen) == {False}
@@ -828,7 +836,7 @@ def test_saved_images_lie_in_their_ball_and_do_what_the_report_says(
     import pyarrow.parquet as pq
 
     events: list[dict[str, Any]] = []
-    found = evaluated(small_package, labelled, out=tmp_path, save_adversarial=True, watch=events.append)
+    found = evaluated(small_package, labelled, out=tmp_path, save_adversarial=True, callback=events.append)
     evaluation_report.write(found, tmp_path)
     files = [Path(event["path"]) for event in events if event["event"] == "file"]
     assert [path.name for path in files] == [
@@ -893,7 +901,7 @@ def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
 def test_the_estimate_knows_that_few_survive(small_package: Path, labelled: str) -> None:
     """What is estimated for an attack is what its survivors cost, not what all images would."""
     events: list[dict[str, Any]] = []
-    evaluated(small_package, labelled, watch=events.append)
+    evaluated(small_package, labelled, callback=events.append)
     assert events[0]["event"] == "plan"
     assert events[0]["seconds"] > 0
     assert [event for event in events if event["event"] == "batch"][-1]["share"] == pytest.approx(1)
@@ -967,7 +975,7 @@ def test_a_sound_model_is_not_doubted_and_an_unsound_one_is(
     network: type[torch.nn.Module],
     says: tuple[str, ...],
 ) -> None:
-    suite = dataclasses.replace(WARY, attacks=("apgd-ce", "square"), budget=Budget(steps=8, queries=60))
+    suite = dataclasses.replace(WARY, attacks=("apgd-ce", "square"), budget=AttackBudget(steps=8, queries=60))
     warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
     for text in says:
         assert any(text in warning for warning in warnings), warnings
@@ -985,7 +993,7 @@ def test_the_reference_is_watched_for_zero_gradients_too(
     doubted: bool,
 ) -> None:
     """The package does not tell of them; the self-check's own search on what survived does."""
-    monkeypatch.setattr(ensemble, "_reference", lambda name, logits_of, x, *more: x)  # breaks nothing
+    monkeypatch.setattr(autoattack, "_reference", lambda name, logits_of, x, *more: x)  # breaks nothing
     suite = dataclasses.replace(WARY, backend="reference")
     warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
     said = "self-check of the robust accuracy (l2 0.125): the gradient was zero"
@@ -1012,7 +1020,7 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """What an evaluation of this network says, on images that it gets right."""
     built = network().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "frozen", lambda model: built)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: built)
     pixels = noise(40, 5) // 8 + 110
     labels = built(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1)
     for k, (picture, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
@@ -1029,8 +1037,8 @@ def warnings_of(
 def test_unreadable_images_are_counted() -> None:
     one: Any = types.SimpleNamespace(errors=(("x/broken.png", "is text, not an image"),))
     said = "images of a that could not be read and are left out: 1 (x/broken.png: is text, not an image)"
-    assert inside.unreadable({"a": one}) == [said]
-    assert inside.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
+    assert in_distribution.unreadable({"a": one}) == [said]
+    assert in_distribution.unreadable({"a": types.SimpleNamespace(errors=())}) == []  # type: ignore[dict-item]
 
 
 # --- several models ----------------------------------------------------------------------------------------

@@ -11,24 +11,24 @@ import ratioctl
 from ratioctl.cli import main
 from ratioctl.errors import RatioctlError
 from ratioctl.models import device as hardware
-from ratioctl.models.device import choose, has_bf16
+from ratioctl.models.device import has_bf16, select_device
 from ratioctl.scoring import backends
 
 
 def test_the_choice_and_its_reason_are_logged_for_verbose(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "ratioctl"):
-        place = choose("cpu")
-    assert caplog.messages == [f"Computing on {place.why}"]
-    assert "thread" in place.why
-    assert place.bf16 == has_bf16(place.device)
-    assert ("bf16" if place.bf16 else "fp32") in place.why
+        compute = select_device("cpu")
+    assert caplog.messages == [f"Computing on {compute.why}"]
+    assert "thread" in compute.why
+    assert compute.bf16 == has_bf16(compute.device)
+    assert ("bf16" if compute.bf16 else "fp32") in compute.why
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_precision_asked_for_overrules(precision: str) -> None:
-    place = choose("cpu", precision)
-    assert place.bf16 == (precision == "bf16")
-    assert f"{precision}: asked for" in place.why
+    compute = select_device("cpu", precision)
+    assert compute.bf16 == (precision == "bf16")
+    assert f"{precision}: asked for" in compute.why
 
 
 SUITE = ("--data", "digits:test", "--limit", "1", "--suite")
@@ -57,11 +57,11 @@ def test_every_command_that_searches_takes_the_precision(
 ) -> None:
     chosen: list[bool] = []
 
-    def place(**what: Any) -> hardware.Place:
+    def compute(**what: Any) -> hardware.ComputeConfig:
         chosen.append(what["bf16"])
         raise RatioctlError("enough", "was seen", "")
 
-    monkeypatch.setattr(hardware, "Place", place)
+    monkeypatch.setattr(hardware, "ComputeConfig", compute)
     monkeypatch.chdir(tmp_path)
     image = next(photographs.iterdir())
     named = {"MODEL": str(small_package), "IMAGE": str(image)}
@@ -73,13 +73,13 @@ def test_the_worst_case_is_searched_in_the_precision_and_scored_in_fp32(
     small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered: list[bool] = []
-    autocast = hardware.Place.autocast
+    autocast = hardware.ComputeConfig.autocast
 
-    def seen(place: hardware.Place) -> AbstractContextManager[object]:
-        entered.append(place.bf16)
-        return autocast(place)
+    def seen(compute: hardware.ComputeConfig) -> AbstractContextManager[object]:
+        entered.append(compute.bf16)
+        return autocast(compute)
 
-    monkeypatch.setattr(hardware.Place, "autocast", seen)
+    monkeypatch.setattr(hardware.ComputeConfig, "autocast", seen)
     monkeypatch.setattr(backends, "WORST_CASE_STEPS", 2)
     rows = {
         precision: list(

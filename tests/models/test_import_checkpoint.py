@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ratioctl import package
 from ratioctl.errors import PackageError, UsageError
-from ratioctl.models import build, from_package
-from ratioctl.models import import_checkpoint as foreign
+from ratioctl.models import build, from_package, import_checkpoint
 
 PLAIN: dict[str, Any] = {"num_classes": 3, "mean": [0.0], "std": [1.0]}
 
@@ -74,8 +73,8 @@ def test_usual_forms_of_checkpoints_load(narrow: nn.Module, tmp_path: Path, kind
         state = {k: v.half().float() if v.is_floating_point() else v for k, v in state.items()}
         narrow = network(width=2)
         narrow.load_state_dict(state)
-    checkpoint = foreign.read(saved(tmp_path / "w.pt", DRESSED[kind](dict(state))))
-    fitted = foreign.fit(checkpoint, "resnet18", **PLAIN)
+    checkpoint = import_checkpoint.read(saved(tmp_path / "w.pt", DRESSED[kind](dict(state))))
+    fitted = import_checkpoint.fit(checkpoint, "resnet18", **PLAIN)
     assert agree(fitted.classifier, narrow)
     assert fitted.options == {"width": 2}
     assert (
@@ -99,7 +98,9 @@ def test_safetensors_and_wide_networks(tmp_path: Path) -> None:
 
     wide = network("wideresnet-10-1")
     save_file(wide.state_dict(), tmp_path / "w.safetensors")
-    fitted = foreign.fit(foreign.read(tmp_path / "w.safetensors"), "wideresnet-10-1", **PLAIN)
+    fitted = import_checkpoint.fit(
+        import_checkpoint.read(tmp_path / "w.safetensors"), "wideresnet-10-1", **PLAIN
+    )
     assert agree(fitted.classifier, wide)
     assert fitted.options == {}
 
@@ -109,7 +110,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
 
     theirs = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=3).eval()
     path = saved(tmp_path / "w.pth", theirs.state_dict())
-    fitted = foreign.fit(foreign.read(path), "torchvision:squeezenet1_1", **PLAIN)
+    fitted = import_checkpoint.fit(import_checkpoint.read(path), "torchvision:squeezenet1_1", **PLAIN)
     x = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(fitted.classifier(x), theirs(x))
@@ -121,20 +122,20 @@ def test_what_does_not_fit_is_named(narrow: nn.Module, tmp_path: Path) -> None:
     state["layer2.0.gate.weight"] = torch.ones(3)
     state["layer3.0.conv1.weight"] = torch.ones(5, 5, 3, 3)
     with pytest.raises(UsageError) as caught:
-        foreign.fit(foreign.read(saved(tmp_path / "w.pt", state)), "resnet18", **PLAIN)
+        import_checkpoint.fit(import_checkpoint.read(saved(tmp_path / "w.pt", state)), "resnet18", **PLAIN)
     text = str(caught.value)
     assert "missing layer2.0.bn1.weight" in text
     assert "unexpected layer2.0.gate.weight" in text
     assert "layer3.0.conv1.weight [5, 5, 3, 3] instead of [8, 4, 3, 3]" in text
-    checkpoint = foreign.read(saved(tmp_path / "v.pt", narrow.state_dict()))
+    checkpoint = import_checkpoint.read(saved(tmp_path / "v.pt", narrow.state_dict()))
     with pytest.raises(UsageError, match="does not fit resnet34: missing"):
-        foreign.fit(checkpoint, "resnet34", **PLAIN)
+        import_checkpoint.fit(checkpoint, "resnet34", **PLAIN)
     with pytest.raises(UsageError, match="has 3 classes, and 4 labels were given"):
-        foreign.fit(checkpoint, "resnet18", **{**PLAIN, "num_classes": 4})
+        import_checkpoint.fit(checkpoint, "resnet18", **{**PLAIN, "num_classes": 4})
     with pytest.raises(UsageError, match="unknown architecture"):
-        foreign.fit(checkpoint, "resnet81", **PLAIN)
+        import_checkpoint.fit(checkpoint, "resnet81", **PLAIN)
     with pytest.raises(UsageError, match="has 2 numbers for 3 channel"):
-        foreign.fit(checkpoint, "resnet18", **{**PLAIN, "mean": [0.1, 0.2]})
+        import_checkpoint.fit(checkpoint, "resnet18", **{**PLAIN, "mean": [0.1, 0.2]})
 
 
 class Evil:
@@ -158,22 +159,22 @@ def test_files_that_are_no_checkpoints(
     for name, (data, kind, said) in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(kind, match=said):
-            foreign.read(tmp_path / name)
+            import_checkpoint.read(tmp_path / name)
     assert not (tmp_path / "ran").exists()
     torch.save(narrow, tmp_path / "module.pt")
     with pytest.raises(PackageError, match="holds more than tensors"):
-        foreign.read(tmp_path / "module.pt")
+        import_checkpoint.read(tmp_path / "module.pt")
     with pytest.raises(PackageError, match="no table of weights; it has epoch, note"):
-        foreign.read(saved(tmp_path / "other.pt", {"epoch": 3, "note": "x"}))
+        import_checkpoint.read(saved(tmp_path / "other.pt", {"epoch": 3, "note": "x"}))
     with pytest.raises(PackageError, match="not a state dict"):
-        foreign.read(saved(tmp_path / "list.pt", [1, 2]))
+        import_checkpoint.read(saved(tmp_path / "list.pt", [1, 2]))
     broken = {**narrow.state_dict(), "bn1.weight": torch.tensor([1.0, float("nan")])}
     with pytest.raises(PackageError, match=r'not finite in "bn1\.weight"'):
-        foreign.read(saved(tmp_path / "nan.pt", broken))
+        import_checkpoint.read(saved(tmp_path / "nan.pt", broken))
     os.mkfifo(tmp_path / "fifo.pt")
     for path in (tmp_path / "missing.pt", tmp_path, tmp_path / "fifo.pt"):
         with pytest.raises(UsageError):
-            foreign.read(path)
+            import_checkpoint.read(path)
 
 
 def test_checkpoints_that_hold_more_than_their_file_does(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_checkpoints_that_hold_more_than_their_file_does(tmp_path: Path) -> None
     loop: dict[str, Any] = {}
     loop["state_dict"] = loop
     with pytest.raises(PackageError, match="not a state dict"):
-        foreign.read(saved(tmp_path / "loop.pt", loop))
+        import_checkpoint.read(saved(tmp_path / "loop.pt", loop))
     odd = {
         "wide": torch.zeros(1).expand(10**6, 10**6),
         "sparse": torch.eye(3).to_sparse(),
@@ -190,15 +191,15 @@ def test_checkpoints_that_hold_more_than_their_file_does(tmp_path: Path) -> None
     }
     for name, tensor in odd.items():
         with pytest.raises(PackageError, match=f'holds "{name}" as .* in another form than plain numbers'):
-            foreign.read(saved(tmp_path / "odd.pt", {name: tensor, "b": torch.zeros(2)}))
+            import_checkpoint.read(saved(tmp_path / "odd.pt", {name: tensor, "b": torch.zeros(2)}))
     state = {"a." * 30_000 + "w": torch.zeros(1), "b": torch.zeros(1)}
-    checkpoint = foreign.read(saved(tmp_path / "deep.pt", state))
+    checkpoint = import_checkpoint.read(saved(tmp_path / "deep.pt", state))
     with pytest.raises(UsageError, match="does not fit resnet18"):
-        foreign.fit(checkpoint, "resnet18", **PLAIN)
+        import_checkpoint.fit(checkpoint, "resnet18", **PLAIN)
 
 
 def test_a_normalisation_must_be_given() -> None:
-    foreign.checked_normalisation([0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
+    import_checkpoint.checked_normalisation([0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
     for mean, std, said in (
         (None, None, "is not given"),
         ([0.5], None, "without --std"),
@@ -208,19 +209,24 @@ def test_a_normalisation_must_be_given() -> None:
         ([float("nan")], [1.0], "finite"),
     ):
         with pytest.raises(UsageError, match=said):
-            foreign.checked_normalisation(mean, std)
+            import_checkpoint.checked_normalisation(mean, std)
 
 
 def test_a_normalisation_in_the_checkpoint_is_found(narrow: nn.Module, tmp_path: Path) -> None:
     inside = {"normalize.mu": torch.tensor([0.4, 0.5, 0.6]), "normalize.sigma": torch.full((3,), 0.25)}
     state = {**{f"net.{k}": v for k, v in narrow.state_dict().items()}, **inside}
-    checkpoint = foreign.read(saved(tmp_path / "w.pt", state))
-    found = foreign.normalisation_inside(checkpoint)
+    checkpoint = import_checkpoint.read(saved(tmp_path / "w.pt", state))
+    found = import_checkpoint.normalisation_inside(checkpoint)
     assert found is not None
     assert np.allclose(found, [[0.4, 0.5, 0.6], [0.25] * 3])
-    fitted = foreign.fit(checkpoint, "resnet18", **PLAIN)
+    fitted = import_checkpoint.fit(checkpoint, "resnet18", **PLAIN)
     assert "holds another normalisation, mean and std 0.4, 0.5, 0.6" in fitted.notes[0]
-    assert foreign.normalisation_inside(foreign.read(saved(tmp_path / "v.pt", narrow.state_dict()))) is None
+    assert (
+        import_checkpoint.normalisation_inside(
+            import_checkpoint.read(saved(tmp_path / "v.pt", narrow.state_dict()))
+        )
+        is None
+    )
 
 
 class Bright(nn.Module):
@@ -239,26 +245,28 @@ def test_a_wrong_normalisation_shows_in_the_accuracy() -> None:
     pixels = np.clip(level[:, None, None, None] + rng.integers(-9, 9, (200, 8, 8, 3)), 0, 255)
     pixels, labels = pixels.astype(np.uint8), (level > 127).astype(np.int64)
     for mean, std, wrong in (([0.5] * 3, [0.2] * 3, False), ([0.0] * 3, [1.0] * 3, True)):
-        statistics, trials = foreign.measure(Classifier(Bright(), mean, std), pixels, labels)
+        statistics, trials = import_checkpoint.measure(Classifier(Bright(), mean, std), pixels, labels)
         assert statistics[0] == pytest.approx((pixels.mean((0, 1, 2)) / 255 - mean) / np.array(std), abs=1e-5)
-        found = foreign.doubts(statistics, trials)
+        found = import_checkpoint.doubts(statistics, trials)
         assert bool(found) is wrong
         if wrong:
             assert "with the one of [-1,1]: --mean 0.5,0.5,0.5" in found[0]
         assert (trials[0].accuracy or 0) > 0.9 or wrong
-    statistics, trials = foreign.measure(Classifier(Bright(), [0.5] * 3, [0.01] * 3), pixels, None)
+    statistics, trials = import_checkpoint.measure(Classifier(Bright(), [0.5] * 3, [0.01] * 3), pixels, None)
     assert trials[0].accuracy is None
-    assert "where about 0 and 1 are usual" in foreign.doubts(statistics, trials)[0]
+    assert "where about 0 and 1 are usual" in import_checkpoint.doubts(statistics, trials)[0]
 
 
 def test_the_package_computes_what_the_checkpoint_did(
     narrow: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    checkpoint = foreign.read(saved(tmp_path / "w.pt", narrow.state_dict()))
+    checkpoint = import_checkpoint.read(saved(tmp_path / "w.pt", narrow.state_dict()))
     mean, std = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
-    fitted = foreign.fit(checkpoint, "resnet18", num_classes=3, mean=mean, std=std)
-    written = foreign.write(fitted, checkpoint, "resnet18", ["a", "b", "c"], tmp_path / "p", input_size=8)
+    fitted = import_checkpoint.fit(checkpoint, "resnet18", num_classes=3, mean=mean, std=std)
+    written = import_checkpoint.write(
+        fitted, checkpoint, "resnet18", ["a", "b", "c"], tmp_path / "p", input_size=8
+    )
     read = package.read(written.path)
     assert read.input_size == (3, 8, 8)
     assert read.mean == tuple(mean)

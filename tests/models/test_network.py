@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ratioctl.errors import PackageError, UsageError
-from ratioctl.models import build, frozen, load_weights, refresh
-from ratioctl.models.device import choose
+from ratioctl.models import build, fold_batchnorm, load_weights, sync_folded
+from ratioctl.models.device import select_device
 from ratioctl.models.network import Classifier, count_parameters
 
 SMALL = [
@@ -46,7 +46,7 @@ def lived(architecture: str, width: int | None, size: int, channels: int) -> tup
 @pytest.mark.parametrize(("architecture", "width", "size", "channels"), SMALL)
 def test_frozen_is_the_same_function(architecture: str, width: int | None, size: int, channels: int) -> None:
     model, x = lived(architecture, width, size, channels)
-    twin = frozen(model)
+    twin = fold_batchnorm(model)
     model.eval()
     expected = model(x)
     assert expected.shape == (6, 5)
@@ -60,14 +60,14 @@ def test_frozen_is_the_same_function(architecture: str, width: int | None, size:
 @pytest.mark.parametrize(("architecture", "width", "size", "channels"), SMALL)
 def test_refresh_follows_an_update(architecture: str, width: int | None, size: int, channels: int) -> None:
     model, x = lived(architecture, width, size, channels)
-    twin = frozen(model)
+    twin = fold_batchnorm(model)
     before = twin(x)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
         model.train()(x)
     model.eval()
-    refresh(twin, model)
+    sync_folded(twin, model)
     assert torch.allclose(twin(x), model(x), atol=1e-4, rtol=1e-3)
     assert not torch.allclose(twin(x), before, atol=1e-2)
 
@@ -75,7 +75,7 @@ def test_refresh_follows_an_update(architecture: str, width: int | None, size: i
 def test_frozen_leaves_the_model_alone() -> None:
     model, x = lived("resnet18", 4, 32, 3)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    frozen(model)(x)
+    fold_batchnorm(model)(x)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -128,7 +128,7 @@ def test_a_stem_of_stride_two_sees_every_other_pixel_of_the_plain_one() -> None:
     x = torch.rand(2, 3, 16, 16)
     full, half = plain.network.conv1(x), strided.network.conv1(x)
     torch.testing.assert_close(half, full[:, :, ::2, ::2])
-    torch.testing.assert_close(frozen(strided)(x), strided(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fold_batchnorm(strided)(x), strided(x), atol=1e-5, rtol=0)
     assert not torch.allclose(strided(x), plain(x), atol=1e-3)
     with pytest.raises(UsageError, match="no stem_stride option"):
         build("wideresnet-10-1", num_classes=2, stem_stride=2, mean=(0.5,), std=(0.5,))
@@ -160,13 +160,13 @@ def test_half_precision_weights_are_computed_in_single() -> None:
 
 
 def test_devices_that_are_not_there() -> None:
-    assert choose("cpu", "fp32").bf16 is False
-    assert choose("cpu", "bf16").bf16 is True
+    assert select_device("cpu", "fp32").bf16 is False
+    assert select_device("cpu", "bf16").bf16 is True
     with pytest.raises(UsageError):
-        choose("tpu")
+        select_device("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
-            choose("cuda")
+            select_device("cuda")
 
 
 @pytest.mark.parametrize("c_in", [2, 4, 5, 8])
@@ -191,7 +191,7 @@ def test_strided_pointwise_gradients_are_right(c_in: int, size: int) -> None:
 
 def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str) -> str:
-        return str(choose(device, "fp32").device)
+        return str(select_device(device, "fp32").device)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")

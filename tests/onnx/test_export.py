@@ -25,8 +25,7 @@ from ratioctl import images, metrics, package
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UncalibratedError, UsageError
 from ratioctl.models import build
 from ratioctl.models.predict import predictor
-from ratioctl.onnx import export as export
-from ratioctl.onnx import runtime
+from ratioctl.onnx import export, runtime
 
 LABELS = ["cat", "dog", "frog"]
 OUTPUTS = ["logits", "probabilities", "label", "confidence", "ood_score", "is_ood"]

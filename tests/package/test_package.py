@@ -439,7 +439,7 @@ def test_files_that_are_not_ours_stay(pkg: package.ModelPackage) -> None:
     assert (pkg.path / "notes.txt").read_text() == "mine"
 
 
-class Watch:
+class Callback:
     """Calls `look` before every operation that changes the disk; raises at the one numbered `fail_at`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> None:
@@ -486,9 +486,9 @@ def test_a_package_is_readable_at_every_moment_of_a_change(
         assert after.temperature == there.temperature
         assert names(copy) == {"model.safetensors", "config.json", "recipe.toml", "README.md", "model.onnx"}
 
-    watch = Watch(monkeypatch, look)
+    callback = Callback(monkeypatch, look)
     new = change(pkg)
-    watch.active = False
+    callback.active = False
     assert new.temperature == 0.6
     assert seen == sorted(seen)
     assert set(seen) == {0.5, 0.6}
@@ -500,26 +500,26 @@ def test_a_failing_disk_leaves_the_old_package_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     original = package.write(tmp_path / "p", config=CONFIG, weights=TENSORS, onnx=b"graph")
-    watch = Watch(monkeypatch, lambda: None)
-    watch.error = error
+    callback = Callback(monkeypatch, lambda: None)
+    callback.error = error
     outcomes = set()
     for step in range(1, 100):
-        watch.active = False
+        callback.active = False
         folder = shutil.copytree(original.path, tmp_path / f"q{step}")
         there = package.read(folder)
-        watch.count, watch.fail_at, watch.active = 0, step, True
+        callback.count, callback.fail_at, callback.active = 0, step, True
         try:
             change(there)
         except (DiskError, KeyboardInterrupt):
             failed = True
         else:
             failed = False
-        watch.active = False
+        callback.active = False
         now = package.read(folder)
         outcomes.add((failed, now.temperature))
         if failed and now.temperature == 0.5:
             assert names(folder) - {".lock"} == names(original.path), "something half-written stayed"
-        if watch.count < step:  # it ended before the fault
+        if callback.count < step:  # it ended before the fault
             break
     assert {(True, 0.5), (False, 0.6)} <= outcomes
     assert step > 8
@@ -532,11 +532,11 @@ def test_a_failing_disk_leaves_the_old_package_or_the_new_one(
 def test_a_fresh_package_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], code: int
 ) -> None:
-    watch = Watch(monkeypatch, lambda: None)
-    watch.error = OSError(number, os.strerror(number))
+    callback = Callback(monkeypatch, lambda: None)
+    callback.error = OSError(number, os.strerror(number))
     codes = set()
     for step in range(2, 100):  # 1 is the parent folder, which is there
-        watch.count, watch.fail_at = 0, step
+        callback.count, callback.fail_at = 0, step
         try:
             package.write(tmp_path / "out" / "p", config=CONFIG, weights=TENSORS)
         except kind as error:

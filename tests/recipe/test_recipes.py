@@ -464,7 +464,7 @@ def train_a_step(name: str, out: Path, *, own_depth: bool) -> None:
 
     recipe = recipes.load(name, tiny(recipes.load(name), own_depth=own_depth))
     seen: list[dict[str, float]] = []
-    package = fit(recipe, out, device="cpu", precision="fp32", watch=seen.append)
+    package = fit(recipe, out, device="cpu", precision="fp32", callback=seen.append)
     row = next(event for event in seen if "validation.clean" in event)
     assert row["update"] == row["updates"] == 1
     assert math.isfinite(row["total"])

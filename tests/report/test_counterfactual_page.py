@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ratioctl.report import counterfactual_page as explorer
+from ratioctl.report import counterfactual_page
 
 EVIL = "</script><script>alert(1)</script><!-- \x1b[31m \u202e"
 
@@ -84,7 +84,7 @@ class Elements(html.parser.HTMLParser):
 
 def test_the_document_is_inside_unrounded_and_every_picture_once() -> None:
     asked = document()
-    blocks = dict(Elements(explorer.page(asked, PICTURES, notes=[["cut"]])).blocks)
+    blocks = dict(Elements(counterfactual_page.page(asked, PICTURES, notes=[["cut"]])).blocks)
     assert json.loads(blocks["document"]) == asked
     assert "0.30000000000000004" in blocks["document"]
     extra = json.loads(blocks["extra"])
@@ -97,11 +97,15 @@ def test_nothing_from_outside_becomes_markup() -> None:
     asked = document(path=f"{EVIL}.jpg", target=EVIL, model=EVIL)
     asked["errors"] = [{"path": EVIL, "error": EVIL}]
     asked["images"][0]["original"]["label"] = EVIL
-    text = explorer.page(asked, PICTURES, notes=[[EVIL]], cards=[f"# {EVIL}\n\n[a](javascript:alert(1))"])
+    text = counterfactual_page.page(
+        asked, PICTURES, notes=[[EVIL]], cards=[f"# {EVIL}\n\n[a](javascript:alert(1))"]
+    )
     parsed = Elements(text)
     assert [name for name, _ in parsed.blocks] == ["style", "document", "extra", "script"]
     plain = Elements(
-        explorer.page({**document(), "errors": [{"path": "x", "error": "y"}]}, PICTURES, cards=["# x\n\na"])
+        counterfactual_page.page(
+            {**document(), "errors": [{"path": "x", "error": "y"}]}, PICTURES, cards=["# x\n\na"]
+        )
     )
     assert [tag for tag, _ in parsed.tags] == [tag for tag, _ in plain.tags]
     assert "<!--" not in text
@@ -111,7 +115,9 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 
 def test_only_its_own_script_may_run_and_nothing_may_be_fetched() -> None:
-    parsed = Elements(explorer.page(document(), PICTURES, cards=["![a](https://example.org/a.png)"]))
+    parsed = Elements(
+        counterfactual_page.page(document(), PICTURES, cards=["![a](https://example.org/a.png)"])
+    )
     blocks = dict(parsed.blocks)
     policy = next(
         str(a["content"]) for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"
@@ -137,7 +143,7 @@ def test_the_card_is_markdown_without_its_front_matter() -> None:
     card = (
         "---\ntags: [x]\n---\n# Tiny\n\n| a | b |\n|---|---|\n| 1 | <i>2</i> |\n\n<script>alert(1)</script>\n"
     )
-    made = explorer.card_html(card)
+    made = counterfactual_page.card_html(card)
     assert "tags" not in made
     assert "<h3>Tiny</h3>" in made
     assert "<td>&lt;i&gt;2&lt;/i&gt;</td>" in made
@@ -147,19 +153,19 @@ def test_the_card_is_markdown_without_its_front_matter() -> None:
 def test_models_of_one_name_are_told_apart() -> None:
     twins = document()
     twins["models"].append({**twins["models"][0], "digest": "456789ab"})
-    made = explorer.page(twins, PICTURES)
+    made = counterfactual_page.page(twins, PICTURES)
     assert '<b>tiny</b> <span class="quiet">456789</span>' in made
-    assert "<b>tiny</b></summary>" in explorer.page(document(), PICTURES)
+    assert "<b>tiny</b></summary>" in counterfactual_page.page(document(), PICTURES)
 
 
 @pytest.mark.parametrize("seed", [0, 2**62 + 1])
 def test_a_seed_of_any_size_is_shown_exactly(seed: int) -> None:
     asked = document() | {"seed": seed}
-    assert f'<data value="{seed}">{seed}</data>' in explorer.page(asked, PICTURES)
+    assert f'<data value="{seed}">{seed}</data>' in counterfactual_page.page(asked, PICTURES)
 
 
 def test_page_without_answers() -> None:
     asked = document() | {"images": [], "errors": [{"path": "x.png", "error": "is <empty>"}]}
-    text = explorer.page(asked, {})
+    text = counterfactual_page.page(asked, {})
     assert "No image could be read." in text
     assert "is &lt;empty&gt;" in text

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ratioctl.errors import DiskError, OutputError
 from ratioctl.report import counterfactual_files as report
-from ratioctl.report import counterfactual_page as explorer
-from ratioctl.types import Budget, Explanation, Original, Target
+from ratioctl.report import counterfactual_page
+from ratioctl.types import Counterfactual, Explanation, Original, Target
 from ratioctl.utils import atomic_files as files
 
 LABELS = ["cat", "dog", "<b>fox</b>"]
@@ -49,7 +49,7 @@ def explained(
     path: str = "cat.jpg", target: str = "dog", eps: tuple[float, ...] = (0.5, 1), size: int = 4
 ) -> Explanation:
     budgets = tuple(
-        Budget(
+        Counterfactual(
             eps=value,
             image=shade(20 + n, size),
             confidence=TIE[1],
@@ -197,7 +197,7 @@ def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*arguments: Any, **options: Any) -> str:
         raise DiskError("disk", "is full")
 
-    monkeypatch.setattr(explorer, "page", full)
+    monkeypatch.setattr(counterfactual_page, "page", full)
     with pytest.raises(DiskError):
         report.write_counterfactuals(tmp_path, HEADER, [explained("dog.png")])
     if rerun:
@@ -242,7 +242,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     def page(document: Any, pictures: Any, **options: Any) -> str:
         return '<meta name="generator" content="ratioctl">' + json.dumps(document)
 
-    monkeypatch.setattr(explorer, "page", page)
+    monkeypatch.setattr(counterfactual_page, "page", page)
     monkeypatch.setattr(report, "grid", lambda explanation, *_, **__: Image.fromarray(explanation.input))
 
     def ask(folder: Path) -> None:

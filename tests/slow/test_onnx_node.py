@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from ratioctl import images, package
-from ratioctl.onnx import export as export
-from ratioctl.onnx import runtime
+from ratioctl.onnx import export, runtime
 from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow

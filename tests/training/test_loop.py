@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from ratioctl import models as nets
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.data import in_distribution as inside
-from ratioctl.data import loader
+from ratioctl.data import in_distribution, loader
 from ratioctl.errors import Interrupted, OutputError, RecipeError, SourceError, TrainingError, UsageError
 from ratioctl.recipe import Recipe
 from ratioctl.training import loop as train
@@ -55,11 +54,11 @@ def same(a: packages.ModelPackage, b: packages.ModelPackage) -> bool:
 def stop_after(updates: int, signum: int) -> Any:
     """A watcher that signals this process once `updates` are done (validations come every 4 updates)."""
 
-    def watch(event: dict[str, Any]) -> None:
+    def callback(event: dict[str, Any]) -> None:
         if event["event"] == "validation" and event["update"] >= updates:
             os.kill(os.getpid(), signum)
 
-    return watch
+    return callback
 
 
 def test_step_schedule_drops_where_it_says() -> None:
@@ -122,7 +121,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / f"stopped-{signum}"
         with pytest.raises(Interrupted) as caught:
-            fit(recipe, out, watch=stop_after(4, signum))
+            fit(recipe, out, callback=stop_after(4, signum))
         assert caught.value.exit_code == 128 + signum
         assert "--resume" in str(caught.value)
         assert not (out / "package").exists()
@@ -147,7 +146,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 def test_resume_with_another_recipe_names_what_changed(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        fit(tiny(), tmp_path, watch=stop_after(4, signal.SIGINT))
+        fit(tiny(), tmp_path, callback=stop_after(4, signal.SIGINT))
     with pytest.raises(RecipeError) as caught:
         fit(tiny("optim.lr=0.3"), tmp_path, resume=True)
     assert "optim.lr" in str(caught.value)
@@ -155,7 +154,7 @@ def test_resume_with_another_recipe_names_what_changed(tmp_path: Path) -> None:
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        fit(tiny(), tmp_path, watch=stop_after(4, signal.SIGINT))
+        fit(tiny(), tmp_path, callback=stop_after(4, signal.SIGINT))
     (tensors,) = (tmp_path / "checkpoint").glob("state-*.safetensors")
     data = bytearray(tensors.read_bytes())
     data[-1] ^= 1
@@ -248,7 +247,7 @@ def test_package_says_where_it_comes_from(tmp_path: Path) -> None:
     provenance = package.config["ratio"]["provenance"]
     assert provenance["recipe_digest"] == recipe.digest
     assert set(provenance["data"]) == {"train_source", "train", "held_out", "outside", "outside_test"}
-    assert provenance["data"]["train_source"] == inside.load("digits:train", 8, 1).fingerprint
+    assert provenance["data"]["train_source"] == in_distribution.load("digits:train", 8, 1).fingerprint
     assert not package.calibrated
     assert package.temperature == 1
     assert package.recipe_text is not None
@@ -273,12 +272,12 @@ def test_a_start_that_was_trained_on_the_held_out_images_is_reported(tmp_path: P
     start = fit(tiny("optim.epochs=0.05"), tmp_path / "start")
     found: list[dict[str, Any]] = []
 
-    def watch(event: dict[str, Any]) -> None:
+    def callback(event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             found.append(event)
 
-    fit(tiny("optim.epochs=0.05"), tmp_path / "same", init=start, watch=watch)
-    other = fit(tiny("optim.epochs=0.05", "seed=1"), tmp_path / "other", init=start, watch=watch)
+    fit(tiny("optim.epochs=0.05"), tmp_path / "same", init=start, callback=callback)
+    other = fit(tiny("optim.epochs=0.05", "seed=1"), tmp_path / "other", init=start, callback=callback)
     assert found[0]["init"] == 0
     assert found[1]["init"] == found[1]["held_out"] > 0
     assert other.config["ratio"]["provenance"]["leaks"]["init"] == found[1]["held_out"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
-from ratioctl.models import build, frozen
+from ratioctl.models import build, fold_batchnorm
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Attack, Ball, Objective, Term
 from ratioctl.training.objective import attacked, losses
@@ -37,12 +37,12 @@ def batch() -> Batch:
 
 
 def worst_in(model: Classifier, batch: Batch) -> Tensor:
-    return perturb(frozen(model), batch.x_in, goals.margin(batch.y_in), IN).x
+    return perturb(fold_batchnorm(model), batch.x_in, goals.margin(batch.y_in), IN).x
 
 
 def worst_out(model: Classifier, batch: Batch) -> Tensor:
     assert batch.x_out is not None
-    return perturb(frozen(model), batch.x_out, goals.uniform_cross_entropy(), OUT).x
+    return perturb(fold_batchnorm(model), batch.x_out, goals.uniform_cross_entropy(), OUT).x
 
 
 def uniform_ce(logits: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def uniform_ce(logits: Tensor) -> Tensor:
 def total(model: Classifier, batch: Batch, objective: Objective) -> Tensor:
     import copy
 
-    return losses(copy.deepcopy(model).train(), frozen(model), batch, objective)["total"]
+    return losses(copy.deepcopy(model).train(), fold_batchnorm(model), batch, objective)["total"]
 
 
 def test_plain(model: Classifier, batch: Batch) -> None:
@@ -109,7 +109,7 @@ def test_trades(model: Classifier, batch: Batch) -> None:
     attack = Attack(ball=Ball(p=2, eps=0.3), steps=3, start="random")
     objective = Objective(inside=Term(clean=1, robust=6, against="clean", attack=attack))
     seed = 7
-    eval_net = frozen(model)
+    eval_net = fold_batchnorm(model)
     with torch.no_grad():
         p = eval_net(batch.x_in).softmax(1)
     z = perturb(eval_net, batch.x_in, goals.kl(p), attack, generator=torch.Generator().manual_seed(seed)).x
@@ -136,14 +136,14 @@ def test_a_side_without_weight_is_not_run(model: Classifier, batch: Batch) -> No
         seen.append(len(x))
         return model(x)
 
-    losses(counting, frozen(model), batch, Objective(inside=Term(robust=1, attack=IN)))
+    losses(counting, fold_batchnorm(model), batch, Objective(inside=Term(robust=1, attack=IN)))
     assert seen == [6], "only the attacked in-images"
 
 
 def test_the_attack_raises_the_loss(model: Classifier, batch: Batch) -> None:
     term = Term(robust=1, attack=OUT)
     assert batch.x_out is not None
-    eval_net = frozen(model)
+    eval_net = fold_batchnorm(model)
     z = attacked(eval_net, batch.x_out, None, term)
     assert float(uniform_ce(eval_net(z))) > float(uniform_ce(eval_net(batch.x_out)))
     moved = (z - batch.x_out).flatten(1).norm(dim=1)
@@ -155,4 +155,4 @@ def test_the_attack_raises_the_loss(model: Classifier, batch: Batch) -> None:
 def test_an_outside_term_needs_out_images(model: Classifier, batch: Batch) -> None:
     alone = Batch(x_in=batch.x_in, y_in=batch.y_in, x_out=None)
     with pytest.raises(ValueError, match="no out-images"):
-        losses(model, frozen(model), alone, Objective(inside=Term(clean=1), outside=Term(clean=1)))
+        losses(model, fold_batchnorm(model), alone, Objective(inside=Term(clean=1), outside=Term(clean=1)))
