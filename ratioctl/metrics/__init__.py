@@ -22,16 +22,24 @@ _SLACK = 1e-6  # by which a float32 softmax may leave [1/K, 1]
 # --- probabilities -----------------------------------------------------------------------------------------
 
 
-def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
-    """log p of `logits / temperature`, (..., K) float64; finite wherever the logits are."""
+def finite_logits(logits: ArrayLike) -> np.ndarray:
+    """`logits` (..., K) as float64. Single classes may be at -inf.
+
+    Raises ValueError for a missing class axis, NaN, +inf, or an example whose logits are all -inf.
+    """
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim < 1 or z.shape[-1] < 1:
         raise ValueError(f"logits need a class axis, got shape {z.shape}")
-    if not math.isfinite(temperature) or temperature <= 0:
-        raise ValueError(f"temperature must be positive and finite, not {temperature}")
     if np.isnan(z).any() or np.isposinf(z).any() or np.isneginf(z).all(-1).any():
         raise ValueError("logits hold NaN or infinite values")
-    z = z / temperature
+    return z
+
+
+def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
+    """log p of `logits / temperature`, (..., K) float64; finite wherever the logits are."""
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature must be positive and finite, not {temperature}")
+    z = finite_logits(logits) / temperature
     z = z - z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
