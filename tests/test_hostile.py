@@ -49,7 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         said = captured.out + captured.err
         assert got == code, said
         assert "Traceback" not in said
-        assert "unexpected fault" not in said
+        assert "internal error" not in said
         return said
 
     return run

@@ -87,7 +87,7 @@ def ood_score(
     spec = opened.spec
     limit = package.threshold(spec, threshold)
     batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
-    if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
+    if opened.backend == "torch" and worst_case is None and context.device in ("auto", "cpu"):
         context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")
     own = opened.own_threshold
     if own is not None and abs(own - limit) > 1e-6:
@@ -138,7 +138,8 @@ def ood_score(
                     "confidence": limit,
                 },
                 "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
-                "road": opened.road,
+                "road": opened.backend,  # the former name of `backend`, kept for scripts
+                "backend": opened.backend,
                 "output": output,
                 "seconds": seconds,
                 "images_per_second": count / seconds,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import bz2
 import contextlib
 import ctypes
-import difflib
 import errno
 import functools
 import gzip
@@ -54,6 +53,7 @@ from PIL import __version__ as pillow_version
 
 from ratioctl.errors import ImageError, SourceError
 from ratioctl.utils import resources
+from ratioctl.utils.suggest import nearest
 
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM"
 # fmt: off
@@ -1019,9 +1019,10 @@ def _layout(
     empty = sorted(present - set(known))
     for name in exclude:
         if name not in known and name not in empty:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise SourceError(
-                f"class {shown(name)!r}", f"is not in {shown_source}", f"The nearest is {near[0]!r}."
+                f"class {shown(name)!r}",
+                f"is not in {shown_source}",
+                f"The nearest is {nearest(name, known, cutoff=0)!r}.",
             )
     empty = [e for e in empty if e not in exclude]
     if empty:
@@ -1063,8 +1064,8 @@ def _prefix(shown_source: str, names: Sequence[str], split: str | None) -> str:
     )
     if len(there) > 12:
         has += f" and {len(there) - 12} more"
-    near = difflib.get_close_matches(split, there, n=1)
-    step = f"Did you mean :{shown(near[0])}?" if near else "Name one of them after the colon, or none."
+    near = nearest(split, there)
+    step = f"Did you mean :{shown(near)}?" if near else "Name one of them after the colon, or none."
     raise SourceError(shown_source, f"has no split {shown(split)!r}; {has}", step)
 
 

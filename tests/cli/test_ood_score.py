@@ -182,7 +182,7 @@ def test_json_is_the_summary_alone(
     summary = json.loads(capsys.readouterr().out)
     assert (summary["images"], summary["out_of_distribution"], summary["errors"]) == (5, 1, 1)
     assert summary["threshold"] == {"name": "tpr99", "confidence": 0.7}
-    assert summary["road"] == "onnx"
+    assert summary["backend"] == summary["road"] == "onnx"
     assert summary["images_per_second"] == pytest.approx(5 / summary["seconds"])
     assert len(file.read_text().splitlines()) == 6
     assert run(colours / "red.png", "--model", tiny_onnx, "--json", "--threshold", "0.5") == 0
