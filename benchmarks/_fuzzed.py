@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from ratioctl import images, package, ranges, recipe, resources, runtime
+from ratioctl import images, package, recipe
 from ratioctl.cli import _rows
+from ratioctl.counterfactuals import epsilons
 from ratioctl.errors import RatioctlError
-from ratioctl.results import ScoreRow
-from ratioctl.text import safe_text
+from ratioctl.onnx import runtime
+from ratioctl.types import ScoreRow
+from ratioctl.utils import resources
+from ratioctl.utils.text import safe_text
 
 Target = Callable[[bytes], None]
 
@@ -79,11 +82,11 @@ def names(data: bytes) -> None:
 
 def eps_range(data: bytes) -> None:
     """The RANGE of `--eps`."""
-    budgets = ranges.parse_range(text_of(data))
-    assert 0 < len(budgets) <= ranges.MOST
+    budgets = epsilons.parse_range(text_of(data))
+    assert 0 < len(budgets) <= epsilons.MOST
     assert all(math.isfinite(b) and b > 0 for b in budgets)
     assert list(budgets) == sorted(set(budgets))
-    assert ranges.parse_range(",".join(map(repr, budgets))) == budgets
+    assert epsilons.parse_range(",".join(map(repr, budgets))) == budgets
 
 
 def package_config(data: bytes) -> None:
@@ -250,7 +253,7 @@ def _written(kind: str, columns: list[str], labels: list[str], written: list[Sco
 
 def signature(data: bytes) -> None:
     """A package's signature file, and a public key, from a stranger."""
-    from ratioctl import signing
+    from ratioctl.package import signing
 
     folder, key = SCRATCH / "signed", SCRATCH / "release"
     if not folder.exists():

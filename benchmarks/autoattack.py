@@ -4,7 +4,7 @@
 
 Both sides attack the same images of one model in l2 0.5, piece by piece and in one run after the other, with
 all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded and
-quickened network; the package gets the module that `ratioctl.load_model` returns, as any user of it would.
+folded network; the package gets the module that `ratioctl.load_model` returns, as any user of it would.
 How much of the difference that alone makes is measured too ("pass_ratio": a forward and input-gradient pass
 on one network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
 price of a bare one in a full batch, measured right after the piece. "ratios" are medians and ranges over
@@ -35,13 +35,13 @@ from _rounds import ratio
 
 import ratioctl
 from ratioctl import package as packages
-from ratioctl.attack.ensemble import STANDARD, backend_name, robust_verdicts
-from ratioctl.attack.threads import in_parts, one_each
-from ratioctl.data import inside
+from ratioctl.attacks.autoattack import STANDARD, backend_name, robust_verdicts
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.data import in_distribution
 from ratioctl.data.loader import to_float
-from ratioctl.evaluate.run import choice
+from ratioctl.evaluation.run import choice
 from ratioctl.metrics import wilson_interval
-from ratioctl.nets import frozen, quicken
+from ratioctl.models import fold_batchnorm
 from ratioctl.recipe import Ball
 
 SIDES = {"own": ("own", 0), "package": ("reference", 0), "second": ("reference", 1)}
@@ -61,12 +61,12 @@ def main() -> None:
     options = parser.parse_args()
     found = packages.read(packages.find(options.model))
     channels, size, _ = found.input_size
-    images = inside.load_labelled(options.source, size, channels, found.label_names)
+    images = in_distribution.load_labelled(options.source, size, channels, found.label_names)
     images = images.subset(choice(images, options.images, 0))
     assert images.labels is not None
     x, y = to_float(images.pixels, torch.device("cpu")), torch.from_numpy(images.labels)
     plain = ratioctl.load_model(options.model)
-    folded = frozen(plain).to(memory_format=torch.channels_last)
+    folded = fold_batchnorm(plain).to(memory_format=torch.channels_last)
     ball = Ball(p=2.0, eps=options.eps)
     options.parts /= f"{found.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"
     options.parts.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, b
 
     own = side == "own"
     counted = Counted(network)
-    search = Counted(quicken(copy.deepcopy(network))) if own else None
+    search = Counted(copy.deepcopy(network)) if own else None
     verdicts = robust_verdicts(
         counted if own else network,
         x,

@@ -26,13 +26,14 @@ from typing import Any
 from _result import finish
 
 import ratioctl
-from ratioctl import evaluation_report, recipe
 from ratioctl import package as packages
-from ratioctl.attack.ensemble import Budget
-from ratioctl.evaluate import run as evaluate
-from ratioctl.evaluate.suites import Suite
+from ratioctl import recipe
+from ratioctl.attacks.autoattack import AttackBudget
+from ratioctl.evaluation import run as evaluate
+from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
-from ratioctl.train import schedule_attacks
+from ratioctl.report import evaluation as evaluation_report
+from ratioctl.training.loop import schedule_attacks
 
 METHODS = ("plain", "oe", "acet", "at-0.5", "at-0.25", "trades-0.5", "ratio-0.5", "ratio-0.25")
 SUITE = Suite(
@@ -40,7 +41,7 @@ SUITE = Suite(
     inside=500,
     balls=1,
     attacks=("apgd-ce", "apgd-t"),
-    budget=Budget(steps=50, targets=3),
+    budget=AttackBudget(steps=50, targets=3),
     outside=200,
     outside_steps=50,
     curve=64,

@@ -35,12 +35,12 @@ from _rounds import beside_stored, interleaved, medians, ratio
 import ratioctl
 from ratioctl import images
 from ratioctl import package as packages
-from ratioctl.attack import goals
-from ratioctl.attack.engine import perturb
-from ratioctl.attack.threads import in_parts, one_each
-from ratioctl.explain.answer import _BISECTED, _SHORTER
-from ratioctl.nets import from_package, frozen
-from ratioctl.nets.hardware import choose
+from ratioctl.attacks import goals
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.attacks.engine import perturb
+from ratioctl.counterfactuals.search import _BISECTED, _SHORTER
+from ratioctl.models import fold_batchnorm, from_package
+from ratioctl.models.device import select_device
 from ratioctl.recipe import Attack, Ball
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     targets = torch.tensor([package.label_names.index(name) for name in names])
     ladder = package.ladders["2"]
     model = ratioctl.load_model(options.model)
-    network = frozen(from_package(package)).to(memory_format=torch.channels_last)
+    network = fold_batchnorm(from_package(package)).to(memory_format=torch.channels_last)
     rows = x.repeat(len(ladder) * len(targets), 1, 1, 1).contiguous(memory_format=torch.channels_last)
     reached: dict[str, torch.Tensor] = {}  # (targets, budgets) confidences
 
@@ -168,7 +168,7 @@ def main() -> None:
         "steps": options.steps,
         "rounds": options.rounds,
         "model": package.digest,
-        "place": choose().why,
+        "place": select_device().why,
     }
     finish(result, options.json)
     if options.short:

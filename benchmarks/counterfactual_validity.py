@@ -21,8 +21,8 @@ from PIL import Image
 import ratioctl
 from ratioctl import images, metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.nets.predict import predictor
+from ratioctl.data import in_distribution
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
-    data = inside.load_labelled(options.source, size, channels, package.label_names)
+    data = in_distribution.load_labelled(options.source, size, channels, package.label_names)
     assert data.labels is not None
     rng = np.random.default_rng(options.seed)
     chosen = np.sort(rng.permutation(len(data))[: options.images])

@@ -18,15 +18,15 @@ from _result import finish
 import ratioctl
 from ratioctl import metrics
 from ratioctl import recipe as recipes
-from ratioctl.data import inside, outside
-from ratioctl.nets.predict import predictor
+from ratioctl.data import in_distribution, out_distribution
+from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
 
 
 def measured(package: ModelPackage) -> dict[str, object]:
     predict = predictor(package).predict
     channels, size, _ = package.input_size
-    test = inside.load_labelled("digits:test", size, channels, package.label_names)
+    test = in_distribution.load_labelled("digits:test", size, channels, package.label_names)
     logits = predict(test.pixels)
     right = int((logits.argmax(1) == test.labels).sum())
     found: dict[str, object] = {
@@ -41,7 +41,7 @@ def measured(package: ModelPackage) -> dict[str, object]:
         "photograph": ("photos:flower",),
         "noise": ("noise:smooth",),
     }.items():
-        images = outside.load(sources, size, channels)
+        images = out_distribution.load(sources, size, channels)
         confidence = metrics.confidence(predict(images.pixels), package.temperature)
         found[f"out: {name}"] = {
             "mean_confidence": float(confidence.mean()),

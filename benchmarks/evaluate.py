@@ -18,9 +18,9 @@ from typing import Any
 
 from _result import finish
 
-from ratioctl import evaluation_report
 from ratioctl import package as packages
-from ratioctl.evaluate import run
+from ratioctl.evaluation import run
+from ratioctl.report import evaluation as evaluation_report
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     began = last = time.perf_counter()
     planned = 0.0
 
-    def watch(event: dict[str, Any]) -> None:
+    def callback(event: dict[str, Any]) -> None:
         nonlocal last, planned
         now = time.perf_counter()
         if event["event"] == "plan":
@@ -60,7 +60,7 @@ def main() -> None:
             device=options.device,
             precision=options.precision,
             out=folder,
-            watch=watch,
+            callback=callback,
             finish=lambda done: evaluation_report.write(done, Path(folder)),
         )
         seconds = time.perf_counter() - began

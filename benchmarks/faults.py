@@ -49,8 +49,9 @@ from typing import Any
 PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
 FILE_CALLS = ("fsync", "ftruncate")
 IMPORTED = (
-    *(f"ratioctl.{room}" for room in ("calibrate", "cli", "evaluate", "evaluation_report", "explain")),
-    *("ratioctl.export", "ratioctl.report", "ratioctl.train", "torchvision", "torch._dynamo"),
+    *(f"ratioctl.{name}" for name in ("calibration.temperature", "cli", "counterfactuals", "evaluation")),
+    *("ratioctl.onnx.export", "ratioctl.report.evaluation", "ratioctl.report.counterfactual_files"),
+    *("ratioctl.training.loop", "torchvision", "torch._dynamo"),
     *("torch.onnx._internal.exporter._core", "sklearn.datasets", "pyarrow.parquet", "jinja2"),
     *("rich.progress", "rich.table"),
 )
@@ -403,8 +404,9 @@ def half_written(root: Path, case: Case) -> list[str]:
     import onnx
     from PIL import Image
 
-    from ratioctl import package, report
+    from ratioctl import package
     from ratioctl.errors import PackageError
+    from ratioctl.report import counterfactual_files as report
 
     found = []
     for name in case.answers:
@@ -528,7 +530,7 @@ def outcome(forks: Forks, known: Reference, folder: Path, ended: Ended, expected
     found = half_written(folder, known.case)
     if ended.returncode not in expected:
         found.append(f"ended with {ended.returncode}: {ended.said[-500:]}")
-    if "Traceback" in ended.said or "unexpected fault" in ended.said:
+    if "Traceback" in ended.said or "internal error" in ended.said:
         found.append(f"said: {ended.said[-500:]}")
     again = forks.run(known.case.again, folder)
     if again.returncode != 0:

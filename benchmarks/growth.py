@@ -26,13 +26,14 @@ from _rounds import beside_stored, interleaved
 
 import ratioctl
 from ratioctl import recipe as recipes
-from ratioctl.attack import goals
-from ratioctl.attack.engine import perturb
-from ratioctl.attack.threads import in_parts, one_each
+from ratioctl.attacks import goals
+from ratioctl.attacks.batch_parallel import in_parts, one_each
+from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
-from ratioctl.nets import build, frozen
-from ratioctl.objective import losses
+from ratioctl.models import build, fold_batchnorm
 from ratioctl.recipe import Attack, Ball
+from ratioctl.scoring import backends
+from ratioctl.training.objective import losses
 
 SAMPLES = ("cat", "dog", "horse", "kitten")
 LABELS = ("dog", "horse", "ship", "truck")
@@ -62,8 +63,8 @@ def main() -> None:
         pixels = np.zeros((128 * times, 32, 32, 3), np.uint8)
         model.predict(pixels)
 
-    model = ratioctl._scoring_model(options.model, "tpr95", device="cpu")
-    bare = frozen(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
+    model = backends.open_model(options.model, "tpr95", device="cpu")
+    bare = fold_batchnorm(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
     sides: dict[str, Callable[[], object]] = {}
     for times in (1, 2, 4):
         sides |= {
@@ -78,7 +79,7 @@ def main() -> None:
             f"attack classes {times}": lambda n=times: attacked(50 * n),
             f"floor, rows {times}": lambda n=times: passes(bare, 12 * n, options.steps),
             f"floor, steps {times}": lambda n=times: passes(bare, 12, options.steps * n),
-            f"floor, classes {times}": lambda n=times: passes(frozen(network(50 * n)), 32, 4),
+            f"floor, classes {times}": lambda n=times: passes(fold_batchnorm(network(50 * n)), 32, 4),
         }
     ask(), update(16, 10, 1), scored(1)
     _, times_of = interleaved(sides, options.rounds)
@@ -126,7 +127,7 @@ def update(batch: int, classes: int, steps: int) -> None:
     net = network(classes)
     x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     data = Batch(x_in=x, y_in=torch.arange(batch) % classes, x_out=x)
-    losses(net.train(), frozen(net), data, recipe.objective)["total"].backward()
+    losses(net.train(), fold_batchnorm(net), data, recipe.objective)["total"].backward()
 
 
 def passes(net: torch.nn.Module, rows: int, steps: int) -> None:
@@ -140,7 +141,7 @@ def passes(net: torch.nn.Module, rows: int, steps: int) -> None:
 
 
 def attacked(classes: int) -> None:
-    net = frozen(network(classes))
+    net = fold_batchnorm(network(classes))
     x = torch.rand(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     attack = Attack(ball=Ball(p=2, eps=0.5), method="apgd", steps=4)
     perturb(net, x, goals.margin(torch.zeros(32, dtype=torch.long)), attack)

@@ -38,7 +38,7 @@ import numpy as np
 from _result import finish
 from PIL import Image
 
-from ratioctl.files import partial
+from ratioctl.utils.atomic_files import partial
 
 LABELS = ["left", "middle", "right"]
 KINDS = 64  # different files; hard links to one file are limited to 65,000 on ext4
@@ -94,7 +94,7 @@ def package_of(folder: Path) -> Path:
     import torch
 
     from ratioctl import package
-    from ratioctl.nets import build
+    from ratioctl.models import build
 
     torch.manual_seed(0)
     network = build("resnet18", num_classes=3, width=4, mean=[0.5] * 3, std=[0.25] * 3).network

@@ -22,8 +22,8 @@ import numpy as np
 from _result import finish
 from PIL import Image
 
-from ratioctl import resources
 from ratioctl.cli import main as ratioctl
+from ratioctl.utils import resources
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 

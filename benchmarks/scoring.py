@@ -70,7 +70,9 @@ import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from ratioctl import images, resources, runtime
+from ratioctl import images
+from ratioctl.onnx import runtime
+from ratioctl.utils import resources
 loaded = runtime.load(sys.argv[2], threads=1)
 with ThreadPoolExecutor(resources.processors()) as pool:
     started = time.perf_counter()
@@ -86,7 +88,7 @@ def prepare(base: Path, widths: list[int], small: bool, images: int, photos: int
     """Make packages of ResNet-18s with random weights that carry their ONNX file, and the images."""
     import ratioctl
     from ratioctl import package
-    from ratioctl.nets import build
+    from ratioctl.models import build
 
     mean, std = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
     for width in widths:
@@ -111,7 +113,7 @@ def make_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> N
     import numpy as np
     from PIL import Image
 
-    from ratioctl import resources
+    from ratioctl.utils import resources
 
     paths = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
     pictures = [Image.open(path).convert("RGB") for path in paths]

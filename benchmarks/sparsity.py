@@ -19,10 +19,10 @@ from _result import finish
 import ratioctl
 from ratioctl import metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.explain import distances
-from ratioctl.explain.suite import changed, some, target_of
-from ratioctl.nets.predict import predictor
+from ratioctl.counterfactuals import distances
+from ratioctl.data import in_distribution
+from ratioctl.evaluation.explanations import changed, some, target_of
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
     data = some(
-        inside.load_labelled(options.source, size, channels, package.label_names),
+        in_distribution.load_labelled(options.source, size, channels, package.label_names),
         options.images,
         options.seed,
     )

@@ -45,14 +45,14 @@ from _rounds import beside_stored, interleaved, medians, ratio
 from torch.nn import functional
 
 from ratioctl import recipe as recipes
-from ratioctl.attack.threads import in_parts, one_each
+from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.data import loader
-from ratioctl.data.inside import Images
-from ratioctl.nets import build, frozen, quicken, refresh
-from ratioctl.nets.hardware import Place, choose
-from ratioctl.objective import attacked, losses
+from ratioctl.data.in_distribution import Images
+from ratioctl.models import build, fold_batchnorm, sync_folded
+from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.train import _average, _in_precision
+from ratioctl.training.loop import _average, _in_precision
+from ratioctl.training.objective import attacked, losses
 
 
 def main() -> None:
@@ -87,20 +87,20 @@ def main() -> None:
             "data.augment={crop=4, flip=true}",
         ],
     )
-    place = choose(options.device, options.precision)
+    compute = select_device(options.device, options.precision)
     train, out = images(options.images, True), images(options.images, False)
     torch.manual_seed(0)
     model = build("resnet18", num_classes=10, width=options.width, mean=(0.5,) * 3, std=(0.25,) * 3)
-    model = model.to(place.device)
-    batch = loader.batch_at(0, recipe, train, out, _fill(), place.device)
-    ours = Ours(recipe, model, train, out, place)
+    model = model.to(compute.device)
+    batch = loader.batch_at(0, recipe, train, out, _fill(), compute.device)
+    ours = Ours(recipe, model, train, out, compute)
     sides: dict[str, Callable[[], object]] = {"ours": ours}
     sides["plain"] = Plain(recipe, model, batch)
     if find_spec("torchattacks"):
         sides["torchattacks"] = Plain(recipe, model, batch, packaged=True)
-    sides["floor"] = Floor(recipe, model, place)
-    sides["matrix"] = matrix = Products(place)
-    agreement = agree(recipe, model, batch, place)
+    sides["floor"] = Floor(recipe, model, compute)
+    sides["matrix"] = matrix = Products(compute)
+    agreement = agree(recipe, model, batch, compute)
     for (
         name,
         side,
@@ -129,7 +129,7 @@ def main() -> None:
         "rounds": options.rounds,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "setting": {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(options).items()},
-        "place": place.why,
+        "place": compute.why,
     }
     finish(result, options.json)
     if options.short:
@@ -163,7 +163,7 @@ class Ours:
     source: torch.nn.Module
     train: Images
     out: Images
-    place: Place
+    compute: ComputeConfig
 
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.source).to(memory_format=torch.channels_last)
@@ -174,17 +174,17 @@ class Ours:
         self.average = {
             k: v.clone() for k, v in self.model.network.state_dict().items() if v.is_floating_point()
         }
-        self.twin = quicken(frozen(self.model))
+        self.twin = fold_batchnorm(self.model)
         self.update = 0
 
     def __call__(self) -> None:
-        batch = loader.batch_at(self.update, self.recipe, self.train, self.out, _fill(), self.place.device)
-        generator = torch.Generator(self.place.device).manual_seed(self.update)
-        refresh(self.twin, self.model)
+        batch = loader.batch_at(self.update, self.recipe, self.train, self.out, _fill(), self.compute.device)
+        generator = torch.Generator(self.compute.device).manual_seed(self.update)
+        sync_folded(self.twin, self.model)
         self.model.train()
         named = losses(
-            _in_precision(self.model, self.place),
-            _in_precision(self.twin, self.place),
+            _in_precision(self.model, self.compute),
+            _in_precision(self.twin, self.compute),
             batch,
             self.recipe.objective,
             generator=generator,
@@ -203,13 +203,13 @@ class Ours:
         def timed(name: str, work: Callable[[], Any]) -> Any:
             began = time.process_time()
             found = work()
-            if self.place.device.type == "cuda":
+            if self.compute.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name] = time.process_time() - began
             return found
 
         def pass_both() -> None:
-            logits = _in_precision(self.model.train(), self.place)(torch.cat([z_in, z_out])).float()
+            logits = _in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
             loss = functional.cross_entropy(logits[: len(z_in)], batch.y_in)
             self.sgd.zero_grad(set_to_none=True)
             (loss + to_uniform(logits[len(z_in) :]).mean()).backward()
@@ -217,11 +217,11 @@ class Ours:
         batch = timed(
             "batch and augmentation",
             lambda: loader.batch_at(
-                self.update, self.recipe, self.train, self.out, _fill(), self.place.device
+                self.update, self.recipe, self.train, self.out, _fill(), self.compute.device
             ),
         )
-        timed("folding", lambda: refresh(self.twin, self.model))
-        twin = _in_precision(self.twin, self.place)
+        timed("folding", lambda: sync_folded(self.twin, self.model))
+        twin = _in_precision(self.twin, self.compute)
         z_in = timed("in-attack", lambda: attacked(twin, batch.x_in, batch.y_in, objective.inside))
         assert objective.outside is not None
         outside = objective.outside
@@ -324,20 +324,20 @@ def plain_pgd(
 class Floor:
     """The passes alone: what the mathematics requires."""
 
-    def __init__(self, recipe: Recipe, source: torch.nn.Module, place: Place) -> None:
+    def __init__(self, recipe: Recipe, source: torch.nn.Module, compute: ComputeConfig) -> None:
         self.steps = [attack.steps for attack in _attacks(recipe)]
-        self.place = place
+        self.compute = compute
         self.model = copy.deepcopy(source).to(memory_format=torch.channels_last)
-        self.twin = quicken(frozen(self.model))
-        x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=place.device)
+        self.twin = fold_batchnorm(self.model)
+        x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=compute.device)
         self.x = x.contiguous(memory_format=torch.channels_last)
-        self.y = torch.zeros(2 * len(x), dtype=torch.long, device=place.device)
+        self.y = torch.zeros(2 * len(x), dtype=torch.long, device=compute.device)
         self.both = torch.cat([x, x]).contiguous(memory_format=torch.channels_last)
 
     def __call__(self) -> None:
-        logits = _in_precision(self.model, self.place)
-        with one_each(self.place.device) as count:
-            frozen_logits = in_parts(_in_precision(self.twin, self.place), count)
+        logits = _in_precision(self.model, self.compute)
+        with one_each(self.compute.device) as count:
+            frozen_logits = in_parts(_in_precision(self.twin, self.compute), count)
             for steps in self.steps:
                 for _ in range(steps):
                     z = self.x.detach().requires_grad_()
@@ -349,14 +349,14 @@ class Floor:
         self.model.zero_grad(set_to_none=True)
 
 
-def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, place: Place) -> dict[str, float]:
+def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, compute: ComputeConfig) -> dict[str, float]:
     """The largest difference, over the images, of the values that our attacks and the plain ones reach."""
     model = copy.deepcopy(source).eval()
-    twin = quicken(frozen(copy.deepcopy(source).to(memory_format=torch.channels_last)))
+    twin = fold_batchnorm(copy.deepcopy(source).to(memory_format=torch.channels_last))
     x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
     inside, outside = _attacks(recipe)
     ours = [
-        attacked(_in_precision(twin, place), x, label, term)
+        attacked(_in_precision(twin, compute), x, label, term)
         for x, label, term in ((x_in, y, recipe.objective.inside), (x_out, None, recipe.objective.outside))
     ]
     plain = [
@@ -386,11 +386,11 @@ def operations(model: torch.nn.Module, batch: int, in_steps: int, out_steps: int
 class Products:
     """Products of large square matrices in the precision of the passes; `best` operations a second so far."""
 
-    def __init__(self, place: Place) -> None:
-        self.size, self.best = (8192 if place.device.type == "cuda" else 2048), 0.0
-        kind = torch.bfloat16 if place.bf16 else torch.float32
+    def __init__(self, compute: ComputeConfig) -> None:
+        self.size, self.best = (8192 if compute.device.type == "cuda" else 2048), 0.0
+        kind = torch.bfloat16 if compute.bf16 else torch.float32
         self.a, self.out = (
-            torch.randn(self.size, self.size, device=place.device, dtype=kind) for _ in range(2)
+            torch.randn(self.size, self.size, device=compute.device, dtype=kind) for _ in range(2)
         )
 
     def __call__(self) -> None:

@@ -19,13 +19,13 @@ from _result import finish
 
 from ratioctl import metrics
 from ratioctl import package as packages
-from ratioctl.data import inside
-from ratioctl.explain.question import Asked, Question, Source, encoded
-from ratioctl.explain.run import explain
-from ratioctl.explain.suite import some, target_of
-from ratioctl.nets.environment import environment
-from ratioctl.nets.hardware import choose
-from ratioctl.nets.predict import predictor
+from ratioctl.counterfactuals.pipeline import explain
+from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.data import in_distribution
+from ratioctl.evaluation.explanations import some, target_of
+from ratioctl.models.device import select_device
+from ratioctl.models.environment import environment
+from ratioctl.models.predict import predictor
 
 
 def main() -> None:
@@ -49,10 +49,12 @@ def main() -> None:
                 f"{name}: its classes or size differ from those of {names[0]}; name models that share them."
             )
     labels, (channels, size, _) = loaded[0].label_names, loaded[0].input_size
-    data = some(inside.load_labelled(options.source, size, channels, labels), options.images, options.seed)
+    data = some(
+        in_distribution.load_labelled(options.source, size, channels, labels), options.images, options.seed
+    )
     if data.labels is None:
         sys.exit(f"{options.source}: has no labels; name a labelled source.")
-    place = choose(options.device, options.precision)
+    compute = select_device(options.device, options.precision)
     targets = np.array(
         [
             target_of(pixels, int(label), len(labels), options.seed)
@@ -63,7 +65,7 @@ def main() -> None:
         Source(path=str(k), read=functools.partial(encoded, pixels), targets=(labels[target],))
         for k, (pixels, target) in enumerate(zip(data.pixels, targets, strict=True))
     )
-    question = Question(
+    question = CounterfactualRequest(
         targets=("predicted",),  # every source names its own
         p=2.0,
         eps=(options.eps,),
@@ -71,11 +73,11 @@ def main() -> None:
         restarts=1,
         seed=options.seed,
     )
-    judges = [predictor(package, place.device) for package in loaded]
+    judges = [predictor(package, compute.device) for package in loaded]
     began = time.perf_counter()
     rows = []
     for package, name in zip(loaded, names, strict=True):
-        asked = Asked(models=((package, question),), sources=sources)
+        asked = PreparedRequest(models=((package, question),), sources=sources)
         answers = list(explain(asked, device=options.device, precision=options.precision, together=1))
         budgets = [answer.targets[0].budgets[0] for answer in answers]
         pictures = np.stack([budget.image for budget in budgets])
@@ -95,7 +97,7 @@ def main() -> None:
         "eps": options.eps,
         "steps": options.steps,
         "seed": options.seed,
-        **environment(place, "search_precision", "score_precision"),
+        **environment(compute, "search_precision", "score_precision"),
         "source_fingerprint": data.fingerprint,
         "models": {name: package.digest for name, package in zip(names, loaded, strict=True)},
         "accuracy_on_these": clean,

@@ -1,7 +1,7 @@
 """Image classifiers that can be trusted and questioned.
 
-The verbs of the command line are functions here, with the same names, options and defaults; importing this
-module is light, each verb imports what it needs when it is called:
+The commands of the command line are functions here, with the same names, options and defaults. Importing
+this package loads neither torch nor numpy; names are imported when they are first used (PEP 562).
 
     import ratioctl
 
@@ -12,30 +12,26 @@ module is light, each verb imports what it needs when it is called:
 
 from __future__ import annotations
 
-import sys
-import threading
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ratioctl._version import __version__
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from ratioctl.api import calibrate, counterfactual, evaluate, export, load_model, ood_score, train
 
-    import numpy as np
-    import torch
+_EXPORTS = {
+    "calibrate": "ratioctl.api",
+    "counterfactual": "ratioctl.api",
+    "evaluate": "ratioctl.api",
+    "export": "ratioctl.api",
+    "load_model": "ratioctl.api",
+    "ood_score": "ratioctl.api",
+    "train": "ratioctl.api",
+}
 
-    from ratioctl.calibrate import Calibrated
-    from ratioctl.export import Exported
-    from ratioctl.nets.hardware import Place
-    from ratioctl.nets.predict import Predictor
-    from ratioctl.package import ModelPackage
-    from ratioctl.results import Explanation, Report, ScoreRow
-    from ratioctl.score import Model
-
-    Path = str | PathLike[str]
-
-__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "calibrate",
     "counterfactual",
     "evaluate",
@@ -45,400 +41,14 @@ __all__ = [
     "train",
 ]
 
-DEFAULT_MODEL = "cifar10-ratio"
-_WORST_CASE_STEPS = 100  # of each of the three searches for a worst case
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
 
 
-def train(
-    recipe: Path,
-    *,
-    out: Path | None = None,
-    settings: Sequence[str] = (),
-    resume: bool = False,
-    init: Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    seed: int = 0,
-    download: bool = False,
-    watch: Callable[[dict[str, Any]], None] | None = None,
-) -> ModelPackage:
-    """Train a recipe, package it and calibrate it on the recipe's held-out split.
-
-    Args:
-        recipe: a TOML file or the name of a bundled recipe.
-        out: the run folder; default runs/<recipe name>.
-        settings: "key=value" each, as `--set`.
-        resume: continue from the run folder's checkpoint.
-        init: a model whose weights are the start.
-        seed: replaces the recipe's where it is not 0.
-        watch: called with progress events, see `ratioctl.train.fit`.
-    """
-    import pathlib
-
-    from ratioctl import package as packages
-    from ratioctl import recipe as recipes
-    from ratioctl.calibrate import calibrate as calibrate_package
-    from ratioctl.train import fit
-
-    loaded = recipes.load(str(recipe), [*settings, *([f"seed={seed}"] if seed else [])])
-    folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
-    start = None if init is None else packages.read(packages.find(str(init)))
-    package = fit(
-        loaded,
-        folder,
-        resume=resume,
-        init=start,
-        device=device,
-        precision=precision,
-        download=download,
-        watch=watch,
-    )
-    return calibrate_package(package, device=device, download=download).package
-
-
-def calibrate(
-    model: Path | ModelPackage = DEFAULT_MODEL,
-    *,
-    data: str | None = None,
-    objective: Literal["ece", "nll"] | None = None,
-    out: Path | None = None,
-    device: str = "auto",
-    download: bool = False,
-) -> Calibrated:
-    """Choose temperature and thresholds on held-out data; see `ratioctl.calibrate.calibrate`."""
-    import pathlib
-
-    from ratioctl.calibrate import calibrate as run
-
-    target = None if out is None else pathlib.Path(out)
-    chosen = model if not isinstance(model, str) and hasattr(model, "config") else str(model)
-    return run(chosen, data=data, objective=objective, out=target, device=device, download=download)  # type: ignore[arg-type]
-
-
-def evaluate(
-    *models: Path | ModelPackage,
-    data: str,
-    ood: Sequence[str] | Mapping[str, str] = (),
-    suite: str = "quick",
-    limit: int | None = None,
-    resume: bool = False,
-    write: bool = False,
-    out: Path | None = None,
-    backend: Literal["own", "reference"] | None = None,
-    save_adversarial: bool = False,
-    judge: Path | ModelPackage | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    seed: int = 0,
-    download: bool = False,
-    watch: Callable[[dict[str, Any]], None] | None = None,
-) -> Report | tuple[Report, ...]:
-    """Measure accuracy, robustness, calibration and OOD detection; see `ratioctl.evaluate.run`.
-
-    Args:
-        models: package folders or names of bundled models; none means the default one.
-        ood: "NAME=SOURCE" each, or a mapping; none means the built-in noise.
-        out: also write the reports there, and continue what was interrupted there.
-        backend: of the robust accuracy: pyautoattack ("reference") or our own engine; None takes the suite's.
-        save_adversarial: also keep the attacked images, in `out`/adversarial.
-        judge: of the suite "explanations": another model that says how much of the target it sees.
-        watch: called with progress events.
-
-    Returns:
-        A Report for one model, a tuple of them for several.
-    """
-    import pathlib
-
-    from ratioctl import evaluation_report
-
-    run: Any
-    if suite == "explanations":
-        from ratioctl.explain.suite import run
-
-        own: dict[str, Any] = {"judge": judge}
-    else:
-        from ratioctl.evaluate import run
-
-        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
-    folder = None if out is None else pathlib.Path(out)
-    found = run(
-        [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
-        data=data,
-        ood=ood,
-        limit=limit,
-        resume=resume,
-        write=write,
-        out=folder,
-        **own,
-        device=device,
-        precision=precision,
-        seed=seed,
-        download=download,
-        watch=watch,
-        finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
-    )
-    reports = tuple(model.report for model in found.models)
-    return reports[0] if len(reports) == 1 else reports
-
-
-def counterfactual(
-    images: Any,
-    *,
-    target: str | Sequence[str],
-    eps: str | float | Sequence[float] | None = None,
-    model: Path | Sequence[Path] = DEFAULT_MODEL,
-    norm: str | float | Sequence[str | float] = "2",
-    steps: int = 500,
-    restarts: int = 1,
-    seed: int = 0,
-    until: float | None = None,
-    region: Any = None,
-    device: str = "auto",
-    precision: str = "auto",
-    out: Path | None = None,
-) -> list[Explanation]:
-    """Show how images would have to change for a model to see another class.
-
-    Args:
-        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
-        target: class names (comma-separated, or a list), "predicted", "second" or "all".
-        eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
-        model: package folders or names of bundled models.
-        norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
-        until: look for the smallest change that reaches this confidence, not for the one that flips.
-        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
-        out: also write there what `ratioctl counterfactual` writes.
-    Returns:
-        One explanation for each model, norm and image, in that order.
-    Raises:
-        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
-    """
-    from ratioctl import explain
-
-    asked = explain.prepare(
-        images,
-        target=target,
-        eps=eps,
-        model=model,
-        norm=norm,
-        steps=steps,
-        restarts=restarts,
-        seed=seed,
-        until=until,
-        region=region,
-        out=out,
-    )
-    answers = explain.explain(asked, device=device, precision=precision)
-    if out is None:
-        return list(answers)
-
-    from ratioctl import report
-
-    return report.write_counterfactuals(out, asked.header, answers, inputs=explain.files_of(asked.sources))
-
-
-def ood_score(
-    paths: Iterable[Path] | Path,
-    *,
-    model: Path | ModelPackage = DEFAULT_MODEL,
-    threshold: str | float = "tpr95",
-    probabilities: bool = False,
-    worst_case: float | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    seed: int = 0,
-) -> Iterator[ScoreRow]:
-    """Score images, one row each, in their order; an image that cannot be read is a row with `error`.
-
-    Args:
-        paths: images, folders, archives, or "-" for a list of paths on stdin.
-        model: a package, a bundled model or an exported `.onnx` file. torch is imported only for a package
-            without `model.onnx`, for `worst_case`, and for a GPU.
-        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
-        probabilities: fill in `ScoreRow.probabilities`.
-        worst_case: l2 radius; fill in the highest confidence found in that ball.
-        precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
-
-    Raises (at once, not at the first row): see `ratioctl.score.ood_score`.
-    """
-    from ratioctl.score import ood_score as run
-
-    opened = _scoring_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
-    )
-    return run(paths, opened, threshold=threshold, probabilities=probabilities)
-
-
-def _scoring_model(
-    model: Path | ModelPackage,
-    threshold: str | float,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    worst_case: float | None = None,
-    seed: int = 0,
-) -> Model:
-    """The model as `ratioctl.score` takes it: with onnxruntime where that will do, else with torch.
-
-    A threshold that the model does not have is refused before torch is loaded.
-    """
-    import os
-
-    from ratioctl import package as packages
-    from ratioctl import runtime
-    from ratioctl.errors import UsageError
-    from ratioctl.score import Model
-
-    if worst_case is not None and not 0 < worst_case < float("inf"):
-        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number above 0.")
-    gpu = device.startswith("cuda")
-    if isinstance(model, packages.ModelPackage):
-        found = model
-    else:
-        if os.fspath(model).endswith(".onnx") and not os.path.isdir(model):
-            if worst_case is not None:
-                step = "Give the package it was exported from."
-                raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-            # One thread each: `score` predicts several batches at once.
-            alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-            return Model(
-                spec=alone.spec,
-                predict=alone.predict,
-                road="onnx",
-                parallel=True,
-                own_threshold=alone.threshold,
-            )
-        found = packages.read(packages.find(model))
-    packages.threshold(found, threshold)
-    if found.onnx_path is not None and worst_case is None and not gpu:
-        inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)
-
-    from ratioctl.nets.hardware import choose
-    from ratioctl.nets.predict import predictor
-
-    asked = worst_case is not None and precision != "auto"
-    why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
-    place = choose(device, precision) if asked else choose(device, "fp32", reason=why)
-    network = predictor(found, place.device)
-    turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        with turn:
-            return network.predict(images)
-
-    attacked = pace = None
-    if worst_case is not None:
-        attacked, pace = _worst_case(network, place, found, worst_case, seed, turn)
-    return Model(
-        spec=found,
-        predict=predict,
-        road="torch",
-        parallel=False,
-        worst_case=attacked,
-        worst_case_pace=pace,
-    )
-
-
-def _worst_case(
-    network: Predictor, place: Place, package: ModelPackage, eps: float, seed: int, turn: threading.Lock
-) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
-    """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
-
-    See `ratioctl.score.Model`: uint8 (N, H, W, C) -> (N,), and a number of images -> seconds for each.
-    """
-    import copy
-    import time
-
-    import torch
-
-    from ratioctl.attack.ensemble import worst_case_confidence
-    from ratioctl.images import to_pixels
-    from ratioctl.nets import quicken
-    from ratioctl.recipe import Ball
-    from ratioctl.score import batch_size
-
-    quick = quicken(copy.deepcopy(network.network).to(memory_format=torch.channels_last))
-
-    def logits_of(x: torch.Tensor) -> torch.Tensor:
-        with place.autocast():
-            return quick(x)
-
-    def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
-        found = worst_case_confidence(
-            network.exact,
-            x.contiguous(memory_format=torch.channels_last),
-            Ball(p=2.0, eps=eps),
-            temperature=package.temperature,
-            steps=steps,
-            restarts=1,
-            seed=seed,
-            search_logits_of=logits_of,
-        )
-        return found.confidence.cpu().numpy()
-
-    def search(images: np.ndarray) -> np.ndarray:
-        with turn:
-            return confidences(torch.from_numpy(to_pixels(images)).to(network.device), _WORST_CASE_STEPS)
-
-    def pace(images: int) -> float:
-        channels, height, width = package.input_size
-        few = max(1, min(images, batch_size(height)))
-        x = torch.full((few, channels, height, width), 0.5, device=network.device)
-        confidences(x, 1)  # the first passes cost more
-        started, some = time.perf_counter(), 4
-        confidences(x, some)
-        # Forward passes before and after the steps cost about as much as one more step.
-        return (time.perf_counter() - started) / few * (_WORST_CASE_STEPS + 1) / (some + 1)
-
-    return search, pace
-
-
-def export(
-    model: Path | ModelPackage = DEFAULT_MODEL,
-    *,
-    output: Path | None = None,
-    input_type: Literal["float", "uint8"] = "float",
-    threshold: str | float = "tpr95",
-    int8: bool = False,
-    layout: Literal["file", "triton", "kserve"] = "file",
-    opset: int | None = None,
-    data: str | None = None,
-    download: bool = False,
-) -> Exported:
-    """Write an ONNX file that flags by itself what it does not know; see `ratioctl.export.export`."""
-    from ratioctl.export import export as run
-
-    return run(
-        model,
-        output=output,
-        input_type=input_type,
-        threshold=threshold,
-        int8=int8,
-        layout=layout,
-        opset=opset,
-        data=data,
-        download=download,
-    )
-
-
-def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
-    """The model's network in eval mode: pixels (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
-
-    Its package's config is `.config`. Raises PackageError as `ratioctl.package.read`.
-    """
-    from ratioctl import package as packages
-    from ratioctl.nets import from_package
-
-    return from_package(packages.read(packages.find(str(model))), device)
-
-
-class _Verbs(types.ModuleType):
-    """Keeps `ratioctl.train` the function when the module `ratioctl.train` is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Verbs
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -131,7 +131,7 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from ratioctl import package
-    from ratioctl.nets import build
+    from ratioctl.models import build
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

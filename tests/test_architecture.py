@@ -1,8 +1,13 @@
-"""The import table of the design, read from the syntax tree, and the rooms that must not load torch."""
+"""Rules of the design, read from the syntax tree: imports go upstream only, and there are no cycles.
+
+No module is exempt, the packages' own `__init__` included; imports inside functions and under
+`if TYPE_CHECKING:` count as well. `ORDER` is the order in which the packages build on each other.
+"""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,74 +18,53 @@ import pytest
 import ratioctl
 
 ROOT = Path(ratioctl.__file__).parent
-OPEN = {"errors", "resources", "text", "files", "ranges", "journal"}  # to all; import each other at most
-WORK = {"recipe", "images", "data", "nets", "attack", "package", "metrics", "results", "runtime"}
-TABLE: dict[str, set[str]] = {
-    "errors": set(),
-    "resources": set(),
-    "text": set(),
-    "files": {"errors"},
-    "ranges": {"errors"},
-    "journal": {"files"},
-    "recipe": set(),
-    "images": set(),
-    "metrics": set(),
-    "results": {"recipe"},
-    "package": set(),
-    "signing": {"package"},
-    "runtime": {"package", "images", "metrics", "results"},
-    "score": {"package", "images", "metrics", "results"},
-    "data": {"recipe", "images"},
-    "nets": {"recipe", "package"},
-    "attack": {"recipe"},
-    "objective": {"recipe", "attack", "data"},
-    "train": {"recipe", "data", "nets", "attack", "objective", "package"},
-    "calibrate": WORK,
-    "evaluate": WORK,
-    "explain": WORK,
-    "export": WORK,
-    "pictures": {"results"},
-    "report": {"results", "metrics", "explorer", "pictures"},
-    "explorer": set(),
-    "evaluation_report": {"results", "metrics", "explanation_tables"},
-    "explanation_tables": {"results", "evaluation_report"},
-}
-TORCH_FREE = (
-    *("errors", "recipe", "images", "metrics", "results", "package", "signing", "runtime", "score"),
-    *("report", "evaluation_report", "explanation_tables", "explorer", "pictures"),
+ORDER = (
+    *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package"),
+    *("data", "models", "attacks", "training", "calibration", "onnx", "scoring", "counterfactuals"),
+    *("evaluation", "report", "api", "__init__", "cli", "__main__"),
 )
-CLI_MODULE_LEVEL = {"cli", "errors", "text", "resources"}
+# Features that know nothing of each other.
+INDEPENDENT = ("training", "calibration", "onnx", "counterfactuals", "report")
+TORCH_FREE = (
+    *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
+    *("report", "api", "cli", "onnx.runtime", "counterfactuals.epsilons"),
+)
+CLI_MODULE_LEVEL = {"errors", "utils", "cli"}
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if not {"assets", "recipes"} & set(path.parts))
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """Dotted names below `ratioctl` of all modules; a package has the name of its folder."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if {"assets", "recipes"} & set(parts):
+            continue
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def imports(tree: ast.AST, *, path: Path, root: Path = ROOT) -> Iterator[tuple[str, int]]:
-    """Rooms that a syntax tree imports, with the line; "" where the package itself is meant."""
-    inside = ("ratioctl", *path.relative_to(root).parent.parts)
+def imports(tree: ast.AST, name: str, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
+    """Modules of ours that a syntax tree imports, with the line; `__init__` is the top package itself."""
+    is_package = known[name].name == "__init__.py"
+    inside = (
+        () if name == "__init__" else tuple(name.split(".")) if is_package else tuple(name.split(".")[:-1])
+    )
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 parts = alias.name.split(".")
                 if parts[0] == "ratioctl":
-                    yield (parts[1] if len(parts) > 1 else ""), node.lineno
+                    yield ".".join(parts[1:]) or "__init__", node.lineno
         elif isinstance(node, ast.ImportFrom):
             module = tuple(node.module.split(".")) if node.module else ()
-            parts_from = inside[: len(inside) - node.level + 1] + module if node.level else module
-            if parts_from[:1] != ("ratioctl",):
+            if node.level:
+                module = ("ratioctl", *inside[: len(inside) - node.level + 1], *module)
+            if module[:1] != ("ratioctl",):
                 continue
-            if len(parts_from) > 1:
-                yield parts_from[1], node.lineno
-            else:
-                for alias in node.names:
-                    is_room = (root / alias.name).is_dir() or (root / f"{alias.name}.py").exists()
-                    if is_room:
-                        yield alias.name, node.lineno
+            base = ".".join(module[1:])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}".lstrip(".")
+                yield (whole if whole in known else base or "__init__"), node.lineno
 
 
 def module_level(tree: ast.Module) -> ast.Module:
@@ -96,77 +80,106 @@ def module_level(tree: ast.Module) -> ast.Module:
     return Strip().visit(tree)
 
 
-def violations(path: Path, source: str, root: Path = ROOT) -> list[str]:
-    room, tree = path.relative_to(root).parts[0].removesuffix(".py"), ast.parse(source)
-    if room in ("cli", "__main__"):
-        allowed, tree = CLI_MODULE_LEVEL, module_level(tree)
-    elif room == "__init__":
-        allowed, tree = set(), module_level(tree)
-    else:
-        allowed = TABLE[room] | OPEN | {room}
-    found = imports(tree, path=path, root=root)
-    return [
-        f"{path.relative_to(root)}:{line} imports {name}"
-        for name, line in found
-        if name and name not in allowed
-    ]
+def package_of(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
 
 
-def test_every_room_imports_only_what_the_table_allows() -> None:
-    found = [line for path in modules() for line in violations(path, path.read_text(encoding="utf-8"))]
-    assert found == []
+def violations(root: Path = ROOT) -> list[str]:
+    """One line for every import that goes downstream, and one for a cycle."""
+    known = modules(root)
+    found, graph = [], {}
+    for name, path in known.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = package_of(name)
+        edges = set(imports(tree, name, known))
+        graph[name] = {target for target, _ in edges} - {name}
+        for target, line in sorted(edges):
+            there = package_of(target)
+            if there != own and (there not in ORDER or ORDER.index(there) >= ORDER.index(own)):
+                found.append(f"{path.relative_to(root)}:{line} imports {target}")
+            if own in INDEPENDENT and there in INDEPENDENT and there != own:
+                found.append(f"{path.relative_to(root)}:{line} imports {target}, another feature")
+        if own == "cli":
+            for target, line in sorted(set(imports(module_level(tree), name, known))):
+                if package_of(target) not in CLI_MODULE_LEVEL:
+                    found.append(f"{path.relative_to(root)}:{line} imports {target} at module level")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append("cycle: " + " -> ".join(error.args[1]))
+    return found
 
 
-def test_every_module_is_a_room_of_the_table() -> None:
-    rooms = {room_of(path) for path in modules()} - {"__init__", "__main__", "cli"}
-    assert rooms <= set(TABLE)
+def test_imports_go_upstream_and_form_no_cycle() -> None:
+    assert violations() == []
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    assert {package_of(name) for name in modules()} == set(ORDER)
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("package.py", "from ratioctl import nets"),
-        ("package.py", "import ratioctl.recipe"),
-        ("package.py", "def f():\n    from ratioctl.nets.classifier import load"),
-        ("attack/ball.py", "from ratioctl.data import inside"),
-        ("attack/ball.py", "from .. import data"),
-        ("evaluate.py", "from ratioctl.train import fit"),
-        ("explain.py", "from ratioctl import evaluate"),
-        ("report.py", "from ratioctl import package"),
-        ("cli/train.py", "from ratioctl import train"),
+        ("package/store.py", "from ratioctl import models"),
+        ("package/store.py", "def f():\n    from ratioctl.models.network import load"),
+        ("package/store.py", "if TYPE_CHECKING:\n    from ratioctl.models.network import load"),
+        ("attacks/balls.py", "from ratioctl.training import loop"),
+        ("attacks/balls.py", "from .. import training"),
+        ("onnx/export.py", "from ratioctl.training.loop import fit"),
+        ("report/page.py", "from ratioctl import counterfactuals"),
+        ("images/arrays.py", "from ratioctl import __version__"),
+        ("cli/train.py", "from ratioctl import recipe"),
         ("cli/train.py", "try:\n    from ratioctl.recipe import load\nexcept ImportError: pass"),
-        ("__init__.py", "from ratioctl.recipe import Recipe"),
+        ("utils/text.py", "from ratioctl.utils import files"),
     ],
 )
 def test_the_check_sees_forbidden_imports(tmp_path: Path, path: str, source: str) -> None:
-    for name in ("nets", "data", "recipe", "train", "evaluate", "package"):
-        (tmp_path / f"{name}.py").touch()
-    assert len(violations(tmp_path / path, source, tmp_path)) == 1
+    for name in ("models", "training", "recipe", "package", "counterfactuals", "utils", "attacks", "images"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "utils" / "files.py").write_text("from ratioctl.utils.text import safe_text\n")
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(source + "\n")
+    assert len(violations(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("package.py", "from ratioctl.errors import PackageError"),
-        ("attack/engine.py", "from . import ball\nfrom ratioctl.recipe import Attack"),
-        ("cli/train.py", "def train(context):\n    from ratioctl import train as verbs"),
-        ("cli/train.py", "from ratioctl import __version__"),
+        ("package/store.py", "from ratioctl.errors import PackageError"),
+        ("attacks/engine.py", "from . import balls\nfrom ratioctl.recipe import Attack"),
+        ("cli/train.py", "def train(context):\n    from ratioctl.training import loop"),
+        ("images/arrays.py", "from ratioctl._version import __version__"),
     ],
 )
 def test_the_check_lets_legal_imports_pass(tmp_path: Path, path: str, source: str) -> None:
-    (tmp_path / "train.py").touch()
-    assert violations(tmp_path / path, source, tmp_path) == []
+    for name in ("recipe", "training", "attacks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "attacks" / "balls.py").touch()
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(source + "\n")
+    assert violations(tmp_path) == []
 
 
-def test_torch_free_rooms_load_no_torch() -> None:
-    names = [f"ratioctl.{room}" for room in TORCH_FREE if (ROOT / f"{room}.py").exists()]
-    names += [f"ratioctl.cli.{path.stem}" for path in sorted((ROOT / "cli").glob("[!_]*.py"))]
+def test_torch_free_packages_load_no_torch() -> None:
+    names = [
+        f"ratioctl.{name}".removesuffix(".__init__")
+        for name in modules()
+        if name != "__main__" and any(name == free or name.startswith(f"{free}.") for free in TORCH_FREE)
+    ]
+    assert len(names) > 30
     program = (
         "import importlib, sys\n"
-        f"for name in {['ratioctl', *names]!r}:\n"
-        "    importlib.import_module(name)\n"
-        "    loaded = {'torch', 'torchvision'} & set(sys.modules)\n"
-        "    if loaded: sys.exit(f'{name} loads {loaded}')\n"
+        "def load(names, forbidden):\n"
+        "    for name in names:\n"
+        "        importlib.import_module(name)\n"
+        "        loaded = forbidden & set(sys.modules)\n"
+        "        if loaded: sys.exit(f'{name} loads {loaded}')\n"
+        "load(['ratioctl', 'ratioctl.cli', 'ratioctl.api'], {'torch', 'torchvision', 'numpy'})\n"
+        f"load({names!r}, {{'torch', 'torchvision'}})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

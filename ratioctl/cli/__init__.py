@@ -70,7 +70,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from ratioctl import __version__
+        from ratioctl._version import __version__
 
         typer.echo(f"ratioctl {__version__}")
         raise typer.Exit

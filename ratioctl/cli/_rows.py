@@ -8,10 +8,10 @@ import types
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from ratioctl.text import safe_text
+from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
-    from ratioctl.results import ScoreRow
+    from ratioctl.types import ScoreRow
 
 FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")

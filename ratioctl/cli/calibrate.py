@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
 
 
 @command
@@ -37,7 +38,7 @@ def calibrate(
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data."""
-    from ratioctl.calibrate import calibrate as run
+    from ratioctl.calibration.temperature import calibrate as run
 
     found = run(model, data=data, objective=objective, out=out, device=context.device, download=download)
     for doubt in found.warnings:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from ratioctl.results import Explanation
+    from ratioctl.types import Explanation
 
 _TOLD = 8  # images whose way to the model's input is told one by one
 _SHOWN = 4  # images and targets previewed in the terminal
@@ -79,10 +80,12 @@ def counterfactual(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page when done.")] = False,
 ) -> int | None:
     """Show how an image must change to become another class."""
-    from ratioctl import explain, pictures, report
+    from ratioctl import counterfactuals
     from ratioctl.errors import ImageError, Interrupted
+    from ratioctl.report import counterfactual_files as report
+    from ratioctl.report import pictures
 
-    asked = explain.prepare(
+    asked = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -105,7 +108,7 @@ def counterfactual(
         with _above_the_bar(context):
             context.warn(str(error))
 
-    def tell_picture(picture: explain.Picture) -> None:
+    def tell_picture(picture: counterfactuals.Picture) -> None:
         nonlocal told
         if picture.notes:
             told += 1
@@ -116,17 +119,17 @@ def counterfactual(
     finished = 0
     earlier = (out / report.DOCUMENT).exists()
     total = len(asked.sources) * len(asked.models)
-    with _progress(context, total) as watch:
+    with _progress(context, total) as callback:
 
         def counted() -> Iterator[Explanation]:
             nonlocal finished
-            for explanation in explain.explain(
+            for explanation in counterfactuals.explain(
                 asked,
                 device=context.device,
                 precision=context.precision,
                 on_error=tell_error,
                 on_picture=tell_picture,
-                watch=watch,
+                callback=callback,
             ):
                 finished += 1
                 yield explanation
@@ -137,7 +140,7 @@ def counterfactual(
                 asked.header,
                 counted(),
                 errors=errors,
-                inputs=explain.files_of(asked.sources),
+                inputs=counterfactuals.files_of(asked.sources),
                 animation=None if picture_format == "png" else picture_format,
                 cards=asked.cards,
             )

@@ -84,17 +84,17 @@ def evaluate(
         raise UsageError("--judge", f"judges no pictures in the suite {suite}", "Use --suite explanations.")
     run: Any
     if explains:
-        from ratioctl.explain.suite import run
+        from ratioctl.evaluation.explanations import run
 
         own: dict[str, Any] = {"judge": judge}
     else:
-        from ratioctl.evaluate import run
+        from ratioctl.evaluation import run
 
         own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
-    from ratioctl import evaluation_report
+    from ratioctl.report import evaluation as evaluation_report
 
     written: list[Path] = []
     try:
@@ -112,7 +112,7 @@ def evaluate(
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
-                watch=progress,
+                callback=progress,
                 finish=lambda found: written.extend(evaluation_report.write(found, folder)),
             )
     except KeyboardInterrupt as stop:

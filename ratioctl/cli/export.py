@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
-from ratioctl.text import safe_text
+from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
-    from ratioctl.export import Cost
+    from ratioctl.onnx.export import Cost
 
 
 @command
@@ -46,7 +47,7 @@ def export(
     download: Download = False,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
-    from ratioctl.export import export as run
+    from ratioctl.onnx.export import export as run
 
     done = run(
         model,
@@ -58,7 +59,7 @@ def export(
         opset=opset,
         data=data,
         download=download,
-        begin=lambda: context.note("Tracing the network; this takes a while."),
+        on_start=lambda: context.note("Tracing the network; this takes a while."),
     )
     for doubt in done.warnings:
         context.warn(doubt)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
-from ratioctl.text import safe_text
+from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import safe_text
 
 
 @command
@@ -22,7 +23,7 @@ def inspect(
     from ratioctl import package
 
     if model.endswith(".onnx"):
-        from ratioctl import runtime
+        from ratioctl.onnx import runtime
 
         loaded = runtime.load(model)
         spec: package.Spec = loaded.spec

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.cli._common import Context, command, emit_json
 from ratioctl.errors import PackageError
-from ratioctl.text import safe_text
+from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import safe_text
 
 
 @command

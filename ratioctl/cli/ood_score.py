@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, Context, command, emit_json
+from ratioctl.cli._common import Context, command, emit_json
 from ratioctl.errors import Interrupted, UsageError
+from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from ratioctl.score import Model
+    from ratioctl.scoring.pipeline import Model
 
 
 @command
@@ -65,16 +66,17 @@ def ood_score(
     ] = False,
 ) -> int | None:
     """Flag images that are out of the model's distribution."""
-    import ratioctl
-    from ratioctl import package, score
+    from ratioctl import package
     from ratioctl.cli import _rows
-    from ratioctl.files import partial, streaming
+    from ratioctl.scoring import pipeline as score
+    from ratioctl.scoring.backends import open_model
+    from ratioctl.utils.atomic_files import partial, streaming
 
     row_format = row_format or _format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
     started = time.monotonic()
-    opened = ratioctl._scoring_model(
+    opened = open_model(
         model,
         threshold,
         device=context.device,
@@ -85,7 +87,7 @@ def ood_score(
     spec = opened.spec
     limit = package.threshold(spec, threshold)
     batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
-    if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
+    if opened.backend == "torch" and worst_case is None and context.device in ("auto", "cpu"):
         context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")
     own = opened.own_threshold
     if own is not None and abs(own - limit) > 1e-6:
@@ -109,7 +111,7 @@ def ood_score(
             )
             stack.callback(close)
         shown = output is not None or not sys.stdout.isatty()
-        watch = stack.enter_context(_progress(context, shown=shown, total=total))
+        callback = stack.enter_context(_progress(context, shown=shown, total=total))
         try:
             for rows in batches:
                 if write is not None:
@@ -117,7 +119,7 @@ def ood_score(
                 count += len(rows)
                 out += sum(row.is_ood is True for row in rows)
                 failed += sum(row.error is not None for row in rows)
-                watch(count, out, failed)
+                callback(count, out, failed)
         except KeyboardInterrupt as stop:
             held = None if output is None else partial(output)  # pipes and devices have none
             kept = f"Their rows are in {held}. " if held is not None and held.exists() else ""
@@ -136,7 +138,8 @@ def ood_score(
                     "confidence": limit,
                 },
                 "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
-                "road": opened.road,
+                "road": opened.backend,  # the former name of `backend`, kept for scripts
+                "backend": opened.backend,
                 "output": output,
                 "seconds": seconds,
                 "images_per_second": count / seconds,
@@ -170,8 +173,8 @@ def _pace(rate: float) -> str:
 
 def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
     """Say how long the worst case of all images will take; how many they are, where that can be known."""
-    from ratioctl import score
     from ratioctl.cli.evaluate import duration
+    from ratioctl.scoring import pipeline as score
 
     if model.worst_case_pace is None or context.quiet:
         return None

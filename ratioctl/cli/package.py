@@ -9,7 +9,7 @@ import typer
 
 from ratioctl.cli._common import SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.errors import UsageError
-from ratioctl.text import safe_text
+from ratioctl.utils.text import safe_text
 
 
 @command
@@ -43,37 +43,39 @@ def package(
     """Make a package of a classifier trained elsewhere."""
     import numpy as np
 
-    from ratioctl.data import inside
-    from ratioctl.nets import foreign
+    from ratioctl.data import in_distribution
+    from ratioctl.models import import_checkpoint
 
     names = _labels(labels)
     side = input_size or (224 if ":" in arch else 32)
-    checkpoint = foreign.read(weights)
+    checkpoint = import_checkpoint.read(weights)
     given = _numbers("--mean", mean), _numbers("--std", std)
-    stored = foreign.normalisation_inside(checkpoint)
+    stored = import_checkpoint.normalisation_inside(checkpoint)
     if given == (None, None) and stored is not None:
         given = stored
         context.note("Normalisation: taken from the checkpoint, which holds it.")
-    foreign.checked_normalisation(*given)
-    fitted = foreign.fit(checkpoint, arch, num_classes=len(names), mean=given[0] or (), std=given[1] or ())
+    import_checkpoint.checked_normalisation(*given)
+    fitted = import_checkpoint.fit(
+        checkpoint, arch, num_classes=len(names), mean=given[0] or (), std=given[1] or ()
+    )
     for note in fitted.notes:
         context.note(f"{weights.name}: {note}.")
     accuracy = statistics = None
     found: list[str] = []
     if data is not None:
         channels = fitted.classifier.mean.numel()
-        images = inside.load(data, side, channels, download=download)
+        images = in_distribution.load(data, side, channels, download=download)
         if images.labels is not None:
-            images = inside.load_labelled(data, side, channels, names, download=download)
+            images = in_distribution.load_labelled(data, side, channels, names, download=download)
         # A thousand images, spread over the classes, tell a right normalisation from a wrong one.
         index = np.unique(np.linspace(0, len(images) - 1, 1000).astype(int))
         part = None if images.labels is None else images.labels[index]
-        statistics, trials = foreign.measure(fitted.classifier, images.pixels[index], part)
-        found = foreign.doubts(statistics, trials)
+        statistics, trials = import_checkpoint.measure(fitted.classifier, images.pixels[index], part)
+        found = import_checkpoint.doubts(statistics, trials)
         accuracy = trials[0].accuracy
         for doubt in found:
             context.warn(f"The normalisation may be wrong: {doubt}.")
-    written = foreign.write(fitted, checkpoint, arch, names, out, input_size=side)
+    written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=side)
     if context.json:
         emit_json(
             {

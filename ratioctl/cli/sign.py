@@ -11,7 +11,7 @@ import typer
 
 from ratioctl.cli._common import Context, command, emit_json
 from ratioctl.errors import UsageError
-from ratioctl.text import safe_text
+from ratioctl.utils.text import safe_text
 
 PASSWORD = "RATIOCTL_KEY_PASSWORD"
 
@@ -34,7 +34,8 @@ def sign(
 
     The password of the key is asked for, or taken from RATIOCTL_KEY_PASSWORD (empty: none).
     """
-    from ratioctl import package, signing
+    from ratioctl import package
+    from ratioctl.package import signing
 
     if new_key is not None:
         if model is not None or key is not None:

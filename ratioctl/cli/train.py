@@ -46,8 +46,8 @@ def train(
 
     start = None if init is None else packages.read(packages.find(init))
 
-    from ratioctl.calibrate import calibrate
-    from ratioctl.train import fit
+    from ratioctl.calibration.temperature import calibrate
+    from ratioctl.training.loop import fit
 
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     line = f"Continue with: {context.typed('--resume')}"
@@ -61,7 +61,7 @@ def train(
                 device=context.device,
                 precision=context.precision,
                 download=download,
-                watch=progress,
+                callback=progress,
             )
         found = calibrate(package, device=context.device, download=download)
     except Interrupted as stop:

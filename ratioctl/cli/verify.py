@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import DEFAULT_MODEL, MODEL_HELP, Context, command, emit_json
+from ratioctl.cli._common import MODEL_HELP, Context, command, emit_json
 from ratioctl.errors import PackageError
-from ratioctl.text import safe_text
+from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import safe_text
 
 
 @command
@@ -29,7 +30,8 @@ def verify(
     Every file is compared with the SHA-256 that config.json records for it; with --public-key config.json
     itself has to carry a signature by that key.
     """
-    from ratioctl import package, signing
+    from ratioctl import package
+    from ratioctl.package import signing
 
     path = package.find(model)
     findings = package.check(path)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ratioctl import images
-from ratioctl.data import inside, outside
+from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.augment import augment
-from ratioctl.data.inside import Images
+from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
 from ratioctl.recipe import Augment, Recipe
+from ratioctl.utils.seeding import seed_from_key
 
 _IN, _OUT = 1, 2  # streams of random numbers
 
@@ -54,12 +55,14 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
     """The labelled images to calibrate on: `data.calibration`, else the images held out of training."""
     data = recipe.data
     if data.calibration is not None:
-        return inside.load_labelled(
+        return in_distribution.load_labelled(
             data.calibration, data.size, data.channels, label_names, download=download
         )
-    everything = inside.load_labelled(data.train, data.size, data.channels, label_names, download=download)
+    everything = in_distribution.load_labelled(
+        data.train, data.size, data.channels, label_names, download=download
+    )
     assert everything.labels is not None
-    return everything.subset(inside.hold_out(everything.labels, data.validation, recipe.seed)[1])
+    return everything.subset(in_distribution.hold_out(everything.labels, data.validation, recipe.seed)[1])
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
@@ -71,16 +74,16 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
     """
     data = recipe.data
-    everything = inside.load_labelled(data.train, data.size, data.channels, download=download)
+    everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
     assert everything.labels is not None
-    keep, held = inside.hold_out(everything.labels, data.validation, recipe.seed)
+    keep, held = in_distribution.hold_out(everything.labels, data.validation, recipe.seed)
     if data.calibration is not None:  # loaded for its faults, now rather than after the training
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
     wants_outside = recipe.objective.outside is not None
     load_out = functools.partial(
-        outside.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
+        out_distribution.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
     )
     out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
     out_test = None
@@ -117,7 +120,7 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
     """Class folders that differ between splits are an error before hours of training, not after."""
     assert recipe.data.test is not None
     source = recipe.data.test
-    if source.partition(":")[0] in inside.SETS:
+    if source.partition(":")[0] in in_distribution.SETS:
         return
     found = set(images.list_source(source).label_names)
     extra, missing = sorted(found - set(names)), sorted(set(names) - found)
@@ -183,14 +186,9 @@ def _view(
     pixels: np.ndarray, spec: Augment, key: tuple[int, ...], fill: Tensor, device: torch.device | str
 ) -> Tensor:
     x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
-    generator = torch.Generator(device=device).manual_seed(seed_of(*key))
+    generator = torch.Generator(device=device).manual_seed(seed_from_key(*key))
     x = augment(x.contiguous(), spec, generator, fill)
     return x.to(memory_format=torch.channels_last).float().div_(255)
-
-
-def seed_of(*key: int) -> int:
-    """A 63-bit seed from a key of integers; close keys give unrelated seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def stream(

@@ -20,8 +20,10 @@ from playwright.sync_api import Page
 from safetensors.numpy import load_file
 
 import ratioctl
-from ratioctl import explorer, package, pictures, resources
+from ratioctl import package
 from ratioctl.cli import main
+from ratioctl.report import counterfactual_page, pictures
+from ratioctl.utils import resources
 
 SAMPLES = resources.folder("assets") / "samples"
 PHONE, WIDE = {"width": 380, "height": 800}, {"width": 1600, "height": 1000}
@@ -445,7 +447,7 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     assert "is enough for" in (open_page(index(one)).page.locator(".lead").text_content() or "")
     found["models"][0]["threshold"] = 1.1
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
-    made = explorer.page(found, {name: (one / name).read_bytes() for name in names})
+    made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
     (tmp_path / "index.html").write_text(made)
     page = open_page(tmp_path / "index.html").page
     lead = page.locator(".lead").text_content() or ""
@@ -527,7 +529,7 @@ def test_norms_side_by_side_where_the_document_has_several(
     other = json.loads(json.dumps(found["images"][0])) | {"norm": "1"}
     found["images"].append(other)
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
-    made = explorer.page(found, {name: (one / name).read_bytes() for name in names})
+    made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
     (tmp_path / "index.html").write_text(made)
     page = open_page(tmp_path / "index.html").page
     titles = page.locator(".counterfactual .what").all_text_contents()
@@ -544,7 +546,9 @@ def test_nothing_overflows(
     found["images"][0]["path"] = "y" * 200 + ".jpg"
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
     card = "| a | b |\n|---|---|\n| " + "z" * 300 + " | 2 |"
-    made = explorer.page(found, {n: (one / n).read_bytes() for n in names}, cards=[card], notes=[["w" * 150]])
+    made = counterfactual_page.page(
+        found, {n: (one / n).read_bytes() for n in names}, cards=[card], notes=[["w" * 150]]
+    )
     (tmp_path / "index.html").write_text(made)
     pages = [(several, ""), (several, "#1/dog"), (models, ""), (one, ""), (tmp_path, "")]
     for folder, fragment in pages:
@@ -623,7 +627,7 @@ def test_names_from_outside_stay_inert(tmp_path: Path, one: Path, open_page: Ope
     found["models"][0]["name"] = EVIL
     found["errors"] = [{"path": EVIL, "error": EVIL}]
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
-    made = explorer.page(
+    made = counterfactual_page.page(
         found, {n: (one / n).read_bytes() for n in names}, cards=[f"# {EVIL}"], notes=[[EVIL]]
     )
     (tmp_path / "index.html").write_text(made)
@@ -659,7 +663,7 @@ def test_it_is_small(one: Path, tmp_path: Path, open_page: OpenPage) -> None:
         names.append(copy["targets"][0]["flip_png"])
         for name in names:  # noise: as large as PNGs get
             png[name] = pictures.png(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    made = explorer.page({**found, "images": many}, png)
+    made = counterfactual_page.page({**found, "images": many}, png)
     assert len(made) < 30_000_000
     (tmp_path / "index.html").write_text(made)
     opened = open_page(tmp_path / "index.html")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ratioctl import images, package, resources, runtime
+from ratioctl import images, package
+from ratioctl.onnx import export, runtime
+from ratioctl.utils import resources
 
-export: Any = importlib.import_module("ratioctl.export")  # the attribute of that name is the verb
 pytestmark = pytest.mark.slow
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>ONNX</title>

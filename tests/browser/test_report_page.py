@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from ratioctl import evaluation_report
-from ratioctl.attack.ensemble import Budget
-from ratioctl.evaluate import Suite, run
+from ratioctl.attacks.autoattack import AttackBudget
+from ratioctl.evaluation import Suite, run
+from ratioctl.report import evaluation as evaluation_report
 
 TINY = Suite(
     name="tiny",
     inside=4,
     balls=1,
     attacks=("apgd-ce",),
-    budget=Budget(steps=2),
+    budget=AttackBudget(steps=2),
     outside=3,
     outside_steps=2,
     curve=2,

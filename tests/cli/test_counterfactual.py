@@ -172,11 +172,11 @@ PREVIEW = """
 import sys
 import numpy as np
 from rich.console import Console
-from ratioctl import pictures
-from ratioctl.results import Budget, Explanation, Original, Target
+from ratioctl.report import pictures
+from ratioctl.types import Counterfactual, Explanation, Original, Target
 grey, red = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), (200, 10, 20), np.uint8)
 budgets = tuple(
-    Budget(eps=eps, image=red, confidence=0.7, confidence_float=0.7, predicted="dog",
+    Counterfactual(eps=eps, image=red, confidence=0.7, confidence_float=0.7, predicted="dog",
            probabilities=(0.3, 0.7), distance={"l2": eps})
     for eps in (1, 2, 3, 4, 5, 6)
 )
@@ -413,16 +413,16 @@ def test_an_interrupt_says_what_is_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ratioctl import explain
+    from ratioctl import counterfactuals
 
-    whole = explain.explain
+    whole = counterfactuals.explain
 
     def stops(asked: Any, **options: Any) -> Any:
         answers = whole(asked, **options)
         yield next(answers)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(explain, "explain", stops)
+    monkeypatch.setattr(counterfactuals, "explain", stops)
     out = tmp_path / "o"
     line = [photographs, "--model", small_package, "--target", "dog", "--out", out, *QUICK]
     assert run(*line) == 130

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from ratioctl.attack.ensemble import Budget
+from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.cli import main
 from ratioctl.cli.evaluate import default_folder, duration
-from ratioctl.evaluate import SUITES, Suite
+from ratioctl.evaluation import SUITES, Suite
 
 TINY = Suite(
     name="quick",
     inside=6,
     balls=1,
     attacks=("apgd-ce",),
-    budget=Budget(steps=2),
+    budget=AttackBudget(steps=2),
     outside=4,
     outside_steps=2,
     curve=2,
@@ -128,7 +128,7 @@ def watch(event):
     if seen.count("batch") == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 evaluate({model!r}, data={data!r}, ood=["uni=noise:uniform"], limit=8, out={out!r}, device="cpu",
-         precision="fp32", watch=watch)
+         precision="fp32", callback=watch)
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ratioctl.cli import main
-from ratioctl.explain import suite
+from ratioctl.evaluation import explanations as suite
 
 BUDGETS = (0.25, 0.5, 1.0)  # the small package's ladder
 
@@ -107,7 +107,7 @@ def test_numbers_are_those_of_the_counterfactuals(
 
 PROGRAM = """
 import os, signal, sys
-from ratioctl.explain import suite
+from ratioctl.evaluation import explanations as suite
 suite.run.__kwdefaults__["steps"] = 3
 seen = []
 def watch(event):
@@ -115,7 +115,7 @@ def watch(event):
     if len(seen) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 suite.run([{model!r}], data={data!r}, ood=["uni=noise:uniform"], limit=3, out={out!r}, device="cpu",
-          precision="fp32", watch=watch)
+          precision="fp32", callback=watch)
 """
 
 
@@ -188,7 +188,7 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
     judge = suite._Judge(package=package, predict=lambda pictures: next(answers)[None])
     subject = suite._Subject(
         package=package, name="small", norm="2", steps=1, seed=0, judge=judge,
-        place=None, journal=None, told=None,
+        compute=None, results=None, told=None,
     )  # type: ignore[arg-type]  # fmt: skip
     budgets = len(subject.eps)
     one = np.zeros((3, budgets, 8, 8, 3), np.uint8)

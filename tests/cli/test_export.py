@@ -17,12 +17,13 @@ from ratioctl.errors import OutputError
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The calls that reach `ratioctl.export.export`, which answers at once."""
-    room: Any = importlib.import_module("ratioctl.export")  # the attribute of that name is the verb
+    """The calls that reach `ratioctl.onnx.export.export`, which answers at once."""
+    from ratioctl.onnx import export as room
+
     calls: list[dict[str, Any]] = []
 
     def answer(model: Any, **options: Any) -> Any:
-        options.pop("begin")()
+        options.pop("on_start")()
         calls.append({"model": model, **options})
         same = room.Agreement(n=256, difference=3e-7, labels=0, flags=0)
         cost = room.Cost(
@@ -114,7 +115,7 @@ def test_exit_codes(
     def refuse(model: Any, **options: Any) -> None:
         raise OutputError("x", "cannot be written")
 
-    monkeypatch.setattr(importlib.import_module("ratioctl.export"), "export", refuse)
+    monkeypatch.setattr(importlib.import_module("ratioctl.onnx.export"), "export", refuse)
     assert main(["export"]) == 2
     monkeypatch.undo()
     assert main(["export", "no-such-model"]) == 5

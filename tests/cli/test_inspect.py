@@ -39,7 +39,7 @@ CONFIG = {
 @pytest.fixture
 def pkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> package.ModelPackage:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("ratioctl.resources.folder", lambda name: tmp_path / name)
+    monkeypatch.setattr("ratioctl.utils.resources.folder", lambda name: tmp_path / name)
     folder = tmp_path / "assets" / "models" / "cifar10-ratio"
     return package.write(folder, config=CONFIG, weights={"w": np.ones(3, np.float32)})
 

@@ -18,7 +18,7 @@ import pytest
 from ratioctl.cli import main
 from ratioctl.cli.ood_score import _pace
 from ratioctl.errors import OutputError
-from ratioctl.files import partial, streaming, write_file
+from ratioctl.utils.atomic_files import partial, streaming, write_file
 
 SURE = math.exp(2) / (math.exp(2) + 2)
 HEADER = ["path", "label", "confidence", "ood_score", "is_ood", "error"]
@@ -82,7 +82,7 @@ def test_parquet_in_row_groups(
     from ratioctl.cli import _rows
 
     monkeypatch.setattr(_rows, "PARQUET_ROWS", 2)
-    monkeypatch.setattr("ratioctl.score.MAX_BATCH", 2)
+    monkeypatch.setattr("ratioctl.scoring.pipeline.MAX_BATCH", 2)
     (colours / "empty.png").touch()
     file = tmp_path / "rows.parquet"
     line = [colours, "--model", tiny_onnx, "--format", "parquet", "--output", file, "--skip-errors"]
@@ -182,7 +182,7 @@ def test_json_is_the_summary_alone(
     summary = json.loads(capsys.readouterr().out)
     assert (summary["images"], summary["out_of_distribution"], summary["errors"]) == (5, 1, 1)
     assert summary["threshold"] == {"name": "tpr99", "confidence": 0.7}
-    assert summary["road"] == "onnx"
+    assert summary["backend"] == summary["road"] == "onnx"
     assert summary["images_per_second"] == pytest.approx(5 / summary["seconds"])
     assert len(file.read_text().splitlines()) == 6
     assert run(colours / "red.png", "--model", tiny_onnx, "--json", "--threshold", "0.5") == 0

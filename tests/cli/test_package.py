@@ -17,7 +17,8 @@ from PIL import Image
 import ratioctl
 from ratioctl import package
 from ratioctl.cli import main
-from ratioctl.nets import build
+from ratioctl.models import build
+from ratioctl.scoring import backends
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def hurried(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Path:
     """A package made by the command, whose worst case is searched in few steps."""
-    monkeypatch.setattr(ratioctl, "_WORST_CASE_STEPS", 4)
+    monkeypatch.setattr(backends, "WORST_CASE_STEPS", 4)
     out = tmp_path / "pets"
     line = [weights, "--arch", "resnet18", "--labels", "cat,dog,frog", "--out", out, "--input-size", "8"]
     assert run(*line, "--mean", "0", "--std", "1") == 0
@@ -89,7 +90,7 @@ def test_worst_case_is_at_least_the_clean_confidence(
         assert row["worst_case_confidence"] > row["confidence"]
         assert row["worst_case_is_ood"] is (row["worst_case_confidence"] < 0.5)
         assert list(row)[-2:] == ["worst_case_confidence", "worst_case_is_ood"]
-    monkeypatch.setattr("ratioctl.score.MAX_BATCH", 1)
+    monkeypatch.setattr("ratioctl.scoring.pipeline.MAX_BATCH", 1)
     assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
     err = capsys.readouterr().err
     assert re.findall(r"^(\d+%) \((\d) of 4 images, \d out\), \d+ s left$", err, re.M) == [
@@ -219,7 +220,7 @@ def test_a_real_checkpoint_from_elsewhere(
     """pyautoattack's example: a plain ResNet-18 of CIFAR-10, on pixels as they are."""
     import pyautoattack
 
-    from ratioctl import resources
+    from ratioctl.utils import resources
 
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     weights = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"

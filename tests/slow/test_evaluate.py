@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 import ratioctl
-from ratioctl import evaluation_report
-from ratioctl.attack.ensemble import Budget
-from ratioctl.evaluate import SUITES, Suite, run
+from ratioctl.attacks.autoattack import AttackBudget
+from ratioctl.evaluation import SUITES, Suite, run
 from ratioctl.package import ModelPackage
-from ratioctl.results import Report
+from ratioctl.report import evaluation as evaluation_report
+from ratioctl.types import Report
 
 SETS = {"flower": "photos:flower", "uniform": "noise:uniform"}
 
@@ -89,7 +89,7 @@ def test_the_long_suites_run_to_their_end(
     """As they stand, with pyautoattack's standard version, on few images of a network that costs nothing."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     network = Means().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluate.run"], "frozen", lambda model: network)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: network)
     pixels = np.random.default_rng(0).integers(96, 160, (6, 8, 8, 3), dtype=np.uint8)
     right = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).tolist()
     names = ("cat", "dog", "red panda", "dog")
@@ -131,7 +131,7 @@ def test_an_attack_weakened_to_one_step_is_noticed(plain: Callable[[float, float
     package = dataclasses.replace(plain(0.5, 1.0), temperature=8.0)
     quick = dataclasses.replace(SUITES["quick"], curve=0)
     weak = dataclasses.replace(
-        quick, attacks=("apgd-ce",), budget=Budget(steps=1), outside_steps=1, outside_targets=0
+        quick, attacks=("apgd-ce",), budget=AttackBudget(steps=1), outside_steps=1, outside_targets=0
     )
     said = evaluated(package, weak).warnings
     for what in ("robust accuracy", "worst case on flower"):

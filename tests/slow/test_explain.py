@@ -9,9 +9,9 @@ import pytest
 
 import ratioctl
 from ratioctl import images, metrics, package
-from ratioctl.explain.suite import changed
-from ratioctl.nets.predict import predictor
-from ratioctl.resources import folder
+from ratioctl.evaluation.explanations import changed
+from ratioctl.models.predict import predictor
+from ratioctl.utils.resources import folder
 
 pytestmark = pytest.mark.slow
 

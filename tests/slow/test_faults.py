@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from ratioctl import files, package
+from ratioctl import package
+from ratioctl.utils import atomic_files as files
 
 pytestmark = [
     pytest.mark.slow,

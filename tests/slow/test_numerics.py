@@ -14,9 +14,11 @@ import torch
 
 import ratioctl
 from ratioctl import images as decoding
-from ratioctl import metrics, package, resources, runtime
-from ratioctl.export import graph
-from ratioctl.nets.hardware import choose
+from ratioctl import metrics, package
+from ratioctl.models.device import select_device
+from ratioctl.onnx import runtime
+from ratioctl.onnx.export import graph
+from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +78,7 @@ def test_no_road_decides_otherwise_beyond_its_margin(
         assert difference <= margin, f"{name}: {difference}"
         assert differ == 0, name
         assert close < len(pictures) or margin > 0.01, f"{name}: the margin decides nothing"
-    assert choose("cpu", "auto").device.type == "cpu"
+    assert select_device("cpu", "auto").device.type == "cpu"
     # The graph's own outputs follow from its logits, and what is no image is out of distribution.
     outputs = exported.run(decoding.to_pixels(pictures))
     assert np.abs(outputs["probabilities"] - reference).max() <= FP32_MARGIN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ratioctl import images, package, resources, runtime
+from ratioctl import images, package
+from ratioctl.onnx import export, runtime
+from ratioctl.utils import resources
 
-export: Any = importlib.import_module("ratioctl.export")  # the attribute of that name is the verb
 pytestmark = pytest.mark.slow
 
 SCRIPT = """

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import ratioctl
-from ratioctl import resources
 from ratioctl.cli import main
-from ratioctl.results import ScoreRow
+from ratioctl.types import ScoreRow
+from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
 

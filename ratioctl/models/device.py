@@ -1,0 +1,89 @@
+"""Where and in which precision to compute, and why: the choice `--verbose` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from ratioctl.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """A device and how to compute on it. `why` is one sentence for the log."""
+
+    device: torch.device
+    bf16: bool
+    why: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of the network's passes: bf16 autocast, or nothing."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def select_device(
+    device: str = "auto", precision: str = "auto", *, reason: str | None = None
+) -> ComputeConfig:
+    """The place for `--device` and `--precision`; logged as information, which `--verbose` shows.
+
+    bf16 is chosen where the processor has instructions for it (without them it is some ten times slower
+    than fp32 on a CPU, measured).
+
+    Args:
+        reason: why `precision` is what it is, where it was not the user who asked for it.
+
+    Raises:
+        UsageError: unknown device or precision, or a GPU that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"--device {device}", "no such device", "Use auto, cpu, cuda or cuda:N.") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}", "is not supported", "Use auto, cpu, cuda or cuda:N.")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {device}", "no CUDA device is available", "Use --device cpu.")
+        if chosen.index is not None and chosen.index >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UsageError(f"--device {device}", f"there are {count} CUDA device(s)", "Count from cuda:0.")
+        chosen = torch.device("cuda", chosen.index or 0)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {precision}", "is unknown", "Use auto, fp32 or bf16.")
+    able = has_bf16(chosen)
+    bf16 = able if precision == "auto" else precision == "bf16"
+    reasons = {
+        "auto": "has bf16 instructions" if able else "has no bf16 instructions",
+        "fp32": "asked for",
+        "bf16": "asked for" + ("" if able else ", though the processor has no instructions for it"),
+    }
+    if chosen.type == "cuda":
+        name = torch.cuda.get_device_name(chosen)
+    else:
+        count = torch.get_num_threads()
+        name = "1 thread" if count == 1 else f"{count} threads, in attacks each with its part of the batch"
+    said = reason or reasons[precision]
+    compute = ComputeConfig(
+        device=chosen, bf16=bf16, why=f"{chosen} ({name}), {'bf16' if bf16 else 'fp32'}: {said}"
+    )
+    logging.getLogger(__name__).info("Computing on %s", compute.why)
+    return compute
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags

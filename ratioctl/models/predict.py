@@ -1,0 +1,73 @@
+"""The fp32 road from 8-bit images to logits with torch: the reference every shown score comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratioctl.models.network import Classifier, fold_batchnorm, from_package
+from ratioctl.package import ModelPackage
+
+_CHUNK = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Predictor:
+    """A package's classifier for scoring; `predict` is what `score` asks of any model."""
+
+    network: Classifier
+    device: torch.device
+
+    def exact(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [0,1] on the device -> logits (B, K) in full fp32, differentiable.
+
+        Every verdict and every score comes from here.
+        """
+        with _without_tf32(self.device):
+            return self.network(x).float()
+
+    @torch.inference_mode()
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, C) or float32 (N, C, H, W) in [0,1] -> logits (N, K) float32."""
+        parts = []
+        for start in range(0, len(images), _CHUNK):
+            part = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK])).to(self.device)
+            if part.dtype == torch.uint8:
+                part = part.permute(0, 3, 1, 2).float().div_(255)
+            parts.append(self.exact(part).cpu().numpy())
+        if not parts:
+            return np.empty((0, 0), np.float32)
+        return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """Full fp32 convolutions and products on a GPU: TF32, cuDNN's default, differs by more than 1e-4."""
+    if device.type != "cuda":
+        yield
+        return
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and later; the two interfaces must not be mixed
+        holders: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+        name, exact = "fp32_precision", "ieee"
+    else:
+        holders, name, exact = [torch.backends.cudnn, torch.backends.cuda.matmul], "allow_tf32", False  # type: ignore[assignment]
+    before = [getattr(holder, name) for holder in holders]
+    try:
+        for holder in holders:
+            setattr(holder, name, exact)
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            setattr(holder, name, value)
+
+
+def predictor(model: ModelPackage | Classifier, device: str | torch.device = "cpu") -> Predictor:
+    """A `Predictor` of a package or a classifier, in fp32 whatever the precision of attacks."""
+    network = from_package(model, device) if isinstance(model, ModelPackage) else model
+    return Predictor(network=fold_batchnorm(network).to(device), device=torch.device(device))

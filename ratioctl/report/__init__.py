@@ -1,0 +1,1 @@
+"""Rendering of results as tables, pictures, Markdown and HTML."""

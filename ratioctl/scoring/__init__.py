@@ -1,0 +1,1 @@
+"""Out-of-distribution scores: images in, one row each out."""

@@ -1,0 +1,150 @@
+"""Models for scoring: onnxruntime where that suffices, else torch; and the worst case of a score."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import numpy as np
+
+    from ratioctl.models.device import ComputeConfig
+    from ratioctl.models.predict import Predictor
+    from ratioctl.package import ModelPackage
+    from ratioctl.scoring.pipeline import Model
+
+    Path = str | PathLike[str]
+
+WORST_CASE_STEPS = 100  # of each of the three searches for a worst case
+
+
+def open_model(
+    model: Path | ModelPackage,
+    threshold: str | float,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    worst_case: float | None = None,
+    seed: int = 0,
+) -> Model:
+    """The model that `ratioctl.scoring.pipeline` takes: onnxruntime where that suffices, else torch.
+
+    A threshold that the model does not have is refused before torch is loaded.
+    """
+    import os
+
+    from ratioctl import package as packages
+    from ratioctl.errors import UsageError
+    from ratioctl.onnx import runtime
+    from ratioctl.scoring.pipeline import Model
+
+    if worst_case is not None and not 0 < worst_case < float("inf"):
+        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number above 0.")
+    gpu = device.startswith("cuda")
+    if isinstance(model, packages.ModelPackage):
+        found = model
+    else:
+        if os.fspath(model).endswith(".onnx") and not os.path.isdir(model):
+            if worst_case is not None:
+                step = "Give the package it was exported from."
+                raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
+            # One thread each: `score` predicts several batches at once.
+            alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
+            return Model(
+                spec=alone.spec,
+                predict=alone.predict,
+                backend="onnx",
+                parallel=True,
+                own_threshold=alone.threshold,
+            )
+        found = packages.read(packages.find(model))
+    packages.threshold(found, threshold)
+    if found.onnx_path is not None and worst_case is None and not gpu:
+        inside = runtime.load(found, threads=1)
+        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True)
+
+    from ratioctl.models.device import select_device
+    from ratioctl.models.predict import predictor
+
+    asked = worst_case is not None and precision != "auto"
+    why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
+    compute = select_device(device, precision) if asked else select_device(device, "fp32", reason=why)
+    network = predictor(found, compute.device)
+    turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with turn:
+            return network.predict(images)
+
+    attacked = pace = None
+    if worst_case is not None:
+        attacked, pace = _worst_case(network, compute, found, worst_case, seed, turn)
+    return Model(
+        spec=found,
+        predict=predict,
+        backend="torch",
+        parallel=False,
+        worst_case=attacked,
+        worst_case_pace=pace,
+    )
+
+
+def _worst_case(
+    network: Predictor,
+    compute: ComputeConfig,
+    package: ModelPackage,
+    eps: float,
+    seed: int,
+    turn: threading.Lock,
+) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
+    """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
+
+    See `ratioctl.scoring.pipeline.Model`: uint8 (N, H, W, C) -> (N,), and images -> seconds for each.
+    """
+    import copy
+    import time
+
+    import torch
+
+    from ratioctl.attacks.autoattack import worst_case_confidence
+    from ratioctl.images import to_pixels
+    from ratioctl.recipe import Ball
+    from ratioctl.scoring.pipeline import batch_size
+
+    quick = copy.deepcopy(network.network).to(memory_format=torch.channels_last)
+
+    def logits_of(x: torch.Tensor) -> torch.Tensor:
+        with compute.autocast():
+            return quick(x)
+
+    def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
+        found = worst_case_confidence(
+            network.exact,
+            x.contiguous(memory_format=torch.channels_last),
+            Ball(p=2.0, eps=eps),
+            temperature=package.temperature,
+            steps=steps,
+            restarts=1,
+            seed=seed,
+            search_logits_of=logits_of,
+        )
+        return found.confidence.cpu().numpy()
+
+    def search(images: np.ndarray) -> np.ndarray:
+        with turn:
+            return confidences(torch.from_numpy(to_pixels(images)).to(network.device), WORST_CASE_STEPS)
+
+    def pace(images: int) -> float:
+        channels, height, width = package.input_size
+        few = max(1, min(images, batch_size(height)))
+        x = torch.full((few, channels, height, width), 0.5, device=network.device)
+        confidences(x, 1)  # the first passes cost more
+        started, some = time.perf_counter(), 4
+        confidences(x, some)
+        # Forward passes before and after the steps cost about as much as one more step.
+        return (time.perf_counter() - started) / few * (WORST_CASE_STEPS + 1) / (some + 1)
+
+    return search, pace

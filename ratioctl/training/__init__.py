@@ -1,0 +1,1 @@
+"""Training: objective, schedule, loop and checkpoints."""

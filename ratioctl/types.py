@@ -1,0 +1,263 @@
+"""What the commands find out: frozen values of numpy arrays and plain Python, for `report` and for users.
+
+Field names are those of the JSON the command line writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ratioctl.recipe import Ball
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number with what is needed to believe it.
+
+    Attributes:
+        name: "accuracy", "auroc", "fpr_at_95_tpr", "mmc", "ece", ...
+        value: rates and confidences in [0,1].
+        n: how many examples it was measured on.
+        interval: 95 % confidence interval, None where there is none to state.
+        dataset: the SOURCE or the name given to it.
+        ball: the threat model of an attacked number; None for a clean one.
+        details: more to file with it (attack, bins, fingerprint, duration), plain JSON values.
+    """
+
+    name: str
+    value: float
+    n: int
+    interval: tuple[float, float] | None
+    dataset: str
+    ball: Ball | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as in `report.json` and the config's `ratio.metrics`."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "n": self.n,
+            "interval": None if self.interval is None else list(self.interval),
+            "dataset": self.dataset,
+            "ball": None if self.ball is None else self.ball.model_dump(mode="json"),
+            **self.details,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Measurements of one model, and the doubts about them, which are shown beside the numbers."""
+
+    package_digest: str
+    seed: int
+    measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "package_digest": self.package_digest,
+            "seed": self.seed,
+            "measurements": [measurement.to_json() for measurement in self.measurements],
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Attacked:
+    """An image and what an attack made of it, both uint8 (H, W, C), for people to look at.
+
+    Attributes:
+        before, after: confidences of the image and of the point found (before that was rounded to 8 bits).
+        label: what the model takes the attacked image for.
+    """
+
+    dataset: str
+    image: np.ndarray
+    attacked: np.ndarray
+    before: float
+    after: float
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluated:
+    """One model's part of an evaluation.
+
+    Attributes:
+        name: of the package; different for every model of one evaluation.
+        figures: what figures are drawn from, plain JSON values.
+        gallery: the most confident attacked out-images.
+        examples: one entry per example and attack in each column, all columns equally long.
+    """
+
+    name: str
+    report: Report
+    figures: dict[str, Any]
+    gallery: tuple[Attacked, ...]
+    examples: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What `ratioctl evaluate` found out, about one model or several on the same data.
+
+    Attributes:
+        suite: its name; `protocol` says in words what was run.
+        data: per set "name", "source", "n", "fingerprint".
+        environment: versions, hardware, precision.
+    """
+
+    suite: str
+    protocol: str
+    data: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    models: tuple[Evaluated, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """`report.json`: plain JSON values."""
+        return {
+            "schema": "ratioctl/evaluation/1",
+            "suite": self.suite,
+            "protocol": self.protocol,
+            "data": [dict(entry) for entry in self.data],
+            "environment": dict(self.environment),
+            "models": [
+                {"name": model.name, **model.report.to_json(), "figures": model.figures}
+                for model in self.models
+            ],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """One scored image, or why it could not be read (`error`; the rest is then None).
+
+    Attributes:
+        confidence: max_k p_k after temperature.
+        ood_score: 1 - confidence; higher is more outlying.
+        is_ood: confidence < threshold.
+        probabilities: (K,), where they were asked for.
+        worst_case_confidence, worst_case_is_ood: of the attacked image, where asked for.
+    """
+
+    path: str
+    label: str | None = None
+    confidence: float | None = None
+    ood_score: float | None = None
+    is_ood: bool | None = None
+    error: str | None = None
+    probabilities: tuple[float, ...] | None = None
+    worst_case_confidence: float | None = None
+    worst_case_is_ood: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Original:
+    """How the model sees the unchanged image: its 8-bit input."""
+
+    label: str
+    confidence: float
+    probabilities: tuple[float, ...]  # (K,), after temperature
+    is_ood: bool | None  # None where the model has no threshold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counterfactual:
+    """The counterfactual of one radius, as the 8-bit picture that is saved.
+
+    Attributes:
+        eps: radius of the ball.
+        image: uint8 (H, W, C); inside the ball around the 8-bit input.
+        confidence: p_target of `image`; never falls as eps grows.
+        confidence_float: p_target of the best point before rounding to 8 bits.
+        predicted: the label of `image`; probabilities: (K,), of `image`.
+        distance: "l1", "l1.5", "l2" and "linf" of `image` from the 8-bit input, pixels in [0,1].
+        png: where it was saved, relative to the output folder; None before that.
+    """
+
+    eps: float
+    image: np.ndarray
+    confidence: float
+    confidence_float: float
+    predicted: str
+    probabilities: tuple[float, ...]
+    distance: dict[str, float]
+    png: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "eps": self.eps,
+            "png": self.png,
+            "confidence": self.confidence,
+            "confidence_float": self.confidence_float,
+            "predicted": self.predicted,
+            "probabilities": list(self.probabilities),
+            "distance": dict(self.distance),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """The answers for one target class, budgets ascending.
+
+    Attributes:
+        flip_eps: distance of `flip_image`, which is predicted as the target (or reaches --until); 0 if the
+            original is; None exactly when no budget gets there.
+        flip_image: uint8 (H, W, C), None when flip_eps is.
+    """
+
+    target: str
+    budgets: tuple[Counterfactual, ...]
+    flip_eps: float | None
+    flip_image: np.ndarray | None
+    flip_png: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "flip_eps": self.flip_eps,
+            "flip_png": self.flip_png,
+            "budgets": [budget.to_json() for budget in self.budgets],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """One image explained by one model: an entry of `images` in counterfactuals.json.
+
+    Attributes:
+        path: as given; sha256: of the file's bytes.
+        model: index into the models that were asked.
+        input: uint8 (H, W, C), the model's 8-bit input.
+        input_png: where it was saved, relative to the output folder; None before that.
+        notes: what the user is told about it (oriented, cropped, resized, ...).
+        norm: of its budgets, where several norms were asked for; else None, and it is the document's.
+    """
+
+    path: str
+    sha256: str
+    model: int
+    input: np.ndarray
+    original: Original
+    targets: tuple[Target, ...]
+    input_png: str | None = None
+    notes: tuple[str, ...] = ()
+    norm: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        original = dataclasses.asdict(self.original)
+        original["probabilities"] = list(self.original.probabilities)
+        return {
+            "path": self.path,
+            "sha256": self.sha256,
+            "model": self.model,
+            **({} if self.norm is None else {"norm": self.norm}),
+            "input_png": self.input_png,
+            "original": original,
+            "targets": [target.to_json() for target in self.targets],
+        }

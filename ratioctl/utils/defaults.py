@@ -1,0 +1,3 @@
+"""Names that several packages and the command line share."""
+
+DEFAULT_MODEL = "cifar10-ratio"  # the bundled model that is used where none is named

@@ -1,0 +1,104 @@
+"""Where commands compute is chosen in one place, which says so; a precision asked for overrules it."""
+
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ratioctl
+from ratioctl.cli import main
+from ratioctl.errors import RatioctlError
+from ratioctl.models import device as hardware
+from ratioctl.models.device import has_bf16, select_device
+from ratioctl.scoring import backends
+
+
+def test_the_choice_and_its_reason_are_logged_for_verbose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ratioctl"):
+        compute = select_device("cpu")
+    assert caplog.messages == [f"Computing on {compute.why}"]
+    assert "thread" in compute.why
+    assert compute.bf16 == has_bf16(compute.device)
+    assert ("bf16" if compute.bf16 else "fp32") in compute.why
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_asked_for_overrules(precision: str) -> None:
+    compute = select_device("cpu", precision)
+    assert compute.bf16 == (precision == "bf16")
+    assert f"{precision}: asked for" in compute.why
+
+
+SUITE = ("--data", "digits:test", "--limit", "1", "--suite")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("train", "digits-plain", "--out", "run"),
+        ("evaluate", "MODEL", *SUITE, "quick"),
+        ("evaluate", "MODEL", *SUITE, "full"),
+        ("evaluate", "MODEL", *SUITE, "explanations"),
+        ("counterfactual", "IMAGE", "--model", "MODEL", "--target", "dog", "--out", "found"),
+        ("ood-score", "IMAGE", "--model", "MODEL", "--worst-case", "0.5"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_that_searches_takes_the_precision(
+    line: tuple[str, ...],
+    precision: str,
+    small_package: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[bool] = []
+
+    def compute(**what: Any) -> hardware.ComputeConfig:
+        chosen.append(what["bf16"])
+        raise RatioctlError("enough", "was seen", "")
+
+    monkeypatch.setattr(hardware, "ComputeConfig", compute)
+    monkeypatch.chdir(tmp_path)
+    image = next(photographs.iterdir())
+    named = {"MODEL": str(small_package), "IMAGE": str(image)}
+    main([*(named.get(word, word) for word in line), "--device", "cpu", "--precision", precision])
+    assert chosen == [precision == "bf16"]
+
+
+def test_the_worst_case_is_searched_in_the_precision_and_scored_in_fp32(
+    small_package: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[bool] = []
+    autocast = hardware.ComputeConfig.autocast
+
+    def seen(compute: hardware.ComputeConfig) -> AbstractContextManager[object]:
+        entered.append(compute.bf16)
+        return autocast(compute)
+
+    monkeypatch.setattr(hardware.ComputeConfig, "autocast", seen)
+    monkeypatch.setattr(backends, "WORST_CASE_STEPS", 2)
+    rows = {
+        precision: list(
+            ratioctl.ood_score(
+                [photographs], model=small_package, worst_case=0.3, device="cpu", precision=precision
+            )
+        )
+        for precision in ("auto", "bf16")
+    }
+    assert set(entered) == {False, True}
+    for exact, quick in zip(rows["auto"], rows["bf16"], strict=True):
+        assert quick.confidence == exact.confidence
+        assert quick.worst_case_confidence is not None
+        assert quick.worst_case_confidence >= quick.confidence
+
+
+@pytest.mark.parametrize("option", [[], ["--verbose"], ["--quiet"]])
+def test_verbose_says_what_was_picked_and_why(
+    option: list[str], small_package: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["ood-score", str(photographs), "--model", str(small_package), "--device", "cpu", *option])
+    assert ("Computing on cpu" in capsys.readouterr().err) == (option == ["--verbose"])
