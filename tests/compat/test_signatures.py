@@ -57,7 +57,7 @@ TERMINAL_OF = {
     },
 }
 # Of Python: progress events, which the commands draw as a bar.
-PYTHON_ONLY = {"train": {"watch"}, "evaluate": {"watch"}}
+PYTHON_ONLY = {"train": {"callback"}, "evaluate": {"callback"}}
 # The option's word is a builtin, or too short for an identifier.
 RENAMED = {("train", "--set"): "settings", ("export", "--input"): "input_type"}
 # (default of the command line, of the function)
@@ -205,5 +205,5 @@ def test_differences_are_found() -> None:
 def test_a_listed_difference_that_is_gone_is_found() -> None:
     def train(recipe: str) -> None: ...
 
-    with pytest.raises(AssertionError, match="watch"):
+    with pytest.raises(AssertionError, match="callback"):
         differences("train", train)
