@@ -34,11 +34,3 @@ from ratioctl.metrics.detection import (
 )
 from ratioctl.metrics.intervals import auroc_interval, bootstrap_interval, mean_interval, wilson_interval
 from ratioctl.metrics.paired import mcnemar, paired_auroc_test, paired_mean_test
-
-__all__ = [
-    *("Reliability", "accuracy", "adaptive_ece", "aupr_in", "aupr_out", "auroc", "auroc_interval"),
-    *("bootstrap_interval", "brier", "confidence", "conservative_auroc", "ece", "ece_interval"),
-    *("finite_logits", "fpr_at_95_tpr", "fpr_at_tpr", "log_odds", "log_softmax", "mcnemar"),
-    *("mean_interval", "mmc", "nll", "ood_score", "operating_point", "paired_auroc_test"),
-    *("paired_mean_test", "reliability", "softmax", "threshold_at_tpr", "wilson_interval"),
-]
