@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing of the parsers that are ours (see `_fuzzed.py`), with atheris.
+"""Coverage-guided fuzzing of our parsers (see `fuzz_targets.py`), with atheris.
 
     pip install 'ratioctl[fuzz]'
-    python benchmarks/fuzz.py [--parser NAME]... [--inputs N] [--limit-s S] [--keep FOLDER] [--json FILE]
+    python -m tools.fuzz [--parser NAME]... [--inputs N] [--limit-s S] [--keep FOLDER] [--json FILE]
 
-Every parser runs in a process of its own until it has seen `--inputs` inputs or `--limit-s` seconds are over.
-A fault is what escapes and is no error of `ratioctl.errors`, a broken promise of the target, a crash of the
-process, or an input that takes more than ten seconds. Each is kept once (by the place it came from) under
-`--keep/PARSER/`, to be moved to `tests/corpus/` with its repair.
+Each parser runs in its own process for `--inputs` inputs or `--limit-s` seconds. A fault is an exception
+other than those of `ratioctl.errors`, a failed assertion of the target, a crash of the process, or an input
+that takes more than ten seconds. One input per place in the code is kept under `--keep/PARSER/`; move it to
+`tests/corpus/` with its fix.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tools import harness
+
 TIMEOUT_S = 10
 
 
 def fuzz_one(name: str, inputs: int, limit_s: float, keep: Path, result: Path) -> None:
-    """Fuzz one parser in this process, and end it; libFuzzer does not come back by itself."""
+    """Fuzz one parser in this process and end the process: libFuzzer does not return."""
     import atheris
 
-    # The first import of ratioctl in this process: what is instrumented reports its branches.
+    # The first import of ratioctl in this process, so that all of it is instrumented.
     with atheris.instrument_imports(include=["ratioctl"]):
-        import _fuzzed
+        from tools import fuzz_targets
 
     with tempfile.TemporaryDirectory() as corpus:
-        for k, seed in enumerate(_fuzzed.seeds(name)):
+        for k, seed in enumerate(fuzz_targets.seeds(name)):
             Path(corpus, f"seed-{k}").write_bytes(seed)
         faults: dict[str, dict[str, str]] = {}
         started = time.monotonic()
@@ -51,10 +53,10 @@ def fuzz_one(name: str, inputs: int, limit_s: float, keep: Path, result: Path) -
             nonlocal count
             count += 1
             try:
-                _fuzzed.run(name, data)
+                fuzz_targets.run(name, data)
             except Exception as error:
                 frames = traceback.extract_tb(error.__traceback__)
-                ours = [f for f in frames if "ratioctl" in f.filename or "_fuzzed" in f.filename]
+                ours = [f for f in frames if "ratioctl" in f.filename or "fuzz_targets" in f.filename]
                 place = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "?"
                 label = f"{type(error).__name__} in {place}"
                 if label not in faults:
@@ -72,10 +74,20 @@ def fuzz_one(name: str, inputs: int, limit_s: float, keep: Path, result: Path) -
 
 
 def fuzz(name: str, inputs: int, limit_s: float, keep: Path) -> dict[str, Any]:
-    """Fuzz one parser in another process. A crash of that process is a fault with its own name."""
+    """Fuzz one parser in another process; a crash of that process is a fault as well."""
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
-        line = [sys.executable, __file__, "--child", name, "--inputs", str(inputs), "--limit-s", str(limit_s)]
+        line = [
+            sys.executable,
+            "-m",
+            "tools.fuzz",
+            "--child",
+            name,
+            "--inputs",
+            str(inputs),
+            "--limit-s",
+            str(limit_s),
+        ]
         done = subprocess.run(
             [*line, "--keep", str(keep), "--json", str(result)], capture_output=True, text=True, check=False
         )
@@ -88,21 +100,18 @@ def fuzz(name: str, inputs: int, limit_s: float, keep: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--parser", action="append", help="one of them; all without")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--parser", action="append", help="one parser; default: all")
     parser.add_argument("--inputs", type=int, default=100_000, help="for each parser")
     parser.add_argument("--limit-s", type=float, default=120, help="for each parser")
     parser.add_argument("--keep", type=Path, default=Path("faults"), help="where inputs with faults go")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         fuzz_one(options.child, options.inputs, options.limit_s, options.keep, options.json)
     import atheris  # noqa: F401 - here, so that its absence is said before anything runs
-    from _fuzzed import TARGETS
-    from _result import finish
+
+    from tools.fuzz_targets import TARGETS
 
     parts = []
     for name in options.parser or TARGETS:
@@ -110,7 +119,7 @@ def main() -> None:
         print(json.dumps(parts[-1]), file=sys.stderr)
     total = sum(part["inputs"] or 0 for part in parts)
     faults = sum(len(part["faults"]) for part in parts)
-    finish(
+    harness.finish(
         {
             "benchmark": "fuzz",
             "atheris": importlib.metadata.version("atheris"),
@@ -119,7 +128,7 @@ def main() -> None:
             "faults": faults,
             "parsers": parts,
         },
-        options.json,
+        options,
     )
 
 

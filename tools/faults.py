@@ -1,26 +1,24 @@
-"""Nothing lost: real processes of the real command line, killed and starved at their write points.
+"""Kills and disk faults at the write points of the real command line: nothing may be lost.
 
-    python benchmarks/faults.py [--kills 100] [--disk 50] [--seed 0] [--seconds N] [--json FILE]
+    python -m tools.faults [--kills 100] [--disk 50] [--seed 0] [--seconds N] [--json FILE]
 
-A write point is a call that changes the disk: opening a file for writing, writing to it, fsync, rename, link,
-unlink, mkdir, rmdir, truncate, below the command's own folder. A first run of each command counts them; then
-`--kills` more runs are killed (SIGKILL), most at a write point, some of these with half of the bytes written,
-the others at any time at all; `--disk` more meet a full or failing disk at a write point. After each fault
+A write point is a call that changes the disk below the command's folder: opening a file for writing, write,
+fsync, rename, link, unlink, mkdir, rmdir, truncate. A first run of each command counts them. Then `--kills`
+runs are killed (SIGKILL), most at a write point, some of these after half of the bytes, the others at any
+time, and `--disk` runs meet a full or failing disk at a write point. After each fault
 
-- every file under a final name is whole, every package that was there before can be read, and a document of
-  counterfactuals speaks of the very pictures beside it (the old ones until the new ones are complete),
-- the same command, with `--resume` where it is `train`, ends as if nothing had happened: the same files, byte
-  for byte but for the times it took, and nothing left over.
+- every file under a final name is whole, every package that was there before is readable, and a document of
+  counterfactuals describes the images beside it (the old ones until the new ones are complete),
+- the same command, with `--resume` for `train`, ends with the same files, byte for byte except durations, and
+  nothing left over.
 
-The processes are forked from one that has imported everything, so that a hundred of them take minutes; each
-is set up, run and ended as `python -m ratioctl` is. The faults are put in from outside, by exchanging
-functions of `os` and `io` in the forked process: the product knows nothing of them. A run that `--seconds`
-cut short is continued with another `--seed` into the same `--json`: the same seed would repeat its faults.
+The processes are forked from one that has imported everything, which makes a hundred runs take minutes.
+Faults are injected by replacing functions of `os` and `io` in the forked process. To continue a run that
+`--seconds` cut short, use another `--seed` with the same `--json`: the same seed would repeat its faults.
 """
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import contextlib
 import dataclasses
@@ -44,7 +42,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# --- in the process that fails ------------------------------------------------------------------------------
+from tools import harness
+
+# --- in the failing process --------------------------------------------------------------------------------
 
 PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
 FILE_CALLS = ("fsync", "ftruncate")
@@ -58,14 +58,14 @@ IMPORTED = (
 
 
 def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
-    """Exchange what changes the disk below `root` for versions that count, tell `trace`, and fail.
+    """Replace the functions that change the disk by versions that count write points below `root` and fail.
 
     Args:
         fault: {"at": number of the write point, from 1; 0 for none; "kind": "kill", "torn" (kill after half
             of the bytes), "signal" ("signum" to itself), "gone" (the folder "what" is removed), "slow" (every
-            point sleeps "seconds"), "quota" (set by `_be`), or an errno's name, then this point and all later
-            ones that need space fail; "once": only this one does}.
-        trace: descriptor that gets a line "number call path" for each point.
+            point sleeps "seconds"), "quota" (set by `_be`), or the name of an errno: this point and all later
+            ones that need space fail; "once": only this one fails}.
+        trace: descriptor that receives a line "number call path" for each point.
     """
     root = os.path.realpath(root)
     kind, at = str(fault.get("kind", "none")), int(fault.get("at", 0))
@@ -95,7 +95,7 @@ def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
         elif kind == "gone" and number == at:
             subprocess.run(["rm", "-rf", str(fault["what"])], check=True)
         elif kind.startswith("E"):
-            # A full disk still removes, renames and syncs what is there; a failing one does nothing.
+            # A full disk still removes, renames and syncs; a failing one does nothing.
             needs = call in ("open", "write", "mkdir", "link") or kind in ("EIO", "EROFS")
             if needs and (number == at or (number > at > 0 and not fault.get("once"))):
                 half()
@@ -159,11 +159,11 @@ def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
 
 
 def serve() -> None:
-    """Import everything once, then fork a process per line on stdin and answer with how it ended."""
+    """Import everything once, then fork a process for each line on stdin and report how it ended."""
     for name in IMPORTED:
         importlib.import_module(name)
     names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    threads = [name for name in names if not name.startswith("jemalloc")]  # which looks after forks itself
+    threads = [name for name in names if not name.startswith("jemalloc")]  # which handles forks itself
     assert len(threads) == 1, f"a fork would lose threads: {threads}"
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -180,7 +180,7 @@ def serve() -> None:
 
 
 def _be(order: Mapping[str, Any]) -> None:
-    """Become `python -m ratioctl ARGS` in a folder of its own; never returns."""
+    """Run `python -m ratioctl ARGS` in the order's folder; never returns."""
     code = 70
     try:
         os.setsid()
@@ -194,7 +194,7 @@ def _be(order: Mapping[str, Any]) -> None:
         sys.argv = ["ratioctl", *order["args"]]
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-        if order["fault"].get("kind") == "quota":  # the system cuts the write that crosses it short
+        if order["fault"].get("kind") == "quota":  # the system truncates the write that crosses it
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["fault"]["bytes"],) * 2)
         interpose(order["root"], order["fault"], trace)
         from ratioctl.cli import main
@@ -208,12 +208,12 @@ def _be(order: Mapping[str, Any]) -> None:
     os._exit(code)
 
 
-# --- in the process that looks ------------------------------------------------------------------------------
+# --- in the checking process -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a process ended: `returncode` (-9 when killed), what it said, and its write points."""
+    """How a process ended: `returncode` (-9 when killed), its output, and its write points."""
 
     returncode: int
     said: str
@@ -229,7 +229,8 @@ class Forks:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "300"}
         environment.pop("RATIOCTL_DEBUG", None)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"],
+            [sys.executable, "-m", "tools.faults", "--serve"],
+            cwd=harness.ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -253,7 +254,7 @@ class Forks:
         root: Path,
         fault: Mapping[str, Any] | None = None,
     ) -> int:
-        """Begin `ratioctl ARGS` in `root` and return its process number."""
+        """Start `ratioctl ARGS` in `root` and return its process id."""
         assert self.process.stdin is not None
         order = {
             "args": list(args),
@@ -267,7 +268,7 @@ class Forks:
         return int(self._answer()["pid"])
 
     def end(self) -> Ended:
-        """Wait for the process that was begun."""
+        """Wait for the started process."""
         answer = self._answer()
         trace = (self.scratch / "trace").read_text(encoding="utf-8", errors="replace")
         return Ended(
@@ -280,12 +281,12 @@ class Forks:
         )
 
     def run(self, *args: Any, **options: Any) -> Ended:
-        """`start`, then `end`."""
+        """Start a command and wait for it."""
         self.start(*args, **options)
         return self.end()
 
     def killed_after(self, seconds: float, args: Sequence[str], root: Path) -> Ended:
-        """The command, killed after so long."""
+        """Run the command and kill it after `seconds`."""
         pid = self.start(args, root)
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
@@ -296,20 +297,20 @@ class Forks:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("the forking process is gone")
+            raise RuntimeError("the forking process has ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A command and the folder it starts from, which is also where it runs.
+    """A command and the content of the folder in which it runs.
 
     Attributes:
         again: what a user types after a fault.
-        packages: below the folder, readable at every moment.
-        changing: packages that are there only once the command was there.
-        answers: folders below that hold whole counterfactuals, old or new, at every moment.
+        packages: packages below the folder that stay readable at every moment.
+        changing: packages that exist only after the command.
+        answers: folders that hold complete counterfactuals, old or new, at every moment.
     """
 
     name: str
@@ -336,7 +337,7 @@ TINY = (
 
 
 def cases(forks: Forks, folder: Path) -> dict[str, Case]:
-    """The five commands that write what people keep, on the smallest models and data that have everything."""
+    """The five commands that write users' files, on the smallest models and data that cover everything."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -399,7 +400,7 @@ def cases(forks: Forks, folder: Path) -> dict[str, Case]:
 
 
 def half_written(root: Path, case: Case) -> list[str]:
-    """What stands under a final name and is not whole; empty when nothing is lost."""
+    """Files under a final name that are not whole; empty when nothing is lost."""
     import numpy as np
     import onnx
     from PIL import Image
@@ -453,7 +454,7 @@ def half_written(root: Path, case: Case) -> list[str]:
 
 
 def mixed(document: Path) -> list[str]:
-    """The pictures that are not those a document of counterfactuals speaks of, by their distances."""
+    """Images that are not those of the document of counterfactuals, judged by their distances."""
     import numpy as np
     from PIL import Image
 
@@ -467,7 +468,7 @@ def mixed(document: Path) -> list[str]:
         for budget in (budget for target in image["targets"] for budget in target["budgets"]):
             distance = np.linalg.norm(pixels(budget["png"]) - original)
             if abs(distance - budget["distance"]["l2"]) > 1e-6:
-                found.append(f"{budget['png']} is another one than {document.name} speaks of")
+                found.append(f"{budget['png']} is not the image that {document.name} describes")
     return found
 
 
@@ -476,7 +477,7 @@ def _temporary(path: Path) -> bool:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """Every file below `root` by name, less journals, which an interrupted run fills otherwise, and times."""
+    """Every file below `root` by name, without durations and without caches of interrupted runs."""
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = str(path.relative_to(root))
@@ -492,13 +493,13 @@ def _timeless(name: str, data: bytes) -> bytes:
 
 
 def differences(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]:
-    """Names of the files that one of two folders lacks or that differ."""
+    """Names of the files that differ or that one of two folders lacks."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An uninterrupted run of a case: where it wrote, how long it took, what it left and started from."""
+    """An uninterrupted run of a case: its write points, duration, result and start."""
 
     case: Case
     points: list[tuple[str, str]]
@@ -519,14 +520,14 @@ def reference(forks: Forks, case: Case, folder: Path) -> Reference:
 
 
 def fresh(case: Case, folder: Path) -> Path:
-    """The case's starting point, copied to `folder`."""
+    """Copy the start of a case to `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(case.start, folder)
     return folder
 
 
 def outcome(forks: Forks, known: Reference, folder: Path, ended: Ended, expected: Sequence[int]) -> list[str]:
-    """What a fault has broken: faults of the folder now, and after doing the command again."""
+    """What a fault has broken, now and after the command was repeated."""
     found = half_written(folder, known.case)
     if ended.returncode not in expected:
         found.append(f"ended with {ended.returncode}: {ended.said[-500:]}")
@@ -552,7 +553,7 @@ def kills(known: Reference, count: int, generator: random.Random) -> Iterator[di
 
 
 def disk_faults(known: Reference, count: int, generator: random.Random) -> Iterator[dict[str, Any]]:
-    """`count` faults of the disk at write points: full, over quota, failing once, failing for good."""
+    """`count` disk faults at write points: full, over quota, failing once, failing for good."""
     kinds = itertools.cycle(
         [("ENOSPC", False), ("EDQUOT", False), ("EIO", True), ("ENOSPC", True), ("EIO", False)]
     )
@@ -566,7 +567,7 @@ def disk_faults(known: Reference, count: int, generator: random.Random) -> Itera
 
 
 def suffer(forks: Forks, known: Reference, folder: Path, fault: Mapping[str, Any]) -> list[str]:
-    """Put a case through one fault; what it broke."""
+    """Run a case with one fault; returns what it broke."""
     fresh(known.case, folder)
     if fault["kind"] == "any time":
         ended = forks.killed_after(fault["after_s"], known.case.args, folder)
@@ -574,12 +575,12 @@ def suffer(forks: Forks, known: Reference, folder: Path, fault: Mapping[str, Any
     ended = forks.run(known.case.args, folder, fault)
     if not fault["kind"].startswith("E"):
         return outcome(forks, known, folder, ended, (-9,))
-    # A fault in tidying up after the change was made costs nothing, and the command says so with 0.
+    # A fault while cleaning up after the change is harmless, and the command ends with 0.
     return outcome(forks, known, folder, ended, (0, 6))
 
 
 def added(earlier: Any, now: Any) -> Any:
-    """The figures of several runs: counts, lists and seconds are added, the rest is that of this run."""
+    """Figures of several runs: counts, lists and seconds are added, the rest is that of this run."""
     if isinstance(now, Mapping) and isinstance(earlier, Mapping):
         both = {key: added(earlier[key], value) for key, value in now.items() if key in earlier}
         both |= {key: value for key, value in earlier.items() if key not in now}
@@ -590,19 +591,28 @@ def added(earlier: Any, now: Any) -> Any:
     return now
 
 
+def planned(
+    known: Sequence[Reference], family: str, total: int, generator: random.Random
+) -> list[tuple[Reference, dict[str, Any]]]:
+    """`total` faults of one family, evenly over the commands, shuffled so that a run can end early."""
+    faults = {"kills": kills, "disk faults": disk_faults}[family]
+    plan = []
+    for k, one in enumerate(known):
+        mine = (total * (k + 1)) // len(known) - (total * k) // len(known)
+        plan += [(one, fault) for fault in faults(one, mine, generator)]
+    generator.shuffle(plan)
+    return plan
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--disk", type=int, default=50, help="faults of the disk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one command")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no fault after so long")
-    parser.add_argument("--json", type=Path, help="figures that are there already are added to")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no fault after this time")
     options = parser.parse_args()
-    from _result import finish
-
-    generator = random.Random(options.seed)
-    began = time.perf_counter()
+    generator, began = random.Random(options.seed), time.perf_counter()
     figures: dict[str, Any] = {"benchmark": "faults: killed and starved at write points"}
     broken: list[dict[str, Any]] = []
     with Forks() as forks, tempfile.TemporaryDirectory(prefix="faults-cases-") as scratch:
@@ -610,21 +620,15 @@ def main() -> None:
         chosen = [c for c in cases(forks, root / "start").values() if options.only in (None, c.name)]
         known = [reference(forks, case, root / "reference" / case.name) for case in chosen]
         figures["write points"] = {one.case.name: len(one.points) for one in known}
-        for family, faults, total in (
-            ("kills", kills, options.kills),
-            ("disk faults", disk_faults, options.disk),
-        ):
-            planned = []
-            for k, one in enumerate(known):
-                mine = (total * (k + 1)) // len(known) - (total * k) // len(known)
-                planned += [(one, fault) for fault in faults(one, mine, generator)]
-            generator.shuffle(planned)  # so that a run that ends early has something of everything
-            rows = {one.case.name: {"faults": 0, "survived": 0, "kinds": Counter()} for one in known}
-            for one, fault in planned:
+        for family, total in (("kills", options.kills), ("disk faults", options.disk)):
+            rows: dict[str, Any] = {
+                one.case.name: {"faults": 0, "survived": 0, "kinds": Counter()} for one in known
+            }
+            for one, fault in planned(known, family, total, generator):
                 if time.perf_counter() - began > options.seconds:
                     break
                 lost = suffer(forks, one, root / "work", fault)
-                row: dict[str, Any] = rows[one.case.name]
+                row = rows[one.case.name]
                 row["faults"] += 1
                 row["survived"] += not lost
                 row["kinds"][fault["kind"]] += 1
@@ -637,7 +641,7 @@ def main() -> None:
     figures |= {"broken": broken, "seeds": [options.seed], "seconds": time.perf_counter() - began}
     if options.json is not None and options.json.exists():
         figures = added(json.loads(options.json.read_bytes()), figures)
-    finish(figures, options.json)
+    harness.finish(figures, options)
     sys.exit(bool(broken))
 
 

@@ -1,22 +1,18 @@
 """What a million images and twenty thousand calls leave behind: memory, open files, threads, rows.
 
-    python benchmarks/load.py [--images 1000000] [--layout folders|flat|tar] [--calls 20000] [--json FILE]
+    python -m tools.load [--images 1000000] [--layout folders|flat|tar] [--calls 20000] [--json FILE]
 
-Images: `ratioctl ood-score` in a process of its own, on hard links to 64 small files (one of them damaged) in
-folders of a thousand, in one folder, or in a tar, with a tiny ONNX model. While it runs, its resident
-memory, open files and threads are sampled; afterwards every row is read and compared with the path, the order
-and the error it must have.
+Images: a process of `ratioctl ood-score` on hard links to 64 small files (one of them damaged) in folders of
+a thousand, in one folder, or in a tar, with a tiny ONNX model. Its resident memory, open files and threads
+are sampled while it runs; afterwards the path, order and error of every row are checked.
 
 Calls: the verbs of `import ratioctl` in one process, mostly `ood_score` (a third of them abandoned after the
-first row, or failing), among them the slow verbs a few times. Memory, open files and threads are sampled
-between the calls.
-
-The two parts may be run one after the other into one `--json` (`--calls 0`, then `--images 0`).
+first row, or failing), and the slow verbs a few times. Memory, open files and threads are sampled between
+calls. The two parts can be run one after the other into one `--json` (`--calls 0`, then `--images 0`).
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gc
 import io
@@ -35,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _result import finish
 from PIL import Image
 
 from ratioctl.utils.atomic_files import partial
+from tools import harness
 
 LABELS = ["left", "middle", "right"]
 KINDS = 64  # different files; hard links to one file are limited to 65,000 on ext4
@@ -90,7 +86,7 @@ def tiny_onnx(path: Path) -> Path:
 
 
 def package_of(folder: Path) -> Path:
-    """A package of a small ResNet with random weights; its ONNX file is the tiny one, which loads faster."""
+    """A package of a small random ResNet; its ONNX file is the tiny one, which loads faster."""
     import torch
 
     from ratioctl import package
@@ -209,7 +205,7 @@ def growth(at: Sequence[float], values: Sequence[float]) -> dict[str, float]:
 
 
 def many_images(count: int, layout: str, base: Path) -> dict[str, Any]:
-    """Score `count` images in another process and see what it used."""
+    """Score `count` images in another process and measure what it used."""
     where = base / layout
     where.mkdir()
     target, rows = lay_out(where, count, layout), where / "rows.csv"
@@ -222,7 +218,7 @@ def many_images(count: int, layout: str, base: Path) -> dict[str, Any]:
         "layout": layout,
         "images": count,
         **check_rows(rows, target, count, layout),
-        "summary": {key: summary[key] for key in ("images", "errors", "road", "images_per_second")},
+        "summary": {key: summary[key] for key in ("images", "errors", "backend", "images_per_second")},
         "seconds": summary["seconds"],
         "samples": len(samples),
         "rss_bytes_by_images": growth(done, [s["rss"] for s in samples]),
@@ -241,7 +237,7 @@ def many_images(count: int, layout: str, base: Path) -> dict[str, Any]:
 
 
 def verbs(base: Path) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Every verb with how often it is called in 20,000 calls."""
+    """Every verb with its number of calls of 20,000."""
     import ratioctl
     from ratioctl.errors import RatioctlError
 
@@ -300,7 +296,7 @@ def verbs(base: Path) -> dict[str, tuple[int, Callable[[], object]]]:
 
 
 def order_of(counts: dict[str, int]) -> Iterator[str]:
-    """The names as often as asked, mixed the same way every time; each verb once at the start."""
+    """Names as often as `counts` says, in a fixed random order after one call of each."""
     rest = [name for name, count in counts.items() for _ in range(count - 1)]
     random.Random(0).shuffle(rest)
     yield from counts
@@ -308,7 +304,7 @@ def order_of(counts: dict[str, int]) -> Iterator[str]:
 
 
 def many_calls(calls: int, base: Path) -> dict[str, Any]:
-    """Call the verbs in this process and see what stays."""
+    """Call the verbs in this process and measure what stays."""
     table = verbs(base)
     counts = {name: max(1, round(count * calls / 20_000)) for name, (count, _) in table.items()}
     if calls < 5_000:  # the slow ones cost a minute each
@@ -340,14 +336,11 @@ def many_calls(calls: int, base: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, default=1_000_000, help="0 leaves this part out")
     parser.add_argument("--layout", action="append", choices=["folders", "flat", "tar"])
     parser.add_argument("--calls", type=int, default=20_000, help="0 leaves this part out")
     parser.add_argument("--scratch", type=Path, help="a folder with room for a million hard links")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     result: dict[str, Any] = {"benchmark": "load", "processors": os.cpu_count()}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
@@ -360,7 +353,7 @@ def main() -> None:
             result["calls"] = many_calls(options.calls, base)
     if options.json is not None and options.json.exists():
         result = {**json.loads(options.json.read_bytes()), **result}
-    finish(result, options.json)
+    harness.finish(result, options)
 
 
 if __name__ == "__main__":

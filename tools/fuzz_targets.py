@@ -1,7 +1,7 @@
-"""The parsers that are ours, as functions of bytes for a fuzzer: each returns, or raises what it must not.
+"""Our parsers as functions of bytes for a fuzzer: each returns, or raises an exception that is a fault.
 
-An error of `ratioctl.errors` is an answer. Anything else that escapes is a fault, and so is a broken
-promise: what was accepted survives being written and read again, or agrees with another reader of the format.
+Errors of `ratioctl.errors` are allowed. Everything else is a fault, and so is a failed assertion: accepted
+input must survive being written and read again, or agree with another reader of the format.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ CONFIG = {
 
 
 def text_of(data: bytes) -> str:
-    """Text as a command line delivers it: bytes that are not UTF-8 are lone surrogates."""
+    """Text as a command line delivers it: bytes that are not UTF-8 become lone surrogates."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def recipe_file(data: bytes) -> None:
-    """A recipe's TOML, read from a file; what is accepted is written and read again."""
+    """A recipe's TOML file; an accepted one is written and read again."""
     path = SCRATCH / "recipe.toml"
     path.write_bytes(data)
     found = recipe.load(path)
@@ -65,14 +65,14 @@ def recipe_file(data: bytes) -> None:
 
 
 def recipe_settings(data: bytes) -> None:
-    """`--set`, one a line."""
+    """Values of `--set`, one per line."""
     settings = text_of(data).split("\n")
     found = recipe.load("digits-ratio", settings)
     assert recipe.loads(recipe.dumps(found)) == found
 
 
 def names(data: bytes) -> None:
-    """The name of a recipe, and of a model."""
+    """Name of a recipe and of a model."""
     for look in (recipe.find, package.find):
         try:
             look(text_of(data))
@@ -90,7 +90,7 @@ def eps_range(data: bytes) -> None:
 
 
 def package_config(data: bytes) -> None:
-    """`config.json` of a package on disk: checked, read, made into a card and compared."""
+    """`config.json` of a package on disk: checked, read, rendered as a card and written again."""
     folder = SCRATCH / "package"
     if not folder.exists():
         package.write(folder, config=CONFIG, weights={"w": np.ones(2, np.float32)})
@@ -105,7 +105,7 @@ def package_config(data: bytes) -> None:
 
 
 def safetensors_file(data: bytes) -> None:
-    """Weights; what is accepted, the safetensors library reads as the same values."""
+    """Weights; for accepted ones the safetensors library reads the same values."""
     found = package.parse_weights(data, "model.safetensors")
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -113,7 +113,7 @@ def safetensors_file(data: bytes) -> None:
     try:
         theirs = load(data)
     except (SafetensorError, KeyError, TypeError, ValueError):
-        return  # it knows fewer types, and is stricter about the header's first byte
+        return  # supports fewer types and is stricter about the header's first byte
     assert set(theirs) == set(found)
     for name, array in found.items():
         if theirs[name].dtype == array.dtype:
@@ -121,7 +121,7 @@ def safetensors_file(data: bytes) -> None:
 
 
 def onnx_metadata(data: bytes) -> None:
-    """The block in an exported file's metadata."""
+    """Metadata block of an exported file."""
     spec = runtime._spec({"ratioctl": data.decode("utf-8", "replace")}, Path("x.onnx"))
     assert len(spec.label_names) >= 2
 
@@ -137,7 +137,7 @@ def _listed(path: Path) -> None:
 
 
 def tar_archive(data: bytes) -> None:
-    """A tar, or a compressed one: walked, every member read, and taken as a labelled source."""
+    """A tar, plain or compressed: walk it, read every member, list it as a labelled SOURCE."""
     path = SCRATCH / "images.tar"
     path.write_bytes(data)
     _listed(path)
@@ -151,7 +151,7 @@ def zip_archive(data: bytes) -> None:
 
 
 def _inside(use: Callable[[], object], data: bytes) -> None:
-    """`use` in a folder with a few sources; inputs that leave it (to walk the whole disk) are skipped."""
+    """Call `use` in a folder with a few sources; inputs that lead out of it are skipped."""
     if data[:1] == b"/" or any(part in data for part in (b"..", b"\n/", b"\0/")):
         return
     root = SCRATCH / "sources"
@@ -170,7 +170,7 @@ def _inside(use: Callable[[], object], data: bytes) -> None:
 
 
 def source(data: bytes) -> None:
-    """A SOURCE as typed; and the same text as a path to walk."""
+    """A SOURCE as typed, and the same text as a path to walk."""
     text = text_of(data)
 
     def use() -> None:
@@ -185,7 +185,7 @@ def source(data: bytes) -> None:
 
 
 def path_list(data: bytes) -> None:
-    """A list of paths on stdin."""
+    """List of paths on stdin."""
 
     def use() -> None:
         for item in images.walk(["-"], stdin=io.BytesIO(data)):
@@ -199,7 +199,7 @@ def path_list(data: bytes) -> None:
 
 
 def image(data: bytes) -> None:
-    """An encoded image, and the EXIF block that we parse ourselves."""
+    """An encoded image, and the EXIF block that we parse."""
     assert 1 <= images.orientation(data) <= 8
     done = images.decode(data, 8)
     assert done.pixels.shape == (8, 8, 3)
@@ -207,7 +207,7 @@ def image(data: bytes) -> None:
 
 
 def rows(data: bytes) -> None:
-    """Row writers: CSV, JSON lines and Parquet read back to what was written; the table is printable."""
+    """Row writers: CSV, JSON lines and Parquet read back as written; the table is printable."""
     parts = data.decode("utf-8", "backslashreplace").split("|")
     labels = list(dict.fromkeys(p for p in parts if p))[:3] or ["cat"]
     written = []
@@ -252,7 +252,7 @@ def _written(kind: str, columns: list[str], labels: list[str], written: list[Sco
 
 
 def signature(data: bytes) -> None:
-    """A package's signature file, and a public key, from a stranger."""
+    """Signature file of a package, and a public key."""
     from ratioctl.package import signing
 
     folder, key = SCRATCH / "signed", SCRATCH / "release"
@@ -270,7 +270,7 @@ def signature(data: bytes) -> None:
         else:
             same = ours or SCRATCH / "release.pub"
             told = [b"".join(text.split()) for text in (data, same.read_bytes())]
-            assert told[0][-56:] == told[1][-56:], "something else than our signature or key was trusted"
+            assert told[0][-56:] == told[1][-56:], "a foreign signature or key was accepted"
         if ours:
             given.write_bytes(ours.read_bytes())
 
@@ -285,7 +285,7 @@ TARGETS: dict[str, Target] = {
 
 
 def run(name: str, data: bytes) -> None:
-    """One input: returns, or raises the fault."""
+    """Run one input; returns, or raises the fault."""
     try:
         TARGETS[name](data)
     except RatioctlError as error:
@@ -293,7 +293,7 @@ def run(name: str, data: bytes) -> None:
 
 
 def seeds(name: str) -> Iterable[bytes]:
-    """Honest inputs to start from."""
+    """Valid inputs to start from."""
     if name == "recipe_file":
         yield from (p.read_bytes() for p in sorted(resources.folder("recipes").glob("digits*.toml")))
         yield recipe.dumps(recipe.load("cifar10-ratio-0.25", ['data.outside="x"'])).encode()

@@ -1,16 +1,15 @@
-"""Table 1 of the paper with our own recipes: one network, one budget, eight methods; and two questions more.
+"""Table 1 of the paper with our own recipes: one network, one budget, eight methods; and two more questions.
 
-    python benchmarks/comparison.py small --train cifar10.tar.xz:train --test cifar10.tar.xz:test \
+    python -m experiments.comparison small --train cifar10.tar.xz:train --test cifar10.tar.xz:test \\
         --outside a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test cifar100=... textures=...
-    python benchmarks/comparison.py fine-tune (the same data)
-    python benchmarks/comparison.py digits
+    python -m experiments.comparison fine-tune (the same data)
+    python -m experiments.comparison digits
 
 "small" trains the eight `cifar10-*-small` recipes, "digits" the five of `digits-*` with several seeds,
 "fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
 (`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
-held-out split, and evaluates all models on the same images, fine-tune on half as many worst cases. Given
-again after an interruption, the same command goes on where it stopped. `--steps-only` prints the runs and
-what they cost, and does nothing.
+held-out split, and evaluates all models on the same images ("fine-tune" on half as many worst cases). The
+same command continues after an interruption. `--steps-only` prints the runs and their cost.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _result import finish
-
 import ratioctl
 from ratioctl import package as packages
 from ratioctl import recipe
@@ -34,6 +31,7 @@ from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
 from ratioctl.report import evaluation as evaluation_report
 from ratioctl.training.loop import schedule_attacks
+from tools import harness
 
 METHODS = ("plain", "oe", "acet", "at-0.5", "at-0.25", "trades-0.5", "ratio-0.5", "ratio-0.25")
 SUITE = Suite(
@@ -48,21 +46,20 @@ SUITE = Suite(
     curve_steps=20,
     probe=16,
 )
-# Half the worst cases and no Figure 5, for six models.
+# For six models: half the worst cases and no Figure 5.
 FINE_TUNE_SUITE = dataclasses.replace(SUITE, outside=100, curve=0)
-FORWARD, TRAINING = 0.4, 1.5  # of a forward pass and of a training pass, in forward-and-input-gradient passes
+FORWARD, TRAINING = 0.4, 1.5  # cost of a forward and of a training pass, in forward-and-input-gradient passes
 TRAIN_IMAGES = {"cifar10": 48_000, "digits": 1_223}
-FINE_TUNE_EPOCHS = 3  # of RATIO from scratch: what every way to a RATIO model may cost in all
-
+FINE_TUNE_EPOCHS = 3  # of RATIO from scratch: the total cost of every row of "fine-tune"
 
 Start = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model: a recipe with settings, perhaps from another run's weights (`init`, its name).
+    """One model: a recipe with settings, optionally from the weights of another run (`init`, its name).
 
-    `measured` is false where it is only another's start.
+    `measured` is false for a run that is only another run's start.
     """
 
     name: str
@@ -84,7 +81,7 @@ class Run:
 
 
 def passes(spec: Recipe, images: int) -> float:
-    """What a training costs, in forward-and-input-gradient passes of one image, ramps included."""
+    """Cost of a training in forward-and-input-gradient passes of one image, ramps included."""
     per_epoch = images / spec.optim.batch_size
     updates = round(spec.optim.epochs * per_epoch)
     sizes = (spec.optim.batch_size, spec.optim.batch_size_out)
@@ -120,9 +117,9 @@ def digits(seeds: Sequence[int]) -> list[Run]:
 
 
 def fine_tune(seeds: Sequence[int]) -> list[Run]:
-    """RATIO-0.25 from scratch, and from plain and AT-0.25 models, at one total cost: that of three epochs.
+    """RATIO-0.25 from scratch, and from plain and AT-0.25 models, at the total cost of three epochs.
 
-    A start takes half of the cost (the plain one is the comparison's own, of six epochs), RATIO the rest.
+    A start takes half of the cost (the plain one is the comparison's, of six epochs), RATIO the rest.
     """
     target = recipe.load("cifar10-ratio-0.25-small")
     images = TRAIN_IMAGES["cifar10"]
@@ -149,8 +146,9 @@ def fine_tune(seeds: Sequence[int]) -> list[Run]:
 
 
 def _length(spec: Recipe, epochs: float, knows: Sequence[str] = ()) -> tuple[str, ...]:
-    """Settings that train `spec` for `epochs`: ramps over their first quarter as in the recipes, and none on
-    the sides whose full radius the start `knows`.
+    """Settings that train `spec` for `epochs`.
+
+    Ramps take the first quarter as in the recipes; the sides that the start `knows` have none.
     """
     sides = {"inside": spec.objective.inside, "outside": spec.objective.outside}
     ramps = {
@@ -179,7 +177,7 @@ def _seeded(name: str, seed: int) -> str:
 def trained(
     runs: Sequence[Run], shared: Sequence[str], out: Path, device: str
 ) -> Iterator[packages.ModelPackage]:
-    """The packages of the runs, trained and calibrated where that is not done yet."""
+    """Packages of the runs; trains and calibrates those that are missing or of another recipe."""
     done: dict[str, packages.ModelPackage] = {}
     for run in runs:
         spec, folder = run.loaded(shared), out / run.name
@@ -190,7 +188,7 @@ def trained(
         if package is not None and start is not None:
             known = package.config["ratio"]["provenance"]["init"]
             if known is None or known["digest"] != start.digest:
-                sys.exit(f"{folder}: descends from another {run.init}; move it away to train it anew.")
+                sys.exit(f"{folder}: was trained from another {run.init}. Move it away to train it again.")
         if package is None or not alike(spec, recipe.load(filed)) or not package.thresholds:
             cost = passes(spec, TRAIN_IMAGES[run.recipe.partition("-")[0]])
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
@@ -204,7 +202,7 @@ def trained(
 
 
 def alike(wanted: Recipe, filed: Recipe) -> bool:
-    """Whether two recipes train the same: all but names and the set that only measures."""
+    """Whether two recipes train the same model: names and the set that only measures do not count."""
 
     def training(spec: Recipe) -> Recipe:
         data = spec.data.model_copy(update={"outside_test": ()})
@@ -214,7 +212,7 @@ def alike(wanted: Recipe, filed: Recipe) -> bool:
 
 
 def start_of(run: Run, spec: Recipe, package: packages.ModelPackage, images: int) -> Start:
-    """What a row says of the run whose weights it began with."""
+    """What a row records about the run whose weights it started from."""
     return {
         "name": run.name,
         "recipe": run.recipe,
@@ -225,7 +223,7 @@ def start_of(run: Run, spec: Recipe, package: packages.ModelPackage, images: int
 
 
 def origin(package: packages.ModelPackage) -> dict[str, Any]:
-    """The recipe the package was really trained with (`alike` accepts other names), and its torch."""
+    """Digest of the recipe that the package was trained with (`alike` accepts other names), and versions."""
     provenance = package.config["ratio"]["provenance"]
     return {
         "recipe_digest": provenance["recipe_digest"],
@@ -237,7 +235,7 @@ def origin(package: packages.ModelPackage) -> dict[str, Any]:
 def row(
     run: Run, spec: Recipe, package: packages.ModelPackage, evaluated: Any, images: int, start: Start | None
 ) -> dict[str, Any]:
-    """One model's figures, and how its start was trained."""
+    """Figures of one model, and how its start was trained."""
     inside, outside = spec.objective.inside.attack, spec.objective.outside and spec.objective.outside.attack
     return {
         "name": run.name,
@@ -257,9 +255,36 @@ def row(
     }
 
 
+DEFAULT_SEEDS = {"small": [0], "fine-tune": [0, 1], "digits": [0, 1, 2]}
+PLANS = {"small": small, "fine-tune": fine_tune, "digits": digits}
+
+
+def planned(options: argparse.Namespace) -> list[Run]:
+    """The runs of one comparison, with `--only` those named and their starts."""
+    runs = PLANS[options.what](options.seeds or DEFAULT_SEEDS[options.what])
+    if not options.only:
+        return runs
+    chosen = [run for run in runs if run.name in options.only]
+    starts = {run.init for run in chosen}
+    return [
+        dataclasses.replace(run, measured=run in chosen)
+        for run in runs
+        if run in chosen or run.name in starts
+    ]
+
+
+def sources(options: argparse.Namespace) -> tuple[str, list[str], list[str]]:
+    """Test data, out-distributions, and the settings that all recipes share."""
+    ood = ["uniform=noise:uniform", "smooth=noise:smooth"]
+    if options.what == "digits":
+        return "digits:test", ["photo=photos:flower", *ood], []
+    shared = [f"data.train={options.train}", f"data.test={options.test}"]
+    return options.test, [*options.ood, *ood], [*shared, f"data.outside={json.dumps(options.outside)}"]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("small", "fine-tune", "digits"))
+    parser = harness.parser(__doc__)
+    parser.add_argument("what", choices=tuple(PLANS))
     parser.add_argument("--train", default="cifar10:train")
     parser.add_argument("--test", default="cifar10:test")
     parser.add_argument("--outside", nargs="*", default=["data/tinyimagenet-out:train"])
@@ -270,47 +295,25 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--steps-only", action="store_true")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-
-    default_seeds = {"small": [0], "fine-tune": [0, 1], "digits": [0, 1, 2]}[options.what]
-    seeds = options.seeds or default_seeds
-    runs = {"small": small, "fine-tune": fine_tune, "digits": digits}[options.what](seeds)
-    if options.only:
-        chosen = [run for run in runs if run.name in options.only]
-        begun = {run.init for run in chosen}
-        runs = [
-            dataclasses.replace(run, measured=run in chosen)
-            for run in runs
-            if run in chosen or run.name in begun
-        ]
-    shared: list[str] = []
-    ood = ["uniform=noise:uniform", "smooth=noise:smooth"]
-    data = "digits:test"
-    if options.what != "digits":
-        data = options.test
-        shared = [f"data.train={options.train}", f"data.test={options.test}"]
-        shared.append(f"data.outside={json.dumps(options.outside)}")
-        ood = [*options.ood, *ood]
-    else:
-        ood = ["photo=photos:flower", *ood]
-    images = TRAIN_IMAGES["digits" if options.what == "digits" else "cifar10"]
+    runs, (data, ood, shared) = planned(options), sources(options)
+    family = "digits" if options.what == "digits" else "cifar10"
+    images = TRAIN_IMAGES[family]
     if options.steps_only:
         for run in runs:
-            print(
-                f"{run.name:32} {passes(run.loaded(shared), images):14,.0f} passes {' '.join(run.settings)}"
-            )
+            cost = passes(run.loaded(shared), images)
+            print(f"{run.name:32} {cost:14,.0f} passes {' '.join(run.settings)}")
         return
-    out = options.out or Path("runs/comparison" if options.what != "digits" else "runs/comparison-digits")
+    out = options.out or Path("runs/comparison" + ("-digits" if family == "digits" else ""))
     out.mkdir(parents=True, exist_ok=True)
     done = dict(zip((run.name for run in runs), trained(runs, shared, out, options.device), strict=True))
+    if options.train_only:
+        return
     starts = {
         run.name: start_of(run, run.loaded(shared), done[run.name], images)
         for run in runs
         if run.name in {other.init for other in runs}
     }
-    if options.train_only:
-        return
     runs = [run for run in runs if run.measured]
     folder = out / f"report-{options.what}"
     suite = FINE_TUNE_SUITE if options.what == "fine-tune" else SUITE
@@ -325,7 +328,7 @@ def main() -> None:
         finish=lambda evaluation: evaluation_report.write(evaluation, folder),
     )
     print(evaluation_report.markdown(result).split("\n## ")[0], file=sys.stderr)
-    finish(
+    harness.finish(
         {
             "benchmark": f"comparison: {options.what}",
             "protocol": result.protocol,
@@ -337,7 +340,7 @@ def main() -> None:
                 for run, evaluated in zip(runs, result.models, strict=True)
             ],
         },
-        options.json,
+        options,
     )
 
 

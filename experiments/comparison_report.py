@@ -1,11 +1,10 @@
-"""The README's table and Figure 5 of the paper from what `comparison.py` measured.
+"""Tables and Figure 5 of the paper from a result of `experiments.comparison`.
 
-    python benchmarks/comparison_report.py RESULT.json --figure figure5.png
+    python -m experiments.comparison_report RESULT.json --figure figure5.png
 
-Prints three Markdown tables, the second by out-distribution: a row a method, means over seeds where there are
-several, with the 95 % interval of the measurement (one seed) or the range over the seeds (several). The third
-names recipe, settings and digests of every model. Worst cases with an asterisk, in tables and in the figure,
-are too good: the evaluation's self-check found the attack too weak.
+Prints three Markdown tables: a row for each method (means over seeds where there are several, with the 95 %
+interval of one seed or the range over several), AUROC by out-distribution, and recipe, settings and digests
+of every model. An asterisk marks worst cases where the evaluation's self-check found the attack too weak.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ WORST = ("worst case", "worst-case MMC")
 
 
 def too_weak(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the evaluation itself says that the attack on the out-images was too weak."""
+    """Whether the evaluation's self-check found the attack on the OOD images too weak."""
     return any(w.startswith("worst case") and "too weak" in w for row in rows for w in row["warnings"])
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by method, its seeds together."""
+    """Rows by method, all seeds together."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(re.sub(r"-seed\d+$", "", row["name"]), []).append(row)
@@ -84,8 +83,8 @@ def table(result: Mapping[str, Any]) -> str:
         steps = " / ".join(map(str, rows[0]["attack_steps"]))
         temperatures = ", ".join(f"{row['temperature']:.2f}" for row in rows)
         cost = sum(row.get("total_passes", row["passes"]) for row in rows) / len(rows) / 1000
-        doubted = "\\*" if too_weak(rows) else ""
-        cells = [cell(rows, select) + (doubted if name in WORST else "") for name, select in COLUMNS]
+        mark = "\\*" if too_weak(rows) else ""
+        cells = [cell(rows, select) + (mark if name in WORST else "") for name, select in COLUMNS]
         first = [NAMES.get(method, method), steps, f"{cost:,.0f}", temperatures]
         lines.append("| " + " | ".join([*first, *cells]) + " |")
     return "\n".join(lines)
@@ -96,7 +95,7 @@ def _auroc_of(name: str, clean: bool, m: Mapping[str, Any]) -> bool:
 
 
 def by_set(result: Mapping[str, Any]) -> str:
-    """AUROC in per cent by out-distribution, clean and in the worst case, as in `table`."""
+    """AUROC in percent by out-distribution, clean and worst case, as in `table`."""
     kinds = {
         (m["dataset"], m["ball"] is None): m
         for row in result["rows"]
@@ -115,7 +114,7 @@ def by_set(result: Mapping[str, Any]) -> str:
 
 
 def models(result: Mapping[str, Any]) -> str:
-    """What each row was trained with: recipe, settings, and the first twelve digits of the digests."""
+    """Recipe, settings and the first twelve digits of the digests of each row."""
     lines = ["| model | recipe | settings | recipe's digest | package's digest |", "|---" * 5 + "|"]
     for row in result["rows"]:
         settings = ", ".join(
@@ -132,12 +131,12 @@ def family(method: str) -> str:
 
 
 def figure(result: Mapping[str, Any], path: Path) -> None:
-    """Figure 5: confidence over the radius, of the true class inside, the highest outside.
+    """Figure 5: confidence over the radius, of the true class (ID) and of the highest class (OOD).
 
-    Of several seeds the first. A colour a method, dashed where it was trained at the smaller of two radii.
+    Shows the first of several seeds; a color for each method, dashed for the smaller of two training radii.
     """
     if not any(row["radius"].get("inside") for row in result["rows"]):
-        sys.exit(f"{path}: the result has no confidences by radius; give that of `small` or `digits`.")
+        sys.exit(f"{path}: the result has no confidences by radius. Use that of `small` or `digits`.")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,7 +150,7 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
     groups = grouped(result["rows"])
     families = list(dict.fromkeys(family(method) for method in groups))
     palette = plt.get_cmap("Dark2")
-    colours = {name: palette(k) for k, name in enumerate(families)}
+    colors = {name: palette(k) for k, name in enumerate(families)}
     for axis, side, title in zip(axes, ("inside", "outside"), titles, strict=True):
         for method, rows in groups.items():
             curve = rows[0]["radius"].get(side)
@@ -159,18 +158,18 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
                 continue
             several = sum(family(other) == family(method) for other in groups) > 1
             dashes = "--" if several and method.endswith("0.25") else "-"
-            colour = colours[family(method)]
+            color = colors[family(method)]
             axis.plot(
                 curve["radii"],
                 curve["mean"],
                 dashes,
-                color=colour,
+                color=color,
                 label=NAMES.get(method, method) + ("*" if too_weak(rows) else ""),
                 marker="o",
                 markersize=3,
                 linewidth=2.2 if family(method) == "ratio" else 1.4,
             )
-            axis.fill_between(curve["radii"], curve["low"], curve["high"], color=colour, alpha=0.08, lw=0)
+            axis.fill_between(curve["radii"], curve["low"], curve["high"], color=color, alpha=0.08, lw=0)
         axis.set(title=title, xlabel="l2 radius", ylim=(0, 1))
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.25)
@@ -182,22 +181,16 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     if not options.result.is_file():
-        sys.exit(
-            f"{options.result}: no such file; `comparison.py` writes one, and some lie in benchmarks/results"
-        )
+        sys.exit(f"{options.result}: no such file. Examples are in experiments/results.")
     result = json.loads(options.result.read_text(encoding="utf-8"))
     if not str(result.get("benchmark")).startswith("comparison"):
-        sys.exit(f"{options.result}: is not what `comparison.py` wrote")
-    print(table(result))
-    print()
-    print(by_set(result))
-    print()
-    print(models(result))
+        sys.exit(f"{options.result}: not a result of experiments.comparison.")
+    print(table(result), by_set(result), models(result), sep="\n\n")
     if options.figure:
         figure(result, options.figure)
 
