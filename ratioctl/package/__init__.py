@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import glob
 import hashlib
@@ -49,6 +48,7 @@ from ratioctl.errors import OutputError, PackageError, RatioctlError, Uncalibrat
 from ratioctl.utils import resources
 from ratioctl.utils.atomic_files import alive, lock, sync_folder, write_synced, writing
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.suggest import did_you_mean
 from ratioctl.utils.text import safe_text
 
 __all__ = [
@@ -196,9 +196,8 @@ def find(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Path:
 
 
 def _hint(text: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(text, names, n=1)
     known = f"Bundled models: {', '.join(names)}." if names else "No models are bundled with this install."
-    return f'Did you mean "{near[0]}"? {known}' if near else known
+    return f"{did_you_mean(text, names)} {known}".lstrip()
 
 
 # Reading ------------------------------------------------------------------------------------------------
