@@ -530,7 +530,7 @@ def outcome(forks: Forks, known: Reference, folder: Path, ended: Ended, expected
     found = half_written(folder, known.case)
     if ended.returncode not in expected:
         found.append(f"ended with {ended.returncode}: {ended.said[-500:]}")
-    if "Traceback" in ended.said or "unexpected fault" in ended.said:
+    if "Traceback" in ended.said or "internal error" in ended.said:
         found.append(f"said: {ended.said[-500:]}")
     again = forks.run(known.case.again, folder)
     if again.returncode != 0:

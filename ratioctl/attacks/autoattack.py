@@ -10,7 +10,6 @@ beside as the reference: its standard version, as it is.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import logging
 import math
@@ -27,6 +26,7 @@ from ratioctl.attacks import batch_parallel, goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.recipe import Attack, Ball, norm_name
+from ratioctl.utils.seeding import seed_from_bytes
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 LogitsOf = Callable[[Tensor], Tensor]
@@ -367,8 +367,8 @@ def _best_seen(
 def _generators(x: Tensor, purpose: str) -> list[torch.Generator]:
     """One generator an image, seeded by the purpose and its pixels alone."""
     pixels = x.detach().float().cpu().contiguous().numpy()
-    digests = (hashlib.sha256(purpose.encode() + b"/" + image.tobytes()).digest() for image in pixels)
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests]
+    seeds = (seed_from_bytes(purpose.encode(), b"/", image.tobytes(), bits=56) for image in pixels)
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()

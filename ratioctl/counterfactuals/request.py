@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import io
@@ -22,6 +21,7 @@ from ratioctl import package, recipe
 from ratioctl.counterfactuals.epsilons import check_budgets, parse_range
 from ratioctl.errors import ImageError, SourceError, UsageError
 from ratioctl.package import ModelPackage, Spec
+from ratioctl.utils.suggest import nearest
 
 SCHEMA = "ratioctl/counterfactuals/1"
 NORMS = {"1": 1.0, "1.5": 1.5, "2": 2.0, "inf": math.inf}
@@ -250,8 +250,8 @@ def _label(name: str, labels: Sequence[str]) -> str | None:
 def _unknown_class(name: str, spec: Spec) -> UsageError:
     labels = spec.label_names
     folded = {label.casefold(): label for label in (*labels, *QUESTIONS)}
-    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
-    hint = f'Did you mean "{folded[near[0]]}"? ' if near else ""
+    near = nearest(name.casefold(), folded, cutoff=0.5)
+    hint = f'Did you mean "{folded[near]}"? ' if near else ""
     shown = ", ".join(labels[:60]) + (f" and {len(labels) - 60} more" if len(labels) > 60 else "")
     reason = f"{spec.name} has no such class" if name else "a class name is missing"
     if name.isdecimal():

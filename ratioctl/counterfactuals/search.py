@@ -8,7 +8,6 @@ and each is still written from top to bottom.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from ratioctl import recipe
 from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
 from ratioctl.types import Counterfactual, Target
+from ratioctl.utils.seeding import seed_from_bytes
 
 _ROADS = 2.5e-4  # lead with which a flip is searched: roads agree to 1e-4 on every probability
 _BISECTED, _SHORTER, _PROBES = 6, 10, 16  # radii per flip search, its share of the steps, points per segment
@@ -253,7 +253,7 @@ def drive(answers: Sequence[Answer], find: Searcher, scores: Scores) -> list[Tar
 def seed_of(seed: int, pixels: np.ndarray, target: str, eps: float) -> int:
     """The seed of one search, from what it is about and not from its place among others."""
     text = f"{seed}\n{pixels_of.pixels_sha256(pixels)}\n{target}\n{float(eps)!r}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return seed_from_bytes(text.encode())
 
 
 def norm_key(p: float) -> str:

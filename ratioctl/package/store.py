@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import glob
 import hashlib
@@ -60,6 +59,7 @@ from ratioctl.package.weights import parse_weights, serialize
 from ratioctl.utils import resources
 from ratioctl.utils.atomic_files import alive, lock, sync_folder, write_synced, writing
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.suggest import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,9 +140,8 @@ def is_bundled(package: ModelPackage) -> bool:
 
 
 def _hint(text: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(text, names, n=1)
     known = f"Bundled models: {', '.join(names)}." if names else "No models are bundled with this install."
-    return f'Did you mean "{near[0]}"? {known}' if near else known
+    return f"{did_you_mean(text, names)} {known}".lstrip()
 
 
 def read(path: str | os.PathLike[str], *, verify: bool = True) -> ModelPackage:

@@ -33,7 +33,7 @@ def parse_weights(data: bytes, where: object) -> dict[str, np.ndarray]:
     if not entries:
         raise PackageError(where, "holds no tensors", _AGAIN)
     tensors = {}
-    for name, entry in entries:
+    for name, entry in sorted(entries):
         if entry["dtype"] not in _DTYPES:
             reason = f'stores "{name}" as {entry["dtype"]:.40}, which is not supported'
             raise PackageError(where, reason, "Save float32, float16 or bfloat16 tensors.")

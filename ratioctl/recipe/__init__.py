@@ -6,7 +6,6 @@ eq. 4-8); `Recipe` is a whole experiment. There is no second "config" class behi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -29,6 +28,7 @@ from pydantic import (
 
 from ratioctl.errors import RecipeError
 from ratioctl.utils import resources
+from ratioctl.utils.suggest import did_you_mean, nearest
 from ratioctl.utils.text import reason_of
 
 NORMS = (1.0, 1.5, 2.0, math.inf)
@@ -428,9 +428,8 @@ def find(name_or_path: str | Path) -> Path:
     if looks_bundled and bundled.is_file():
         return bundled
     names = available()
-    near = difflib.get_close_matches(path.name.removesuffix(".toml"), names, n=1)
-    hint = f'Did you mean "{near[0]}"? ' if near else ""
-    raise RecipeError(name_or_path, "no such recipe", f"{hint}Bundled recipes: {', '.join(names)}.")
+    hint = did_you_mean(path.name.removesuffix(".toml"), names)
+    raise RecipeError(name_or_path, "no such recipe", f"{hint} Bundled recipes: {', '.join(names)}.".lstrip())
 
 
 def load(name_or_path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe:
@@ -541,8 +540,8 @@ def _explain(error: ValidationError) -> str:
         dotted = ".".join(loc) or "recipe"
         if item["type"] == "extra_forbidden":
             known = _fields_at(loc[:-1])
-            near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
-            hint = f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(known)}"
+            near = nearest(loc[-1], known, cutoff=0.5)
+            hint = f'did you mean "{near}"?' if near else f"known here: {', '.join(known)}"
             findings.append(f'unknown key "{dotted}"; {hint}')
         elif item["type"] == "missing":
             findings.append(f'"{dotted}" is missing')

@@ -51,7 +51,7 @@ def open_model(
         return Model(
             spec=alone.spec,
             predict=alone.predict,
-            road="onnx",
+            backend="onnx",
             parallel=True,
             own_threshold=alone.threshold,
         )
@@ -59,7 +59,7 @@ def open_model(
     packages.threshold(found, threshold)
     if found.onnx_path is not None and worst_case is None and not gpu:
         inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)
+        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
@@ -80,7 +80,7 @@ def open_model(
     return Model(
         spec=found,
         predict=predict,
-        road="torch",
+        backend="torch",
         parallel=False,
         worst_case=attacked,
         worst_case_pace=pace,

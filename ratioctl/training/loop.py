@@ -41,6 +41,7 @@ from ratioctl.models.network import Classifier
 from ratioctl.recipe import Attack, Objective, Recipe, Term
 from ratioctl.training.objective import losses
 from ratioctl.utils import atomic_files as files
+from ratioctl.utils.seeding import seed_from_key
 
 Callback = Callable[[dict[str, Any]], None]
 FORMAT = 1
@@ -191,7 +192,7 @@ def _loop(
         objective, shrink = schedule_attacks(recipe, epoch)
         for group in sgd.param_groups:
             group["lr"] = learning_rate(recipe, epoch)
-        generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, state.update, 3))
+        generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, state.update, 3))
         nets.sync_folded(eval_net, model)
         model.train()
         named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
@@ -361,7 +362,7 @@ def _validate(
         with torch.no_grad():
             clean += int((logits_of(x).argmax(1) == y).sum())
         if attack is not None:
-            generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, start, 5))
+            generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, start, 5))
             found = perturb(logits_of, x, goals.margin(y), attack, generator=generator)
             robust += int((found.value <= 0).sum())
     result = {"validation.clean": clean / count, "validation.n": float(count)}
@@ -415,7 +416,7 @@ def _fresh(
     compute: ComputeConfig,
 ) -> State:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.manual_seed(loader.seed_of(recipe.seed, 0))
+        torch.manual_seed(seed_from_key(recipe.seed, 0))
         model = nets.build(
             recipe.model.architecture,
             num_classes=len(train.label_names),
