@@ -15,27 +15,3 @@ from ratioctl.images.files import FORMATS, read_file
 from ratioctl.images.labelled import Loaded, SourceIndex, list_source, load_source, split_source
 from ratioctl.images.walk import Item, walk
 from ratioctl.utils.text import shown
-
-__all__ = [
-    "FORMATS",
-    "Decoded",
-    "Duplicate",
-    "Item",
-    "Loaded",
-    "Member",
-    "SourceIndex",
-    "cache_dir",
-    "decode",
-    "is_archive",
-    "list_source",
-    "load_source",
-    "near_duplicates",
-    "orientation",
-    "pixels_sha256",
-    "read_file",
-    "shown",
-    "split_source",
-    "to_pixels",
-    "to_uint8",
-    "walk",
-]
