@@ -25,7 +25,7 @@ demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to be
 	echo "                             folders with -2 hold the plain model's answers: noise"; \
 	echo "  demo/counterfactuals.json  every number behind them"
 
-install: $(VENV)/.installed  ## make .venv and install the package into it, editable
+install: $(VENV)/.installed  ## make .venv and install the package with everything it can do, editable
 
 dev: $(VENV)/.dev  ## the same with the development extras
 
@@ -72,7 +72,7 @@ wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes ev
 build/requirements.txt: $(VENV)/.dev $(VENV)/.release
 	mkdir -p build
 	$(BIN)/python -m pip freeze --exclude-editable > build/constraints.txt
-	$(BIN)/uv pip compile -q --python $(BIN)/python --extra sign --constraint build/constraints.txt --generate-hashes \
+	$(BIN)/uv pip compile -q --python $(BIN)/python --extra torch --extra sign --constraint build/constraints.txt --generate-hashes \
 	  --no-header pyproject.toml -o $@
 
 sbom: wheel build/requirements.txt  ## dist/ratioctl.cdx.json: the wheel's bill of materials (CycloneDX), and its pins
@@ -113,7 +113,7 @@ $(VENV)/.installed: pyproject.toml
 	[ "$$python" ] || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
 	echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV) \
 	  || { echo "$$python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e '.[torch]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -417,7 +417,7 @@ def half_written(root: Path, case: Case) -> list[str]:
     for name in (*case.packages, *case.changing):
         if name in case.packages or (root / name).exists():
             try:
-                package.weights(package.read(root / name))
+                package.read_weights(package.read(root / name))
             except PackageError as error:
                 found.append(str(error))
     for path in sorted(p for p in root.rglob("*") if p.is_file() and not _temporary(p.relative_to(root))):

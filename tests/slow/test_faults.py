@@ -272,7 +272,7 @@ def test_a_full_and_a_closed_disk_keep_what_is_there(
             kept = faults.content(disk)
             lost = [path for path in before if kept.get(path) != before[path]]
             assert lost == [], f"{name}: {ended.said}"
-            package.weights(package.read(disk / "net"))
+            package.read_weights(package.read(disk / "net"))
         if filler is not None:
             filler.unlink()
         else:
