@@ -92,7 +92,7 @@ def evaluate(
         from ratioctl.evaluation import run
 
         own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
-    loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
+    loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
     from ratioctl.report import evaluation as evaluation_report

@@ -45,7 +45,7 @@ def train(
 
     from ratioctl import package as packages
 
-    start = None if init is None else packages.read(packages.find(init))
+    start = None if init is None else packages.resolve(init)
 
     from ratioctl.calibration.temperature import calibrate
     from ratioctl.training.loop import fit
