@@ -21,7 +21,8 @@ from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl.counterfactuals import distances
 from ratioctl.data import in_distribution
-from ratioctl.evaluation.explanations import changed, some, target_of
+from ratioctl.evaluation.datasets import class_balanced
+from ratioctl.evaluation.stages.explanations import changed, target_of
 from ratioctl.models.predict import predictor
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     norms = options.norms.split(",")
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
-    data = some(
+    data = class_balanced(
         in_distribution.load_labelled(options.source, size, channels, package.label_names),
         options.images,
         options.seed,

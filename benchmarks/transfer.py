@@ -22,7 +22,8 @@ from ratioctl import package as packages
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest, Source, encoded
 from ratioctl.data import in_distribution
-from ratioctl.evaluation.explanations import some, target_of
+from ratioctl.evaluation.datasets import class_balanced
+from ratioctl.evaluation.stages.explanations import target_of
 from ratioctl.models.device import select_device
 from ratioctl.models.environment import environment
 from ratioctl.models.predict import predictor
@@ -49,7 +50,7 @@ def main() -> None:
                 f"{name}: its classes or size differ from those of {names[0]}; name models that share them."
             )
     labels, (channels, size, _) = loaded[0].label_names, loaded[0].input_size
-    data = some(
+    data = class_balanced(
         in_distribution.load_labelled(options.source, size, channels, labels), options.images, options.seed
     )
     if data.labels is None:
