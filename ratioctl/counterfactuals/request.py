@@ -182,7 +182,7 @@ def prepare(
         raise UsageError("--model", "names no model", "See `ratioctl models`.")
     models, doubts = [], []
     for name in names:
-        found = package.read(package.find(os.fspath(name)))
+        found = package.resolve(name)
         channels, height, width = found.input_size
         if height != width:
             raise UsageError(found.name, f"its input is {width}x{height}, not square", "Take another model.")

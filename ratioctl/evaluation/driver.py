@@ -94,11 +94,11 @@ def run(
     named = out_distribution.named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
-    loaded = [_package(model) for model in (models or (packages.DEFAULT_MODEL,))]
+    loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
         _check_writable(loaded)
     compute = _compute(device, precision, chosen)
-    judged_by = None if judge is None else Judge.of(_package(judge), loaded, compute)
+    judged_by = None if judge is None else Judge.of(packages.resolve(judge), loaded, compute)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -168,10 +168,6 @@ def _resolve(
             "Use --suite paper (--limit N shortens it).",
         )
     return dataclasses.replace(suite, backend=backend)
-
-
-def _package(model: Model) -> ModelPackage:
-    return model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
 
 
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:

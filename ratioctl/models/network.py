@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.resnet import DEPTHS, resnet
 from ratioctl.models.wideresnet import WideResNet
-from ratioctl.package import ModelPackage
-from ratioctl.package import weights as package_weights
+from ratioctl.package import ModelPackage, read_weights
 from ratioctl.utils.suggest import did_you_mean
 
 
@@ -127,7 +126,7 @@ def from_package(package: ModelPackage, device: torch.device | str = "cpu") -> C
     config = package.config
     cfg = config["pretrained_cfg"]
     options = dict(config.get("architecture_options") or {})
-    weights = package_weights(package)
+    weights = read_weights(package)
     try:
         # Ours first without memory: a config may ask for more than there is. Libraries' have no options.
         for kind in ("cpu",) if ":" in package.architecture else ("meta", "cpu"):

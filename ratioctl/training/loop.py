@@ -432,7 +432,7 @@ def _fresh(
                 "its labels are not those of the training data",
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
-        nets.load_weights(model, packages.weights(init), where=f"--init {init.name}")
+        nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
     model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None
     if recipe.optim.ema is not None:

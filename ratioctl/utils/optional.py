@@ -7,8 +7,8 @@ from ratioctl.errors import UsageError
 # Top-level modules by the extra of pyproject.toml that brings them.
 _EXTRAS = {
     "torch": (
-        *("torch", "torchvision", "onnx", "onnxscript", "google", "jinja2", "markdown_it", "matplotlib"),
-        *("pyarrow", "pyautoattack", "scipy", "sklearn", "textual_image"),
+        *("torch", "torchvision", "onnx", "onnxscript", "jinja2", "markdown_it", "matplotlib"),
+        *("pyarrow", "pyautoattack", "scipy", "sklearn", "textual_image", "tomli_w"),
     ),
     "sign": ("minisign",),
 }

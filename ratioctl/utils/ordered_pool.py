@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_END_SECONDS = 10.0  # a closed pool waits this long for the batches that are being worked on
+
 
 def map_batches(
     items: Iterable[Item],
@@ -19,19 +21,21 @@ def map_batches(
     workers: int,
     weigh: Callable[[Item], int] = lambda item: 0,
     max_weight: int = 0,
+    ahead: int | None = None,
     name: str = "pool",
 ) -> Generator[Result, None, None]:
     """Apply `work` to batches of `items` in `workers` threads and yield results in the order of the items.
 
     A batch is made of the items that are available, at most `batch` of them, so a slow iterator delays
     nothing. One more thread draws the items; it stops while `2 * batch * workers` of them, or more than
-    `max_weight` of what `weigh` returns, wait. Threads start with the first `next` and end with the
-    generator; a thread blocked inside `items` is a daemon and ends with the process.
+    `max_weight` of what `weigh` returns, wait. At most `ahead` batches (2 * workers by default) are begun
+    before the reader asks for them. Threads start with the first `next` and end with the generator; they are
+    daemons, so one blocked inside `items` or `work` never keeps the process alive.
 
     Raises:
         Whatever `items` or `work` raises, at its place in the order.
     """
-    pool = _Pool(items, work, batch, workers, weigh, max_weight)
+    pool = _Pool(items, work, batch, workers, weigh, max_weight, 2 * workers if ahead is None else ahead)
     serving = [threading.Thread(target=pool.serve, daemon=True, name=f"{name}-{k}") for k in range(workers)]
     threading.Thread(target=pool.feed, daemon=True, name=f"{name}-feed").start()
     for thread in serving:
@@ -42,7 +46,7 @@ def map_batches(
     finally:
         pool.stop()
         for thread in serving:
-            thread.join()
+            thread.join(_END_SECONDS)
 
 
 class _Pool(Generic[Item, Result]):
@@ -56,9 +60,10 @@ class _Pool(Generic[Item, Result]):
         workers: int,
         weigh: Callable[[Item], int],
         max_weight: int,
+        ahead: int,
     ) -> None:
         self.items, self.work, self.weigh = items, work, weigh
-        self.batch, self.workers, self.max_weight = batch, workers, max_weight
+        self.batch, self.workers, self.max_weight, self.ahead = batch, workers, max_weight, ahead
         self.lock = threading.Lock()
         self.space, self.filled, self.finished = (threading.Condition(self.lock) for _ in range(3))
         self.waiting: deque[Item] = deque()
@@ -89,11 +94,11 @@ class _Pool(Generic[Item, Result]):
                 self.finished.notify()
 
     def serve(self) -> None:
-        """Work on one batch after the other, at most `2 * workers` ahead of the reader."""
+        """Work on one batch after the other, at most `ahead` in front of the reader."""
         while True:
             with self.lock:
                 while not self.stopped and (
-                    self.begun - self.taken > 2 * self.workers or not (self.waiting or self.ended)
+                    self.begun - self.taken > self.ahead or not (self.waiting or self.ended)
                 ):
                     self.filled.wait()
                 if self.stopped or not self.waiting:

@@ -202,7 +202,7 @@ def test_waiting_archive_members_are_bounded_by_their_bytes(
         nonlocal drawn
         for k in range(100):
             drawn += 1
-            yield images.Item(path=str(k), member=images._Member(name=str(k), data=b"x" * 2**20))
+            yield images.Item(path=str(k), member=images.Member(name=str(k), data=b"x" * 2**20))
 
     gate = threading.Event()
 
