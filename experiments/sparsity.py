@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ratioctl.evaluation.explanations import changed
 
 import ratioctl
 from experiments import study
 from experiments.study import Study
 from ratioctl import metrics
 from ratioctl.counterfactuals import distances
+from ratioctl.evaluation.stages.explanations import changed
 
 KEYS = ("changed", "confidence", "l1", "l1.5", "l2", "linf")
 Found = dict[str, list[dict[str, float] | None]]

@@ -172,6 +172,12 @@ def _resolve(
 
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:
     for package in loaded:
+        if packages.is_bundled(package):
+            raise OutputError(
+                package.path,
+                "is a bundled model, which is read-only",
+                "Leave --write out, or copy the folder and evaluate the copy.",
+            )
         if not os.access(package.path, os.W_OK):
             raise OutputError(
                 package.path,

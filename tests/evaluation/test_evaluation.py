@@ -674,6 +674,13 @@ def test_what_cannot_be_filed_loses_no_report(
     assert not events, "said before anything is computed"
 
 
+def test_a_bundled_model_is_not_written(labelled: str) -> None:
+    config = (package.find("cifar10-ratio") / "config.json").read_bytes()
+    with pytest.raises(OutputError, match="is a bundled model, which is read-only"):
+        run(["cifar10-ratio"], data=labelled, suite=TINY, write=True, device="cpu")
+    assert (package.find("cifar10-ratio") / "config.json").read_bytes() == config
+
+
 def test_several_models_get_different_names_and_one_table(small_package: Path, labelled: str) -> None:
     found = run(
         [small_package, small_package],
