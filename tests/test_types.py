@@ -26,7 +26,9 @@ def test_reprs_name_arrays_by_type_and_shape() -> None:
     assert "probabilities=<tuple of 10>" in said
     assert "distance={'l2': 0.5}" in said
     target = Target(target="dog", budgets=(budget,), flip_eps=None, flip_image=None)
-    assert repr(target).startswith("Target(target='dog', budgets=<tuple of 1>, flip_eps=None, flip_image=None")
+    assert repr(target).startswith(
+        "Target(target='dog', budgets=<tuple of 1>, flip_eps=None, flip_image=None"
+    )
     explanation = Explanation(
         path="x" * 1000,
         sha256="0" * 64,
