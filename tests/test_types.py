@@ -51,7 +51,10 @@ def test_a_prediction_as_json() -> None:
         labels=("a", "b"),
     )
     assert json.loads(json.dumps(prediction.to_dict())) == {
-        **{"label": "b", "confidence": 0.75, "ood_score": 0.25, "is_ood": False},
+        "label": "b",
+        "confidence": 0.75,
+        "ood_score": 0.25,
+        "is_ood": False,
         "probabilities": {"a": 0.25, "b": 0.75},
     }
     assert "probabilities=<float64 (2,)>" in repr(prediction)
