@@ -43,3 +43,13 @@ def test_the_tracked_tree_without_models_stays_small() -> None:
     ]
     assert len(names) > 100
     assert sum((ROOT / name).stat().st_size for name in names if (ROOT / name).is_file()) < 10 * 2**20
+
+
+@pytest.mark.parametrize("name", ["SECURITY.md", "CONTRIBUTING.md", "docs/development.md"])
+def test_files_and_targets_named_in_the_documents_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|tools|benchmarks|experiments|docs|\.ci)/[\w./-]*)`", text)
+    named += re.findall(r"\]\(([^)#:]+)\)", text)
+    for target in named:
+        assert (ROOT / target).exists() or (ROOT / name).parent.joinpath(target).exists(), target
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) <= TARGETS
