@@ -24,7 +24,7 @@ from ratioctl import package as packages
 from ratioctl._version import __version__
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest, Source, encoded
-from ratioctl.data import in_distribution, out_distribution
+from ratioctl.data import image_set, in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import UsageError
 from ratioctl.package import ModelPackage
@@ -195,7 +195,7 @@ class _Judge:
         """Of pictures (N, H, W, C) uint8: p of the class (N,), and whether that is the largest (N,)."""
         channels, size, _ = self.package.input_size
         p = metrics.softmax(
-            self.predict(in_distribution.resize(pictures, size, channels)), self.package.temperature
+            self.predict(image_set.resize(pictures, size, channels)), self.package.temperature
         )
         at = self.package.label_names.index(label)
         return p[:, at], p.argmax(1) == at
