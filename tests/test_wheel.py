@@ -124,7 +124,11 @@ def test_the_light_installation_scores_photographs(light: Path, tmp_path: Path) 
     done = lightly(light, tmp_path, "-m", "ratioctl", *line)
     assert done.returncode == 0, done.stderr
     rows = {Path(row["path"]).stem: row for row in map(json.loads, done.stdout.splitlines())}
-    assert (rows["horse"]["label"], rows["horse"]["is_ood"], rows["rocket"]["is_ood"]) == ("horse", False, True)
+    assert (rows["horse"]["label"], rows["horse"]["is_ood"], rows["rocket"]["is_ood"]) == (
+        "horse",
+        False,
+        True,
+    )
     ours = run(ROOT, tmp_path, *line)
     for here in map(json.loads, ours.stdout.splitlines()):
         assert rows[Path(here["path"]).stem]["confidence"] == pytest.approx(here["confidence"], abs=1e-6)
