@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 SAMPLES ?= assets/samples/cat.jpg assets/samples/rocket.jpg
 TARGET ?= dog
 PYTEST_ARGS ?= -n auto --dist loadscope
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo install dev test test-slow test-lowest check format bench bench-short comparison wheel sbom audit fuzz clean distclean
+.PHONY: help demo install dev test test-slow test-lowest lint check format docs bench bench-short comparison wheel sbom audit fuzz clean distclean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -35,33 +35,38 @@ test: $(VENV)/.dev  ## the whole suite, less the tests marked slow; PYTEST_ARGS=
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-check: $(VENV)/.dev  ## formatting, lint, types and tests: what has to pass before a commit
+lint: $(VENV)/.dev  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint test  ## lint and tests: what must pass before a commit
+
+docs: $(VENV)/.docs  ## build the documentation site into build/site
+	$(BIN)/python -m tools.generate_reference
+	$(BIN)/zensical build --clean
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := training counterfactual scoring startup growth memory digits
-SHORT := training counterfactual startup growth memory
+BENCHES := $(addprefix benchmarks.,training counterfactual scoring startup growth memory) experiments.digits
+SHORT := $(BENCHES) $(addprefix experiments.,validity sparsity transfer)
 
 bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz:test adds AutoAttack's
-	@set -e; for name in $(BENCHES); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
-	@$(if $(DATA),$(BIN)/python benchmarks/autoattack.py $(DATA))
+	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m $$name; done
+	@$(if $(DATA),$(BIN)/python -m benchmarks.autoattack $(DATA))
 
-bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
-	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
+bench-short: $(VENV)/.dev  ## benchmarks and studies at small sizes, ratios beside the stored ones; no timing fails
+	@set -e; for name in $(SHORT); do $(BIN)/python -m $$name --short > /dev/null; done
 
 # About seven hours of one core, nearly three of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
-	$(BIN)/python benchmarks/comparison.py digits --json runs/comparison-digits.json
-	$(BIN)/python benchmarks/comparison.py small $(SOURCES) --json runs/comparison-small.json
-	$(BIN)/python benchmarks/comparison.py fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
-	@set -e; for what in digits small fine-tune; do $(BIN)/python benchmarks/comparison_report.py runs/comparison-$$what.json; done
+	$(BIN)/python -m experiments.comparison digits --json runs/comparison-digits.json
+	$(BIN)/python -m experiments.comparison small $(SOURCES) --json runs/comparison-small.json
+	$(BIN)/python -m experiments.comparison fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
+	@set -e; for what in digits small fine-tune; do $(BIN)/python -m experiments.comparison_report runs/comparison-$$what.json; done
 
 # Files in the wheel carry the date of the last commit, so the same commit makes the same bytes.
 wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes every time
@@ -94,7 +99,7 @@ test-lowest: $(VENV)/.release  ## the suite with the lowest versions that pyproj
 
 fuzz: $(VENV)/.dev  ## the parsers that are ours, 100,000 inputs each at most, two minutes each at most
 	$(BIN)/python -m pip install -q -e '.[fuzz]'
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m tools.fuzz
 
 clean:  ## remove what was built and measured, keep .venv and runs
 	rm -rf build dist demo counterfactuals reports *.egg-info
@@ -118,6 +123,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@
 
 $(VENV)/.release: $(VENV)/.installed

@@ -105,34 +105,31 @@ def evaluate(
     seed: int = 0,
     download: bool = False,
     callback: Callable[[dict[str, Any]], None] | None = None,
-) -> Report | tuple[Report, ...]:
-    """Measure accuracy, robustness, calibration and OOD detection; see `ratioctl.evaluation.run`.
+) -> list[Report]:
+    """Measure accuracy, robustness, calibration, OOD detection, or the quality of explanations.
 
     Args:
         models: package folders or names of bundled models; none means the default one.
-        ood: "NAME=SOURCE" each, or a mapping; none means the built-in noise.
-        out: also write the reports there, and continue what was interrupted there.
-        backend: of the robust accuracy: pyautoattack ("reference") or our own engine; None takes the suite's.
-        save_adversarial: also keep the attacked images, in `out`/adversarial.
-        judge: of the suite "explanations": another model that says how much of the target it sees.
-        watch: called with progress events.
+        ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
+        suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        out: also write the reports there, and continue a run that was interrupted there.
+        backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
+        save_adversarial: also save the attacked images in `out`/adversarial.
+        judge: suite "explanations": a second model that scores the counterfactuals.
+        callback: called with progress events, see `ratioctl.evaluation.run`.
 
     Returns:
-        A Report for one model, a tuple of them for several.
+        One Report per model, in the order of `models`.
+
+    Raises:
+        UsageError: also for an option that has no effect in the suite.
+        SourceError, PackageError, OutputError: see `ratioctl.evaluation.run`.
     """
     import pathlib
 
+    from ratioctl.evaluation import run
     from ratioctl.report import evaluation as evaluation_report
 
-    run: Any
-    if suite == "explanations":
-        from ratioctl.evaluation.explanations import run
-
-        own: dict[str, Any] = {"judge": judge}
-    else:
-        from ratioctl.evaluation import run
-
-        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     folder = None if out is None else pathlib.Path(out)
     found = run(
         [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
@@ -142,7 +139,10 @@ def evaluate(
         resume=resume,
         write=write,
         out=folder,
-        **own,
+        suite=suite,
+        backend=backend,
+        save_adversarial=save_adversarial,
+        judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
         seed=seed,
@@ -150,8 +150,7 @@ def evaluate(
         callback=callback,
         finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
     )
-    reports = tuple(model.report for model in found.models)
-    return reports[0] if len(reports) == 1 else reports
+    return [model.report for model in found.models]
 
 
 def counterfactual(

@@ -78,20 +78,9 @@ def evaluate(
     continues where it stopped when the same command is given again.
     """
     from ratioctl import package as packages
-    from ratioctl.errors import Interrupted, UsageError
+    from ratioctl.errors import Interrupted
+    from ratioctl.evaluation import run
 
-    explains = suite == "explanations"
-    if judge is not None and not explains:
-        raise UsageError("--judge", f"judges no pictures in the suite {suite}", "Use --suite explanations.")
-    run: Any
-    if explains:
-        from ratioctl.evaluation.explanations import run
-
-        own: dict[str, Any] = {"judge": judge}
-    else:
-        from ratioctl.evaluation import run
-
-        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
@@ -109,7 +98,10 @@ def evaluate(
                 resume=resume,
                 write=write,
                 out=folder,
-                **own,
+                suite=suite,
+                backend=backend,
+                save_adversarial=save_adversarial,
+                judge=judge,
                 device=context.device,
                 precision=context.precision,
                 seed=context.seed,

@@ -35,8 +35,8 @@ from ratioctl.evaluation import (
     sanity_checks,
     suites,
 )
+from ratioctl.evaluation.datasets import evenly_spaced, stratified_indices
 from ratioctl.evaluation.progress import Phase, Plan
-from ratioctl.evaluation.run import choice, spread
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.recipe import Ball, Calibration
@@ -144,23 +144,23 @@ def test_the_quick_suite_is_not_called_autoattack() -> None:
 def test_a_choice_is_stratified_nested_and_reproducible() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     some = images(np.zeros((100, 1, 1, 1), np.uint8), labels)
-    chosen = choice(some, 20, 7)
+    chosen = stratified_indices(some, 20, 7)
     assert len(chosen) == len(set(chosen.tolist())) == 20
     assert np.bincount(labels[chosen]).tolist() == [12, 6, 2]
     assert (np.diff(chosen) > 0).all()
-    assert set(chosen) <= set(choice(some, 40, 7))
-    assert np.array_equal(chosen, choice(some, 20, 7))
-    assert not np.array_equal(chosen, choice(some, 20, 8))
-    assert len(choice(some, None, 0)) == len(choice(some, 1000, 0)) == 100
-    assert len(choice(images(some.pixels), 13, 0)) == 13
+    assert set(chosen) <= set(stratified_indices(some, 40, 7))
+    assert np.array_equal(chosen, stratified_indices(some, 20, 7))
+    assert not np.array_equal(chosen, stratified_indices(some, 20, 8))
+    assert len(stratified_indices(some, None, 0)) == len(stratified_indices(some, 1000, 0)) == 100
+    assert len(stratified_indices(images(some.pixels), 13, 0)) == 13
 
 
 def test_the_self_checks_look_at_every_part_of_a_set() -> None:
     """Sets are sorted by class: the first sixteen images would all be of the first one."""
-    assert spread(np.arange(100, 200), 4).tolist() == [100, 125, 150, 175]
-    assert spread(np.array([3, 5, 9]), 4).tolist() == [3, 5, 9]
-    assert spread(np.arange(3), 2).tolist() == [0, 1]
-    assert spread(np.arange(3), 0).tolist() == []
+    assert evenly_spaced(np.arange(100, 200), 4).tolist() == [100, 125, 150, 175]
+    assert evenly_spaced(np.array([3, 5, 9]), 4).tolist() == [3, 5, 9]
+    assert evenly_spaced(np.arange(3), 2).tolist() == [0, 1]
+    assert evenly_spaced(np.arange(3), 0).tolist() == []
 
 
 # --- journal -----------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_duplicates_within_and_between_sets_are_counted() -> None:
     mixed = {"a": images(first), "b": images(np.concatenate([second, first[:2], second[:1]]))}
     said = sanity_checks.duplicates(mixed)
     assert [text for text in said if "1 of the 13" in text and "in it" in text]
-    assert [text for text in said if "2 of the 13" in text and "also stand in a" in text]
+    assert [text for text in said if "2 of the 13" in text and "are also in a" in text]
 
 
 def test_evaluating_on_training_data_is_noticed() -> None:
@@ -391,7 +391,7 @@ def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
     rng = np.random.default_rng(0)
     inside, outside = rng.beta(5, 2, 400), rng.beta(2, 4, 300)
     curve = measurements.roc(
-        *(measurements.Sure(confidence=c, odds=np.log(c / (1 - c))) for c in (inside, outside))
+        *(measurements.Confidences(confidence=c, log_odds=np.log(c / (1 - c))) for c in (inside, outside))
     )
     fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
     area = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
@@ -405,7 +405,7 @@ def test_confidences_that_round_to_one_still_rank() -> None:
     assert len(set(metrics.confidence(sharp))) == 1
     assert metrics.log_odds(sharp) == pytest.approx([60, 50, 45])
     sets = [
-        measurements.Sure(confidence=metrics.confidence(f), odds=metrics.log_odds(f))
+        measurements.Confidences(confidence=metrics.confidence(f), log_odds=metrics.log_odds(f))
         for f in (sharp[1:], sharp[:1])  # the out-image is surest of all
     ]
     source = measurements.Source(name="o", images=images(noise(1)), seed=0)
@@ -669,9 +669,16 @@ def test_what_cannot_be_filed_loses_no_report(
     assert "metrics" not in package.read(copy).config["ratio"]
     events: list[Any] = []
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(OutputError, match="cannot be written, and the measurements are to go there"):
+    with pytest.raises(OutputError, match="cannot be written, and --write stores the measurements in it"):
         evaluated(copy, labelled, write=True, callback=events.append)
     assert not events, "said before anything is computed"
+
+
+def test_a_bundled_model_is_not_written(labelled: str) -> None:
+    config = (package.find("cifar10-ratio") / "config.json").read_bytes()
+    with pytest.raises(OutputError, match="is a bundled model, which is read-only"):
+        run(["cifar10-ratio"], data=labelled, suite=TINY, write=True, device="cpu")
+    assert (package.find("cifar10-ratio") / "config.json").read_bytes() == config
 
 
 def test_several_models_get_different_names_and_one_table(small_package: Path, labelled: str) -> None:
@@ -695,14 +702,22 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"suite": "explanations"}, UsageError, "ratioctl.evaluation.explanations"),
+        ({"suite": "explanations", "write": True}, UsageError, "no effect in the suite explanations"),
+        ({"suite": "explanations", "backend": "own"}, UsageError, "--backend: has no effect"),
+        (
+            {"suite": "explanations", "save_adversarial": True},
+            UsageError,
+            "--save-adversarial: has no effect",
+        ),
+        ({"suite": "clean", "backend": "own"}, UsageError, "no effect in the suite clean"),
+        ({"judge": "cifar10-ratio"}, UsageError, "--judge: has no effect in the suite tiny"),
         ({"suite": "slow"}, UsageError, "quick, paper, full"),
         ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
         ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
         ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
         ({"ood": ["test=noise:uniform"]}, UsageError, "in-images"),
         ({"limit": 0}, UsageError, "positive"),
-        ({"ood": ["a=noise:blue"]}, SourceError, "no such noise"),
+        ({"ood": ["a=noise:blue"]}, SourceError, 'has no "blue"'),
     ],
 )
 def test_wrong_usage_says_what_is_right(
@@ -716,8 +731,8 @@ def test_the_verb_returns_reports(
     small_package: Path, labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SUITES, "quick", TINY)
-    report = ratioctl.evaluate(small_package, data=labelled, limit=9, device="cpu", out=tmp_path)
-    assert {row.dataset for row in report.measurements} >= {"uniform noise", "smooth noise", "mean"}  # type: ignore[union-attr]
+    (report,) = ratioctl.evaluate(small_package, data=labelled, limit=9, device="cpu", out=tmp_path)
+    assert {row.dataset for row in report.measurements} >= {"uniform noise", "smooth noise", "mean"}
     assert (tmp_path / "report.html").is_file()
 
 
@@ -890,7 +905,7 @@ def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
     plan.advance("a", 0.5, 20.0)
     plan.advance("c", 0.5, 15.0)  # another kind goes twice as fast as thought
     assert events[-1]["seconds_left"] == pytest.approx(4 * 30 + 0.5 * 30)
-    plan.advance("b", 1.0, None)  # taken from the journal: nothing is learnt
+    plan.advance("b", 1.0, None)  # cached: no time was measured
     plan.advance("c", 0.7, 15.0)
     assert events[-1]["share"] == 1
     assert events[-1]["seconds_left"] == 0
@@ -1020,7 +1035,7 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """What an evaluation of this network says, on images that it gets right."""
     built = network().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: built)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.driver"], "fold_batchnorm", lambda model: built)
     pixels = noise(40, 5) // 8 + 110
     labels = built(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1)
     for k, (picture, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):

@@ -89,7 +89,7 @@ def test_the_long_suites_run_to_their_end(
     """As they stand, with pyautoattack's standard version, on few images of a network that costs nothing."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     network = Means().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: network)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.driver"], "fold_batchnorm", lambda model: network)
     pixels = np.random.default_rng(0).integers(96, 160, (6, 8, 8, 3), dtype=np.uint8)
     right = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).tolist()
     names = ("cat", "dog", "red panda", "dog")
