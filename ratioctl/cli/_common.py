@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 SOURCE_HELP = (
-    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
+    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named source such as cifar10:test, "
+    "digits, noise:smooth or hf:PATH (Hugging Face data set or Parquet)"
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
