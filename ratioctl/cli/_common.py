@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import json as jsonlib
 import os
@@ -63,6 +64,12 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "precision": (Precision, "auto"),
     "seed": (Seed, 0),
 }
+
+
+def registered(module: str, function: str) -> str:
+    """Names of a registry as the metavar of an option: "a|b|c". The module must be light to import."""
+    names: list[str] = getattr(importlib.import_module(module), function)()
+    return "|".join(names)
 
 
 class Terminated(KeyboardInterrupt):
