@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ratioctl import metrics
-from ratioctl.data import in_distribution
+from ratioctl.data import image_set
 from ratioctl.errors import UsageError
 from ratioctl.package import ModelPackage
 
@@ -42,7 +42,7 @@ class Judge:
     def confidences(self, pictures: np.ndarray, label: str) -> tuple[np.ndarray, np.ndarray]:
         """p_label (N,) of pictures (N, H, W, C) uint8, and whether `label` is the judge's prediction (N,)."""
         channels, size, _ = self.package.input_size
-        logits = self.predict(in_distribution.resize(pictures, size, channels))
+        logits = self.predict(image_set.resize(pictures, size, channels))
         p = metrics.softmax(logits, self.package.temperature)
         at = self.package.label_names.index(label)
         return p[:, at], p.argmax(1) == at

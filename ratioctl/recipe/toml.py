@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ratioctl.errors import RecipeError
@@ -100,6 +99,8 @@ def loads(text: str, where: str = "recipe.toml") -> Recipe:
 
 def dumps(recipe: Recipe) -> str:
     """The complete recipe as TOML, every default written out; `loads` returns an equal value."""
+    import tomli_w  # not part of the installation that only scores
+
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 

@@ -28,6 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ratioctl import models as nets
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.attacks import goals
@@ -35,7 +36,6 @@ from ratioctl.attacks.engine import perturb
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import Interrupted, PackageError, RecipeError, TrainingError, UsageError
-from ratioctl.models import network as nets
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Attack, Objective, Recipe, Term

@@ -162,7 +162,7 @@ def test_what_cannot_be_asked(
         (["--judge", str(small_package), "--suite", "quick"], "--judge"),
         (["--ood", "svhn"], "NAME=SOURCE"),
         (["--ood", "uni=noise:smooth"], "is given twice"),
-        (["--ood", "data=noise:smooth"], "is the name of the in-images"),
+        (["--ood", "data=noise:smooth"], "is the name of the ID images"),
     ):
         assert main([*line(small_package, cats_and_dogs, out), *more]) == 2
         assert words in capsys.readouterr().err

@@ -717,7 +717,7 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
         ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
         ({"ood": ["test=noise:uniform"]}, UsageError, "in-images"),
         ({"limit": 0}, UsageError, "positive"),
-        ({"ood": ["a=noise:blue"]}, SourceError, "no such noise"),
+        ({"ood": ["a=noise:blue"]}, SourceError, 'has no "blue"'),
     ],
 )
 def test_wrong_usage_says_what_is_right(
