@@ -38,20 +38,20 @@ def command_line() -> str:
     from ratioctl import cli
     from ratioctl.cli import _common
 
-    parts = ["# Command line\n", "Options that every command takes are listed at the end."]
-    shared: list[tuple[str, str]] = []
+    parts = ["# Command line\n", "Options that every command accepts are listed at the end."]
+    shared: dict[str, tuple[str, str]] = {}
     for name in cli.COMMANDS:
         command = cli.load(name)
         context = typer.Context(command, info_name=f"ratioctl {name}")
         common = [p.name for p in command.params if p.name in _common.COMMON]
         records = {p.name: p.get_help_record(context) for p in command.params}
         own = [record for key, record in records.items() if record and key not in (*common, "help")]
-        shared = [records[key] for key in common]
+        shared |= {key: records[key] for key in common if records[key]}
         usage = " ".join(["ratioctl", name, *command.collect_usage_pieces(context)])
         about = inspect.cleandoc(command.help or "")
         parts.append(f"\n## ratioctl {name}\n\n```text\n{usage}\n```\n\n{about}\n")
         parts += _table(own) if own else []
-    return "\n".join([*parts, "\n## Common options\n", *_table(shared)]) + "\n"
+    return "\n".join([*parts, "\n## Common options\n", *_table(list(shared.values()))]) + "\n"
 
 
 def _table(records: list[tuple[str, str]]) -> list[str]:
