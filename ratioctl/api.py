@@ -215,7 +215,7 @@ def evaluate(
     import pathlib
 
     from ratioctl.evaluation import run
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.report import evaluation_files
 
     folder = None if out is None else pathlib.Path(out)
     found = run(
@@ -235,7 +235,7 @@ def evaluate(
         seed=seed,
         download=download,
         callback=callback,
-        finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
+        finish=None if folder is None else lambda done: evaluation_files.write(done, folder),
     )
     return [model.report for model in found.models]
 
