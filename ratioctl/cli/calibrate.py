@@ -11,7 +11,7 @@ from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, com
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 
-@command
+@command(unused=("precision", "seed"))
 def calibrate(
     context: Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = DEFAULT_MODEL,

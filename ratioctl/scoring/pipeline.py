@@ -159,42 +159,60 @@ def rows_of(
     if not readable:
         return [ScoreRow(path=item.path, error=reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
-    logits = model.predict(pixels)
-    try:
-        p = metrics.softmax(logits, model.spec.temperature)
-    except ValueError as error:
-        step = "The model is broken; train or export it again."
-        raise PackageError(model.spec.name, f"computed no usable numbers: {error}", step) from None
-    confidences = p.max(axis=1)
-    labels = [model.spec.label_names[k] for k in logits.argmax(axis=1).tolist()]
-    scored = zip(
-        labels,
-        confidences.tolist(),
-        (1.0 - confidences).tolist(),
-        (confidences < threshold).tolist(),
-        [tuple(row) for row in p.tolist()] if probabilities else [None] * readable,
-        _attacked(model, pixels, confidences, readable),
-        strict=True,
-    )
-    rows = []
+    scores = score_logits(model.predict(pixels), model.spec, threshold)
+    worst = _attacked(model, pixels, scores.confidence, readable)
+    rows, k = [], 0
     for item, reason in zip(batch, reasons, strict=True):
         if reason is not None:
             rows.append(ScoreRow(path=item.path, error=reason))
             continue
-        label, confidence, score, is_ood, each, attacked = next(scored)
+        attacked = worst[k]
         rows.append(
             ScoreRow(
                 path=item.path,
-                label=label,
-                confidence=confidence,
-                ood_score=score,
-                is_ood=is_ood,
-                probabilities=each,
+                label=scores.labels[k],
+                confidence=float(scores.confidence[k]),
+                ood_score=float(scores.ood_score[k]),
+                is_ood=bool(scores.is_ood[k]),
+                probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
                 worst_case_is_ood=None if attacked is None else attacked < threshold,
             )
         )
+        k += 1
     return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Scores:
+    """What N logit vectors say: names (N,), probabilities (N, K), and (N,) of everything else."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    ood_score: np.ndarray
+    is_ood: np.ndarray
+
+
+def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
+    """Scores of logits (N, K) before temperature; `threshold` is the confidence below which an image is OOD.
+
+    Raises:
+        PackageError: logits that are not finite.
+    """
+    try:
+        p = metrics.softmax(logits, spec.temperature)
+    except ValueError as error:
+        step = "The model is broken; train or export it again."
+        raise PackageError(spec.name, f"computed no usable numbers: {error}", step) from None
+    confidence = p.max(axis=1)
+    return Scores(
+        labels=[spec.label_names[k] for k in logits.argmax(axis=1).tolist()],
+        probabilities=p,
+        confidence=confidence,
+        ood_score=1.0 - confidence,
+        is_ood=confidence < threshold,
+    )
 
 
 def _attacked(
