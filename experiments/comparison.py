@@ -29,7 +29,7 @@ from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.evaluation import run as evaluate
 from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
-from ratioctl.report import evaluation as evaluation_report
+from ratioctl.report import evaluation_files, markdown
 from ratioctl.training.loop import schedule_attacks
 from tools import harness
 
@@ -325,9 +325,9 @@ def main() -> None:
         out=folder,
         device=options.device,
         resume=True,
-        finish=lambda evaluation: evaluation_report.write(evaluation, folder),
+        finish=lambda evaluation: evaluation_files.write(evaluation, folder),
     )
-    print(evaluation_report.markdown(result).split("\n## ")[0], file=sys.stderr)
+    print(markdown.markdown(result).split("\n## ")[0], file=sys.stderr)
     harness.finish(
         {
             "benchmark": f"comparison: {options.what}",

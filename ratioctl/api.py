@@ -215,7 +215,7 @@ def evaluate(
     import pathlib
 
     from ratioctl.evaluation import run
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.report import evaluation_files
 
     folder = None if out is None else pathlib.Path(out)
     found = run(
@@ -235,7 +235,7 @@ def evaluate(
         seed=seed,
         download=download,
         callback=callback,
-        finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
+        finish=None if folder is None else lambda done: evaluation_files.write(done, folder),
     )
     return [model.report for model in found.models]
 
@@ -345,7 +345,7 @@ def export(
     input_type: Literal["float", "uint8"] = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
-    layout: Literal["file", "triton", "kserve"] = "file",
+    layout: str = "file",
     opset: int | None = None,
     data: str | None = None,
     download: bool = False,

@@ -84,7 +84,7 @@ def evaluate(
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.report import evaluation_files, terminal
 
     written: list[Path] = []
     try:
@@ -107,7 +107,7 @@ def evaluate(
                 seed=context.seed,
                 download=download,
                 callback=events,
-                finish=lambda found: written.extend(evaluation_report.write(found, folder)),
+                finish=lambda found: written.extend(evaluation_files.write(found, folder)),
             )
     except KeyboardInterrupt as stop:
         raise Interrupted(
@@ -125,7 +125,7 @@ def evaluate(
     if context.json:
         emit_json({**evaluation.to_json(), "files": [str(path) for path in written]})
         return code
-    for shown in evaluation_report.rich_tables(evaluation):
+    for shown in terminal.evaluation_tables(evaluation):
         context.out.print(shown)
     for path in written:
         context.out.print(f"Written: {path}")
