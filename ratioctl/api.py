@@ -352,7 +352,7 @@ def export(
     input_type: Literal["float", "uint8"] = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
-    layout: Literal["file", "triton", "kserve"] = "file",
+    layout: str = "file",
     opset: int | None = None,
     data: str | None = None,
     download: bool = False,

@@ -18,6 +18,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import json as jsonlib
 import os
@@ -78,6 +79,12 @@ COMMON: dict[str, tuple[Any, Any]] = {
 
 
 COMPUTE = ("device", "precision", "seed")  # what commands that compute nothing have no use for
+
+
+def registered(module: str, function: str) -> str:
+    """Names of a registry as the metavar of an option: "a|b|c". The module must be light to import."""
+    names: list[str] = getattr(importlib.import_module(module), function)()
+    return "|".join(names)
 
 
 class Terminated(KeyboardInterrupt):
