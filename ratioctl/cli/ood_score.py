@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import BitDepth, Context, command, emit_json
 from ratioctl.cli._progress import Progress, duration, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
@@ -65,6 +65,7 @@ def ood_score(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N images only.")
     ] = None,
+    bit_depth: BitDepth = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add one column p:<class> per class.")
     ] = False,
@@ -103,7 +104,9 @@ def ood_score(
         seed=context.seed,
     )
     bound = package.threshold(opened.spec, threshold)
-    batches = pipeline.batches(paths, opened, threshold=threshold, probabilities=probabilities, limit=limit)
+    batches = pipeline.batches(
+        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+    )
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
     total = _estimate(context, opened, paths, limit)

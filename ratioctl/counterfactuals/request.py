@@ -82,6 +82,7 @@ class PreparedRequest:
 
     models: tuple[tuple[ModelPackage, CounterfactualRequest], ...]
     sources: tuple[Source, ...]
+    bit_depth: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -142,6 +143,7 @@ def prepare(
     seed: int = 0,
     until: float | None = None,
     region: str | Sequence[int] | np.ndarray | None = None,
+    bit_depth: int | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> PreparedRequest:
     """Check a request as far as it can be without reading an image; quick, without torch.
@@ -155,6 +157,7 @@ def prepare(
             own ladder, as if they were several models.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: where the answers will go; pictures in there are left out of a folder that contains it.
     Raises:
         UsageError: an unknown class (the nearest is suggested), impossible budgets or numbers.
@@ -208,7 +211,12 @@ def prepare(
                 beyond=(ladder[-1],) if chosen[0] > ladder[-1] else (),
             )
             models.append((found, question))
-    return PreparedRequest(models=tuple(models), sources=tuple(_sources(images, out)), warnings=tuple(doubts))
+    return PreparedRequest(
+        models=tuple(models),
+        sources=tuple(_sources(images, out)),
+        bit_depth=bit_depth,
+        warnings=tuple(doubts),
+    )
 
 
 def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:
@@ -357,11 +365,11 @@ def encoded(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(source: Source, spec: Spec) -> Picture:
+def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
     """Read an image as the model sees it. Raises ImageError."""
     channels, size, _ = spec.input_size
     data = source.read()
-    decoded = pixels_of.decode(data, size, channels, name=source.path)
+    decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
     return Picture(
         path=source.path,
         sha256=hashlib.sha256(data).hexdigest(),

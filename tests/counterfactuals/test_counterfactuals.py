@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import ratioctl
 from ratioctl import counterfactuals, package
@@ -668,3 +669,11 @@ def test_arrays_are_images(small_package: Path) -> None:
     assert np.array_equal(answer.input, array)
     with pytest.raises(ImageError, match="float64"):
         ratioctl.counterfactual(array / 255, target="dog", model=small_package, eps=0.5, steps=2)
+
+
+def test_bit_depth_reaches_the_decoder(small_package: Path, tmp_path: Path) -> None:
+    image = tmp_path / "scan.png"
+    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(image)
+    for bits, level in ((None, 8), (12, 128)):
+        (found,) = counterfactuals.explain(ask_small(small_package, image, eps=0.5, bit_depth=bits))
+        assert found.input.max() == found.input.min() == level
