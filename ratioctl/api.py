@@ -374,7 +374,7 @@ def export(
 
 
 @verb
-def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
+def load_model(model: Path | ModelPackage = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
     """The model's network in eval mode: pixels (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
 
     Its package's config is `.config`. Raises PackageError as `ratioctl.package.read`.
