@@ -106,6 +106,13 @@ def test_json_blocks_parse(name: str) -> None:
         assert all(isinstance(json.loads(document), dict) for document in documents)
 
 
+def test_the_document_shown_is_valid() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = ROOT / "tests" / "compat" / "schemas" / "counterfactuals.json"
+    (block,) = blocks("reference/files.md", "json")
+    jsonschema.validate(json.loads(block), json.loads(schema.read_text(encoding="utf-8")))
+
+
 def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("get-started.md", "json")
     photographs = [str(ROOT / "assets" / "samples" / name) for name in ("cat.jpg", "rocket.jpg")]
