@@ -18,7 +18,7 @@ from ratioctl import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"command-line.md", "recipes.md", "schemas.md"}
+GENERATED = {"command-line.md", "names.md", "recipes.md", "schemas.md"}
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
