@@ -18,7 +18,7 @@ from ratioctl import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"command-line.md", "recipes.md", "schemas.md"}
+GENERATED = {"command-line.md", "names.md", "recipes.md", "schemas.md"}
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
@@ -104,6 +104,13 @@ def test_json_blocks_parse(name: str) -> None:
     for block in blocks(name, "json"):
         documents = block.splitlines() if block.count("\n{") else [block]
         assert all(isinstance(json.loads(document), dict) for document in documents)
+
+
+def test_the_document_shown_is_valid() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = ROOT / "tests" / "compat" / "schemas" / "counterfactuals.json"
+    (block,) = blocks("reference/files.md", "json")
+    jsonschema.validate(json.loads(block), json.loads(schema.read_text(encoding="utf-8")))
 
 
 def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
