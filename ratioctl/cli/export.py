@@ -40,7 +40,7 @@ def export(
     threshold: Annotated[
         str, typer.Option("--threshold", metavar="tpr95|FLOAT", help="Built into is_ood.")
     ] = "tpr95",
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise, and print what it costs.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize, and print what it costs.")] = False,
     layout: Annotated[
         str,
         typer.Option(
@@ -55,7 +55,7 @@ def export(
         typer.Option(
             "--data",
             metavar="SOURCE",
-            help=f"Images to quantise on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
+            help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
         ),
     ] = None,
     download: Download = False,

@@ -125,6 +125,23 @@ def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFix
         assert row["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
 
 
+NOT_THE_FIELD_S_WORDS = (
+    *("in-images", "out-images", "lets? through", "seen as", "not known", "a fault of ours", "mended"),
+    *("is no number", "to be had", "colour", "normalis", "neighbour", "quantis", "optimiser"),
+)
+
+
+def test_pages_and_help_use_the_terms_of_the_field() -> None:
+    from tools import generate_reference
+
+    pages = {name: (DOCS / name).read_text(encoding="utf-8") for name in NAMES}
+    texts = {name: re.sub(r"\]\(.*?\)", "]", page) for name, page in pages.items()}  # without link targets
+    texts |= {"--help": generate_reference.command_line(), "recipe keys": generate_reference.recipe_keys()}
+    words = re.compile("|".join(rf"\b(?:{word})" for word in NOT_THE_FIELD_S_WORDS), re.IGNORECASE)
+    found = [(name, match[0]) for name, text in texts.items() for match in words.finditer(text)]
+    assert found == []
+
+
 def anchors(path: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
