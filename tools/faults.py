@@ -50,7 +50,12 @@ PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir",
 FILE_CALLS = ("fsync", "ftruncate")
 IMPORTED = (
     *(f"ratioctl.{name}" for name in ("calibration.temperature", "cli", "counterfactuals", "evaluation")),
-    *("ratioctl.onnx.export", "ratioctl.report.evaluation", "ratioctl.report.counterfactual_files"),
+    *(
+        "ratioctl.onnx.export",
+        "ratioctl.onnx.parity",
+        "ratioctl.report.evaluation",
+        "ratioctl.report.counterfactual_files",
+    ),
     *("ratioctl.training.loop", "torchvision", "torch._dynamo"),
     *("torch.onnx._internal.exporter._core", "sklearn.datasets", "pyarrow.parquet", "jinja2"),
     *("rich.progress", "rich.table"),

@@ -18,6 +18,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import json as jsonlib
 import os
@@ -48,6 +49,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        min=9,
+        max=16,
+        metavar="N",
+        help="Bits in use of images with 16 bits per pixel, for example 12 of a scanner. Default: 16.",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
@@ -68,6 +79,12 @@ COMMON: dict[str, tuple[Any, Any]] = {
 
 
 COMPUTE = ("device", "precision", "seed")  # what commands that compute nothing have no use for
+
+
+def registered(module: str, function: str) -> str:
+    """Names of a registry as the metavar of an option: "a|b|c". The module must be light to import."""
+    names: list[str] = getattr(importlib.import_module(module), function)()
+    return "|".join(names)
 
 
 class Terminated(KeyboardInterrupt):

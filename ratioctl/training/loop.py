@@ -401,9 +401,10 @@ def _normalisation(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tu
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
-def _options(recipe: Recipe) -> dict[str, int]:
+def _options(recipe: Recipe) -> dict[str, Any]:
     """The architecture's options, those that are set."""
-    options = {"width": recipe.model.width, "stem_stride": recipe.model.stem_stride}
+    model = recipe.model
+    options = {"width": model.width, "stem_stride": model.stem_stride, **(model.options or {})}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -421,6 +422,7 @@ def _fresh(
             recipe.model.architecture,
             num_classes=len(train.label_names),
             channels=recipe.data.channels,
+            input_size=recipe.data.size,
             **_options(recipe),
             mean=mean,
             std=std,
@@ -433,7 +435,7 @@ def _fresh(
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
         nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
-    model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(compute.device).to(memory_format=torch.channels_last)
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}
