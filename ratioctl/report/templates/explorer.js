@@ -283,12 +283,14 @@ const curve = (column, target) => {
       svg("line", { class: "half", x1: left, x2: width - right, y1: y(level), y2: y(level) }),
       text("confidence", { x: 0, y: 11 }), text(`size of the change, ${size(column.norm)}`, { x: width - right, y: height - 3, "text-anchor": "end" }),
       ...["0", "0.5", "1"].map(p => text(p, { x: left - 6, y: y(Number(p)) + 4, "text-anchor": "end" })));
-    const labels = points.map(point => radius(column, point.eps));
-    const each = 7 * Math.max(...labels.map(label => label.length)) + 10;  // pixels of the widest label
-    const room = Math.max(1, Math.ceil(points.length / Math.max(2, (width - left) / Math.max(44, each))));
-    points.forEach((point, index) => {
-      if ((points.length - 1 - index) % room === 0)
-        frame.append(text(labels[index], { x: x(point.eps), y: height - 19, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+    const taken = [], order = [points.length - 1, ...points.keys()];  // the largest radius first; then from 0
+    order.slice(0, points.length).forEach(index => {
+      const point = points[index], label = radius(column, point.eps), size = 7 * label.length;
+      const from = x(point.eps) - (index === points.length - 1 && index ? size : size / 2);
+      if (taken.every(([start, end]) => from + size + 8 < start || end + 8 < from)) {
+        taken.push([from, from + size]);
+        frame.append(text(label, { x: x(point.eps), y: height - 19, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+      }
     });
     if (threshold != null) frame.append(svg("line", { class: "threshold", x1: left, x2: width - right, y1: y(threshold), y2: y(threshold) }));
     if (answer?.flip_eps) frame.append(svg("path", { class: "flip", d: `M${x(answer.flip_eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
