@@ -2,9 +2,9 @@
 
 **Digest.** The SHA-256 of the JSON (sorted keys, no spaces, ASCII) of `architecture`,
 `architecture_options`, `label_names`, `input_size`, `mean`, `std`, `interpolation`, `temperature`,
-`thresholds` and `weights`, the SHA-256 of the weights file; numbers that may be fractional are written as
-floats. Metrics, cards and exports do not change it. It is recorded as `ratio.digest`, so that a manual edit
-of those parts is noticed (`ModelPackage.edited`).
+`thresholds`, `score` unless it is "max-softmax", and `weights`, the SHA-256 of the weights file; numbers
+that may be fractional are written as floats. Metrics, cards and exports do not change it. It is recorded as
+`ratio.digest`, so that a manual edit of those parts is noticed (`ModelPackage.edited`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ratioctl.errors import PackageError, UncalibratedError, UsageError
+from ratioctl.scores import OodScore, by_config_name, by_name
+from ratioctl.scores import names as score_names
 from ratioctl.utils.text import safe_text
 
 FORMAT = 1
@@ -42,8 +44,10 @@ class Spec:
         label_names: K different names, in the order of the logits.
         input_size: (C, H, W).
         mean, std: C values each, of pixels in [0,1].
+        score: name of the OOD score in the config ("max-softmax"), see `ood_score`.
         temperature: above 0; logits are divided by it before the softmax.
-        thresholds: name ("tpr95") to confidence in [0,1]; empty where the model is not calibrated.
+        thresholds: name ("tpr95") to a threshold of the score, for "max-softmax" a confidence in [0,1]; empty
+            where the model is not calibrated.
         ladders: counterfactual budgets by norm name ("1", "1.5", "2", "inf"), ascending.
     """
 
@@ -56,6 +60,7 @@ class Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    score: str
     temperature: float
     thresholds: dict[str, float]
     ladders: dict[str, tuple[float, ...]]
@@ -63,6 +68,13 @@ class Spec:
     @property
     def calibrated(self) -> bool:
         return bool(self.thresholds)
+
+    @property
+    def ood_score(self) -> OodScore:
+        """The score by which images are flagged."""
+        score = by_config_name(self.score)
+        assert score is not None, "checked by parse_config"
+        return score
 
 
 def threshold(spec: Spec, which: str | float = "tpr95") -> float:
@@ -82,9 +94,11 @@ def threshold(spec: Spec, which: str | float = "tpr95") -> float:
     except ValueError:
         number = None
     if number is not None:
-        if 0 <= number <= 1:  # false for nan
+        low, high = spec.ood_score.threshold_range
+        if low <= number <= high:  # false for nan
             return number
-        raise UsageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
+        what = "a confidence in [0,1]" if spec.score == SCORE else f"a number from {low:g} to {high:g}"
+        raise UsageError(f"threshold {which}", f"is not {what}", "For example: 0.35.")
     named = re.fullmatch(r"tpr[0-9.]+", str(which))
     if not spec.thresholds and named:
         raise UncalibratedError(
@@ -193,9 +207,11 @@ class _Checks:
         return {"input_size": tuple(size), "mean": mean, "std": std, "interpolation": interpolation}
 
     def calibration(self, ratio: Mapping[str, Any]) -> dict[str, Any]:
-        score = ratio.get("score", SCORE)
-        if score != SCORE:
-            self.bad("ratio.score", f'is {score!r:.40}; this ratioctl knows "{SCORE}"')
+        name = ratio.get("score", SCORE)
+        score = by_config_name(name) if isinstance(name, str) else None
+        if score is None:
+            known = ", ".join(by_name(n).config_name for n in score_names())
+            self.bad("ratio.score", f"is {name!r:.40}; this ratioctl knows {known}")
         temperature = _number(ratio.get("temperature", 1.0))
         if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
             self.bad("ratio.temperature", f"must be a number from {1 / LARGEST:g} to {LARGEST:g}")
@@ -203,9 +219,11 @@ class _Checks:
         if not isinstance(thresholds, dict):
             self.bad("ratio.thresholds", "must be a table")
         checked = {key: _number(value) for key, value in thresholds.items()}
-        if any(value is None or not 0 <= value <= 1 for value in checked.values()):
-            self.bad("ratio.thresholds", "must be confidences in [0,1]")
-        return {"temperature": temperature, "thresholds": checked}
+        low, high = score.threshold_range
+        if any(value is None or not low <= value <= high for value in checked.values()):
+            what = "confidences in [0,1]" if name == SCORE else f"numbers from {low:g} to {high:g}"
+            self.bad("ratio.thresholds", f"must be {what}")
+        return {"score": name, "temperature": temperature, "thresholds": checked}
 
     def ladders(self, table: object) -> dict[str, tuple[float, ...]]:
         if not isinstance(table, dict):
@@ -326,6 +344,7 @@ def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
         "interpolation": spec.interpolation,
         "temperature": spec.temperature,
         "thresholds": spec.thresholds,
+        **({} if spec.score == SCORE else {"score": spec.score}),
         "weights": next(recorded for name, recorded in files.items() if plain_name(name) == WEIGHTS),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -37,7 +37,13 @@ def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
 def _logit(confidence: float) -> float:
     if confidence <= 0:
         return -math.inf
-    return math.inf if confidence >= 1 else math.log(confidence) - math.log1p(-confidence)
+    """Log-odds of a confidence, lower by what double precision rounds away.
+
+    So the image whose own confidence is the threshold is accepted however its log-odds are computed, and so
+    are images whose confidence is 1 in double precision at a threshold of 1.
+    """
+    p = min(confidence, 1.0) * (1 - 2**-51)
+    return -math.inf if p <= 0 else math.log(p) - math.log1p(-p) - 1e-12
 
 
 def _sigmoid(log_odds: float) -> float:

@@ -23,9 +23,9 @@ DEFAULT = "msp"
 class OodScore:
     """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
 
-    An image is flagged as OOD where `acceptance(f, T) < acceptance_bound(threshold)`. The acceptance orders
-    images exactly as the negated score does and keeps doing so where the score itself is rounded to a
-    constant, so that a NumPy program and an exported graph raise the same flags.
+    An image is flagged as OOD where `acceptance(f, T) < acceptance_bound(threshold)`, see `is_ood`. The
+    acceptance orders images exactly as the negated score does and keeps doing so where the score itself is
+    rounded to a constant, so that a NumPy program and an exported graph raise the same flags.
 
     Attributes:
         name: on the command line and in Python.
@@ -52,6 +52,10 @@ class OodScore:
     acceptance_bound: Callable[[float], float]
     threshold_at: Callable[[float], float]
     threshold_range: tuple[float, float]
+
+    def is_ood(self, logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
+        """Flags (N,) of logits (N, K) at a stored threshold, computed in double precision."""
+        return self.acceptance(logits, temperature) < self.acceptance_bound(threshold)
 
 
 _SCORES: dict[str, OodScore] = {}
@@ -86,7 +90,8 @@ def register_from_score(
             from_tensor=from_tensor,
             acceptance=lambda logits, temperature: -from_logits(logits, temperature),
             acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
-            acceptance_bound=lambda threshold: -threshold,
+            # Lower by rounding, so that the image at the threshold is accepted however its score is computed.
+            acceptance_bound=lambda threshold: -threshold - 1e-13 * max(1.0, abs(threshold)),
             threshold_at=lambda acceptance: -acceptance,
             threshold_range=threshold_range,
         )

@@ -63,7 +63,10 @@ def test_msp_flags_as_its_confidence_does_and_still_tells_images_apart_where_tha
     np.testing.assert_array_equal(score.from_logits(sharp, 1.0), [0, 0])
     low, high = score.acceptance(sharp, 1.0)
     assert (low, high) == pytest.approx((60 - math.log(2), 80 - math.log(2)))
-    assert score.acceptance_bound(1.0) == math.inf
+    assert low < score.acceptance_bound(1 - 1e-16) + 30
+    assert score.is_ood(sharp, 1.0, 1.0).tolist() == [False, False], (
+        "a confidence of 1 reaches a threshold of 1"
+    )
     assert score.acceptance_bound(0.0) == -math.inf
 
 
