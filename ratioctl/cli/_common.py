@@ -49,6 +49,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        min=9,
+        max=16,
+        metavar="N",
+        help="Bits in use of images with 16 bits per pixel, for example 12 of a scanner. Default: 16.",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),

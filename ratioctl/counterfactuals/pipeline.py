@@ -43,7 +43,7 @@ def explain(
     """
     if on_error is None:
         for source in asked.sources:  # now rather than after an hour's search
-            load(source, asked.models[0][0])
+            load(source, asked.models[0][0], asked.bit_depth)
     unreadable: set[int] = set()
 
     def pictures(turn: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
@@ -51,7 +51,7 @@ def explain(
             if index in unreadable:
                 continue
             try:
-                picture = load(source, spec)
+                picture = load(source, spec, asked.bit_depth)
             except ImageError as error:
                 if on_error is None:
                     raise

@@ -22,6 +22,7 @@ from ratioctl.counterfactuals.epsilons import check_budgets, parse_range
 from ratioctl.errors import ImageError, SourceError, UsageError
 from ratioctl.package import ModelPackage, Spec
 from ratioctl.utils.suggest import nearest
+from ratioctl.utils.text import nfc
 
 SCHEMA = "ratioctl/counterfactuals/1"
 NORMS = {"1": 1.0, "1.5": 1.5, "2": 2.0, "inf": math.inf}
@@ -56,10 +57,11 @@ class CounterfactualRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """An image file to be read: what it is called, its encoded bytes, and targets of its own, if any."""
+    """An image to be read: its name, its encoded bytes, the file on disk if it is one, targets of its own."""
 
     path: str
     read: Callable[[], bytes]
+    file: str | None = None
     targets: tuple[str, ...] | None = None
 
 
@@ -82,6 +84,7 @@ class PreparedRequest:
 
     models: tuple[tuple[ModelPackage, CounterfactualRequest], ...]
     sources: tuple[Source, ...]
+    bit_depth: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -142,6 +145,7 @@ def prepare(
     seed: int = 0,
     until: float | None = None,
     region: str | Sequence[int] | np.ndarray | None = None,
+    bit_depth: int | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> PreparedRequest:
     """Check a request as far as it can be without reading an image; quick, without torch.
@@ -155,6 +159,7 @@ def prepare(
             own ladder, as if they were several models.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: where the answers will go; pictures in there are left out of a folder that contains it.
     Raises:
         UsageError: an unknown class (the nearest is suggested), impossible budgets or numbers.
@@ -208,7 +213,12 @@ def prepare(
                 beyond=(ladder[-1],) if chosen[0] > ladder[-1] else (),
             )
             models.append((found, question))
-    return PreparedRequest(models=tuple(models), sources=tuple(_sources(images, out)), warnings=tuple(doubts))
+    return PreparedRequest(
+        models=tuple(models),
+        sources=tuple(_sources(images, out)),
+        bit_depth=bit_depth,
+        warnings=tuple(doubts),
+    )
 
 
 def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:
@@ -239,9 +249,12 @@ def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:
 
 
 def _label(name: str, labels: Sequence[str]) -> str | None:
-    if name in labels or name in QUESTIONS:
+    if name in QUESTIONS:
         return name
-    alike = [label for label in labels if label.casefold() == name.casefold()]
+    exact = next((label for label in labels if nfc(label) == nfc(name)), None)
+    if exact is not None:
+        return exact
+    alike = [label for label in labels if nfc(label).casefold() == nfc(name).casefold()]
     if not alike and re.fullmatch(r"[0-9]{1,9}", name) and int(name) < len(labels):
         return labels[int(name)]
     return alike[0] if len(alike) == 1 else None
@@ -332,9 +345,10 @@ def _sources(images: Given | Sequence[Given], out: str | os.PathLike[str] | None
             continue
         ours = _inside(os.fspath(one), out)
         for item in pixels_of.walk([one]):
-            if ours is None or not os.path.realpath(item.path).startswith(ours):
+            file = item.member.file
+            if ours is None or not os.path.realpath(file or item.path).startswith(ours):
                 kept += 1
-                yield Source(path=item.path, read=item.read)
+                yield Source(path=item.path, read=item.read, file=file)
     if not kept:
         raise SourceError(paths[0], "holds no images but our own answers", "Name the images to explain.")
 
@@ -357,11 +371,11 @@ def encoded(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(source: Source, spec: Spec) -> Picture:
+def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
     """Read an image as the model sees it. Raises ImageError."""
     channels, size, _ = spec.input_size
     data = source.read()
-    decoded = pixels_of.decode(data, size, channels, name=source.path)
+    decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
     return Picture(
         path=source.path,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -372,4 +386,4 @@ def load(source: Source, spec: Spec) -> Picture:
 
 def files_of(sources: Iterable[Source]) -> list[Path]:
     """The files on disk among the sources; those in archives are left out."""
-    return [path for path in (Path(source.path) for source in sources) if path.is_file()]
+    return [Path(source.file) for source in sources if source.file and os.path.isfile(source.file)]

@@ -70,7 +70,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
         if self.tag_v2.get(262) == 0 and self.tag_v2.get(258) in ((12,), (16,)):
             self.white_is_zero = True
             self.tag_v2[262] = 1
-        super()._setup()  # type: ignore[no-untyped-call]
+        super()._setup()
 
 
 _PLUGINS: tuple[tuple[str, Callable[[bytes], bool], Callable[..., ImageFile.ImageFile]], ...] = (

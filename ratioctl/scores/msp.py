@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def _score(logits: np.ndarray, temperature: float) -> np.ndarray:
-    from ratioctl import metrics
-
-    return 1.0 - metrics.confidence(logits, temperature)
+    return 1.0 - _confidence(logits, temperature)
 
 
 def _tensor(logits: Tensor, temperature: float) -> Tensor:
@@ -35,19 +33,24 @@ def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _logit(confidence: float) -> float:
-    if confidence <= 0:
-        return -math.inf
     """Log-odds of a confidence, lower by what double precision rounds away.
 
     So the image whose own confidence is the threshold is accepted however its log-odds are computed, and so
     are images whose confidence is 1 in double precision at a threshold of 1.
     """
-    p = min(confidence, 1.0) * (1 - 2**-51)
-    return -math.inf if p <= 0 else math.log(p) - math.log1p(-p) - 1e-12
+    if confidence <= 0:
+        return -math.inf
+    return math.log(confidence) - math.log(1 - confidence + 1.5 * 2**-53) - 1e-12
 
 
-def _sigmoid(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
+def _confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
+    from ratioctl import metrics
+
+    return metrics.confidence(logits, temperature)
+
+
+def _is_ood(logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
+    return _log_odds(logits, temperature) < _logit(threshold)
 
 
 register_score(
@@ -61,7 +64,8 @@ register_score(
         acceptance=_log_odds,
         acceptance_tensor=_log_odds_tensor,
         acceptance_bound=_logit,  # a threshold of this score is a confidence
-        threshold_at=_sigmoid,
+        is_ood=_is_ood,
+        threshold_of=_confidence,
         threshold_range=(0.0, 1.0),
     )
 )

@@ -23,9 +23,9 @@ DEFAULT = "msp"
 class OodScore:
     """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
 
-    An image is flagged as OOD where `acceptance(f, T) < acceptance_bound(threshold)`, see `is_ood`. The
-    acceptance orders images exactly as the negated score does and keeps doing so where the score itself is
-    rounded to a constant, so that a NumPy program and an exported graph raise the same flags.
+    The acceptance orders images exactly as the negated score does, also where the score itself is rounded
+    to a constant. So `acceptance(f, T) < acceptance_bound(threshold)`, which an exported graph
+    computes in double precision, raises the flags of `is_ood`.
 
     Attributes:
         name: on the command line and in Python.
@@ -37,7 +37,8 @@ class OodScore:
         acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
         acceptance_tensor: the same in torch; a worst-case attack on OOD images maximises it.
         acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
-        threshold_at: from the acceptance at a bound back to the threshold that is stored.
+        is_ood: (N, K) array, temperature, threshold -> (N,) bool.
+        threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
         threshold_range: smallest and largest threshold that makes sense.
     """
 
@@ -50,12 +51,9 @@ class OodScore:
     acceptance: Callable[[np.ndarray, float], np.ndarray]
     acceptance_tensor: Callable[[Tensor, float], Tensor]
     acceptance_bound: Callable[[float], float]
-    threshold_at: Callable[[float], float]
+    is_ood: Callable[[np.ndarray, float, float], np.ndarray]
+    threshold_of: Callable[[np.ndarray, float], np.ndarray]
     threshold_range: tuple[float, float]
-
-    def is_ood(self, logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
-        """Flags (N,) of logits (N, K) at a stored threshold, computed in double precision."""
-        return self.acceptance(logits, temperature) < self.acceptance_bound(threshold)
 
 
 _SCORES: dict[str, OodScore] = {}
@@ -90,12 +88,19 @@ def register_from_score(
             from_tensor=from_tensor,
             acceptance=lambda logits, temperature: -from_logits(logits, temperature),
             acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
-            # Lower by rounding, so that the image at the threshold is accepted however its score is computed.
-            acceptance_bound=lambda threshold: -threshold - 1e-13 * max(1.0, abs(threshold)),
-            threshold_at=lambda acceptance: -acceptance,
+            acceptance_bound=_bound,
+            is_ood=lambda logits, temperature, threshold: (
+                -from_logits(logits, temperature) < _bound(threshold)
+            ),
+            threshold_of=from_logits,
             threshold_range=threshold_range,
         )
     )
+
+
+def _bound(threshold: float) -> float:
+    """Lower by rounding, so that the image at the threshold is accepted however its score is computed."""
+    return -threshold - 1e-13 * max(1.0, abs(threshold))
 
 
 def by_name(name: str) -> OodScore:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import BinaryIO, Literal
 
@@ -62,6 +63,7 @@ def ood_score(
     threshold: str | float = "tpr95",
     probabilities: bool = False,
     limit: int | None = None,
+    bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Iterator[ScoreRow]:
@@ -73,6 +75,7 @@ def ood_score(
         threshold: a stored name, or a confidence in [0,1].
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         workers: threads; None takes one per processor this process may use.
 
     Raises (at once, not at the first row):
@@ -86,6 +89,7 @@ def ood_score(
         threshold=threshold,
         probabilities=probabilities,
         limit=limit,
+        bit_depth=bit_depth,
         stdin=stdin,
         workers=workers,
     )
@@ -105,6 +109,7 @@ def batches(
     threshold: str | float = "tpr95",
     probabilities: bool = False,
     limit: int | None = None,
+    bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
@@ -119,7 +124,7 @@ def batches(
     items = itertools.islice(items_of(paths, stdin=stdin), limit)
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
-        return rows_of(batch, model, threshold=bound, probabilities=probabilities)
+        return rows_of(batch, model, threshold=bound, probabilities=probabilities, bit_depth=bit_depth)
 
     return map_batches(
         items,
@@ -138,7 +143,12 @@ def batch_size(size: int) -> int:
 
 
 def rows_of(
-    batch: Sequence[images.Item | Unreadable], model: Model, *, threshold: float, probabilities: bool
+    batch: Sequence[images.Item | Unreadable],
+    model: Model,
+    *,
+    threshold: float,
+    probabilities: bool,
+    bit_depth: int | None = None,
 ) -> list[ScoreRow]:
     """The rows of some items, in their order, predicted together."""
     channels, size, _ = model.spec.input_size
@@ -150,7 +160,11 @@ def rows_of(
             if isinstance(item, Unreadable):
                 reasons.append(item.reason)
                 continue
-            pixels[readable] = images.decode(item.read(), size, channels, name=item.path).pixels
+            decoded = images.decode(item.read(), size, channels, name=item.path, bit_depth=bit_depth)
+            pixels[readable] = decoded.pixels
+            for note in decoded.notes:
+                if note.startswith(images.NARROW):
+                    logging.getLogger(__name__).warning("%s: %s", item.path, note)
         except ImageError as error:
             reasons.append(error.reason)
             continue

@@ -435,7 +435,7 @@ def _fresh(
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
         nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
-    model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(compute.device).to(memory_format=torch.channels_last)
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}

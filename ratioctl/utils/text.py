@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import unicodedata
 from collections.abc import Mapping
@@ -25,6 +26,18 @@ def shown(name: str | bytes | os.PathLike[str]) -> str:
 def nfc(name: str) -> str:
     """`name` in Unicode normalization form C: how labels, folders and split names are compared."""
     return unicodedata.normalize("NFC", name)
+
+
+def safe_stem(name: str, limit: int = 100) -> str:
+    """`name` as the stem of a file or folder: safe to show, no separators, at most `limit` bytes of UTF-8.
+
+    A longer name is cut and ends with eight hexadecimal digits of its hash.
+    """
+    stem = safe_text(name).replace("/", "_").replace("\\", "_")
+    if len(stem.encode("utf-8")) <= limit:
+        return stem
+    digest = hashlib.sha256(stem.encode("utf-8")).hexdigest()[:8]
+    return stem.encode("utf-8")[: limit - 9].decode("utf-8", "ignore") + "-" + digest
 
 
 def readable(name: str | bytes) -> str:

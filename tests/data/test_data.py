@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     assert images.label_names == ("dog", "bird", "cat")
     assert images.labels is not None
     assert Counter(images.labels.tolist()) == {2: 2, 0: 3}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_compared_after_normalization(tmp_path: Path, form: str) -> None:
+    """macOS names folders decomposed; labels are typed composed, or the other way round."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name, label = (unicodedata.normalize(kind, "caf\u00e9") for kind in (form, other))
+    split = folder(tmp_path / "data" / name, {name: 2, "eau": 3}).parent
+    source = f"{split}:{unicodedata.normalize(other, name)}"
+    images = in_distribution.load_labelled(source, 8, 3, ("eau", label))
+    assert images.labels is not None
+    assert Counter(images.labels.tolist()) == {0: 3, 1: 2}
+    assert len(out_distribution.load([source], 8, exclude=[label])) == 3
 
 
 def test_a_folder_that_is_no_label_is_named_with_the_nearest(tmp_path: Path) -> None:

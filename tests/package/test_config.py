@@ -71,7 +71,7 @@ BAD_CONFIGS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["pretrained_cfg"].update(mean=[0.5]), r"mean\" must be 3 number"),
     (lambda c: c["pretrained_cfg"].update(mean=[0, 0, 10**400]), r"mean\" must be 3 number"),
     (lambda c: c["pretrained_cfg"].update(std=[0.2, 0.2, 0]), r"std\" must be 3 number.* from 1e-06 to"),
-    (lambda c: c["ratio"].update(score="enrgy"), "this ratioctl knows max-softmax, "),
+    (lambda c: c["ratio"].update(score="knn"), "this ratioctl knows"),
     (lambda c: c["ratio"].update(temperature=0), "temperature"),
     (lambda c: c["ratio"].update(temperature="1"), "temperature"),
     (lambda c: c["ratio"].update(temperature=float("nan")), "NaN is not a finite number"),
@@ -164,15 +164,3 @@ def test_portable_config_is_the_config_without_files(pkg: package.ModelPackage) 
     assert portable["ratio"]["name"] == "cat-dog"
     spec = package.parse_config(portable, "x.onnx", name="x")
     assert (spec.name, spec.label_names, spec.temperature) == ("cat-dog", ("cat", "dog"), 0.5)
-
-
-def test_another_score_has_thresholds_of_its_own_and_counts_in_the_digest(pkg: package.ModelPackage) -> None:
-    new = package.update(pkg, config_changes={"ratio": {"score": "energy", "thresholds": {"tpr95": -3.5}}})
-    assert (new.score, new.ood_score.name, new.thresholds) == ("energy", "energy", {"tpr95": -3.5})
-    assert package.threshold(new, "-7") == -7
-    same = package.update(
-        pkg, config_changes={"ratio": {"score": "max_logit", "thresholds": {"tpr95": -3.5}}}
-    )
-    assert len({pkg.digest, new.digest, same.digest}) == 3
-    with pytest.raises(PackageError, match=r"thresholds\" must be confidences"):
-        package.update(same, config_changes={"ratio": {"score": "max-softmax"}})
