@@ -6,6 +6,7 @@ input must survive being written and read again, or agree with another reader of
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
@@ -34,6 +35,7 @@ Target = Callable[[bytes], None]
 _SHM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _scratch = tempfile.TemporaryDirectory(prefix="fuzz-", dir=_SHM)
 SCRATCH = Path(_scratch.name)
+atexit.register(_scratch.cleanup)
 CONFIG = {
     "architecture": "resnet18",
     "architecture_options": {"width": 4},

@@ -126,6 +126,28 @@ def recipe_keys() -> str:
     )
 
 
+def names() -> str:
+    """Names that commands and recipes accept, from the registries."""
+    from ratioctl import scores
+    from ratioctl.data import registry as sources
+    from ratioctl.evaluation.suites import SUITES
+    from ratioctl.models.registry import architectures
+    from ratioctl.onnx.layouts import find_layout, layout_names
+
+    tables: dict[str, list[tuple[str, str]]] = {
+        "OOD scores": [(score.name, score.description) for score in map(scores.by_name, scores.names())],
+        "Suites of evaluate": [(name, str(suite)) for name, suite in SUITES.items()],
+        "Named data sources": [(s.usage, s.description) for s in sources.registered().values()],
+        "Export layouts": [(n, find_layout(n).contents.__doc__ or "") for n in layout_names()],
+    }
+    parts = ["# Names\n", "## Architectures\n"]
+    parts.append(", ".join(f"`{name}`" for name in architectures()) + "\n")
+    for title, rows in tables.items():
+        parts += [f"## {title}\n", "| name | meaning |", "|---|---|"]
+        parts += [f"| `{name}` | {escape(text)} |" for name, text in rows] + [""]
+    return "\n".join(parts)
+
+
 def schemas(out: Path) -> str:
     """Copies the JSON Schemas and lists them."""
     folder = out / "schemas"
@@ -147,7 +169,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reference")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    pages = {"command-line": command_line(), "recipes": recipe_keys(), "schemas": schemas(options.out)}
+    pages = {"command-line": command_line(), "recipes": recipe_keys(), "names": names()}
+    pages["schemas"] = schemas(options.out)
     for name, text in pages.items():
         (options.out / f"{name}.md").write_text(NOTE + text, encoding="utf-8")
 

@@ -160,7 +160,7 @@ def counterfactual(
         )
     if context.json:
         emit_json({**asked.header, **report.document_body(done, errors)})
-    elif not context.quiet:
+    else:
         for shown, (explanation, target_of) in enumerate((e, t) for e in done for t in e.targets):
             if not context.out.is_terminal or (shown >= _SHOWN and not context.verbose):
                 break

@@ -1,10 +1,10 @@
-"""Images in, one row each out: confidence, out-of-distribution score and flag. Streams, and needs no torch.
+"""The scoring pipeline: a stream of images to a stream of rows. Loads no torch.
 
-    files, folders, archives -> walk -> [decode -> predict -> softmax] x workers -> rows in their order
+    files, folders, archives -> items -> [decode -> predict -> score] x workers -> rows in order
 
-Each worker decodes a batch and predicts it, so decoding and inference overlap on every processor without a
-hand-over between them. Batches are made of what has arrived: rows of a slow list on stdin appear at once, and
-a fast folder fills every batch. Only a few batches are held at a time, however many images there are.
+Each worker decodes a batch and predicts it, so decoding and inference overlap without a queue between them.
+A batch is made of the images that are available: rows of a slow list on stdin appear at once, a fast folder
+fills every batch. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MAX_WAITING_BYTES = 32 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Something that predicts, with what is needed to make scores of its logits.
+    """A function to logits, and what is needed to score them.
 
     Attributes:
         spec: labels, input size, temperature, thresholds.
-        predict: uint8 (N, H, W, C) -> logits (N, K) before temperature, each image on its own.
-        backend: what computes, for the summary.
-        parallel: `predict` may run in several threads at once, each on one processor.
+        predict: uint8 (N, H, W, C), or float32 (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
+        backend: the library that computes.
+        parallel: whether `predict` may run in several threads at once, each on one processor.
         worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
-        worst_case_pace: measures how many seconds `worst_case` takes for each of so many images.
-        own_threshold: what the flag inside an exported file compares with; None elsewhere.
+        worst_case_pace: number of images -> measured seconds that `worst_case` takes for each.
+        own_threshold: the confidence that the flag inside an exported file compares with, if it is one.
     """
 
     spec: Spec
@@ -67,7 +67,7 @@ def ood_score(
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Iterator[ScoreRow]:
-    """One row per image, in the order of the paths; what cannot be read is a row with `error`.
+    """One row per image, in the order of the paths; an image that cannot be read is a row with `error`.
 
     Args:
         paths: images, folders, archives, or `-` for a list on stdin, as for `ratioctl.images.walk`; or
@@ -113,7 +113,7 @@ def batches(
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
-    """As `ood_score`, in lists as they are finished: a generator, to be closed."""
+    """As `ood_score`, in lists as they are finished. Close the generator to end its threads."""
     bound = package.threshold(model.spec, threshold)
     _, height, width = model.spec.input_size
     if height != width:
@@ -150,7 +150,7 @@ def rows_of(
     probabilities: bool,
     bit_depth: int | None = None,
 ) -> list[ScoreRow]:
-    """The rows of some items, in their order, predicted together."""
+    """The rows of items that are predicted together, in their order."""
     channels, size, _ = model.spec.input_size
     pixels = np.empty((len(batch), size, size, channels), dtype=np.uint8)
     readable = 0
@@ -199,7 +199,7 @@ def rows_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scores:
-    """What N logit vectors say: names (N,), probabilities (N, K), and (N,) of everything else."""
+    """Results of N logit vectors: N labels, probabilities (N, K), and (N,) of everything else."""
 
     labels: list[str]
     probabilities: np.ndarray
@@ -225,7 +225,7 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
         probabilities=p,
         confidence=confidence,
         ood_score=1.0 - confidence,
-        is_ood=confidence < threshold,
+        is_ood=spec.ood_score.is_ood(logits, spec.temperature, threshold),
     )
 
 

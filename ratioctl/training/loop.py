@@ -39,6 +39,7 @@ from ratioctl.errors import Interrupted, PackageError, RecipeError, TrainingErro
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Attack, Objective, Recipe, Term
+from ratioctl.training import memory
 from ratioctl.training.objective import losses
 from ratioctl.utils import atomic_files as files
 from ratioctl.utils.seeding import seed_from_key
@@ -107,6 +108,7 @@ def fit(
         raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
     callback = callback or (lambda event: None)
     splits = loader.load(recipe, download=download)
+    memory.check(recipe, len(splits.train.label_names), compute.device, bf16=compute.bf16)
     mean, std = _normalisation(recipe, splits.train)
     state = _fresh(recipe, splits.train, mean, std, init, compute)
     files.make_folder(folder)

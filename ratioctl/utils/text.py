@@ -51,6 +51,12 @@ def readable(name: str | bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+def clipped(text: object, width: int = 40) -> str:
+    """`safe_text(text)` cut to `width` characters, for a column."""
+    shown = safe_text(text)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
+
+
 _FINDINGS = {
     "int_parsing": "is not a whole number",
     "int_from_float": "is not a whole number",

@@ -131,7 +131,8 @@ def test_people_get_a_table_and_are_told_where_to_look(
     assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
     assert run(*line, "-q") == 0
     captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
+    assert "smallest radius" in captured.out, "the result stays on stdout"
+    assert captured.err == ""
     assert not (tmp_path / "o" / "one" / "dog" / "animation.gif").exists()  # a file of the earlier answer
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -190,6 +192,17 @@ def test_unknown_noise_is_refused() -> None:
 # --- augmentation --------------------------------------------------------------------------------------
 
 
+def test_crops_are_padded_with_the_mean_color_on_request() -> None:
+    """The same windows as with black padding, and every pixel that is padding has the mean color."""
+    x, mean = some(40, size=6).clamp(min=1), torch.tensor([10, 20, 30], dtype=torch.uint8)
+    black, filled = crop(x, 2, seeded()), crop(x, 2, seeded(), mean)
+    padding = (black == 0).all(1, keepdim=True).expand_as(black)
+    assert 0.1 < padding.float().mean() < 0.5
+    assert torch.equal(filled, torch.where(padding, mean.view(1, 3, 1, 1), black))
+    spec = Augment(crop=2, crop_fill="mean")
+    assert torch.equal(augment(x, spec, seeded(), mean), filled)
+
+
 def test_every_crop_is_a_window_of_the_padded_image() -> None:
     x = some(40, size=6)
     moved = crop(x, 2, seeded())
@@ -355,3 +368,20 @@ def test_a_class_that_the_test_split_lacks(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match='lacks the class folder "dog"'):
         loader.load(recipe)
+
+
+def test_a_stuck_batch_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    """The thread that prepares batches is inside an endless one when the main thread is interrupted."""
+    program = (
+        "import os, signal, threading, time, torch\n"
+        "from ratioctl import recipe\n"
+        "from ratioctl.data import in_distribution, loader\n"
+        "from ratioctl.utils import ordered_pool\n"
+        "ordered_pool._END_SECONDS = 0.1\n"
+        "loader.batch_at = lambda *a: time.sleep(3600)\n"
+        "images = in_distribution.load('digits:test', 8, 1)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "next(loader.stream(recipe.load('digits-plain'), images, None, None, start=0, stop=9))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "KeyboardInterrupt" in done.stderr

@@ -18,7 +18,7 @@ from ratioctl import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"command-line.md", "recipes.md", "schemas.md"}
+GENERATED = {"command-line.md", "names.md", "recipes.md", "schemas.md"}
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
@@ -106,6 +106,13 @@ def test_json_blocks_parse(name: str) -> None:
         assert all(isinstance(json.loads(document), dict) for document in documents)
 
 
+def test_the_document_shown_is_valid() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = ROOT / "tests" / "compat" / "schemas" / "counterfactuals.json"
+    (block,) = blocks("reference/files.md", "json")
+    jsonschema.validate(json.loads(block), json.loads(schema.read_text(encoding="utf-8")))
+
+
 def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("get-started.md", "json")
     photographs = [str(ROOT / "assets" / "samples" / name) for name in ("cat.jpg", "rocket.jpg")]
@@ -116,6 +123,23 @@ def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFix
     for row, expected in zip(rows, shown, strict=True):
         assert (row["label"], row["is_ood"]) == (expected["label"], expected["is_ood"])
         assert row["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
+
+
+NOT_THE_FIELD_S_WORDS = (
+    *("in-images", "out-images", "lets? through", "seen as", "not known", "a fault of ours", "mended"),
+    *("is no number", "to be had", "colour", "normalis", "neighbour", "quantis", "optimiser"),
+)
+
+
+def test_pages_and_help_use_the_terms_of_the_field() -> None:
+    from tools import generate_reference
+
+    pages = {name: (DOCS / name).read_text(encoding="utf-8") for name in NAMES}
+    texts = {name: re.sub(r"\]\(.*?\)", "]", page) for name, page in pages.items()}  # without link targets
+    texts |= {"--help": generate_reference.command_line(), "recipe keys": generate_reference.recipe_keys()}
+    words = re.compile("|".join(rf"\b(?:{word})" for word in NOT_THE_FIELD_S_WORDS), re.IGNORECASE)
+    found = [(name, match[0]) for name, text in texts.items() for match in words.finditer(text)]
+    assert found == []
 
 
 def anchors(path: Path) -> set[str]:

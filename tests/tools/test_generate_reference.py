@@ -38,9 +38,17 @@ def test_recipe_keys_have_type_default_and_meaning() -> None:
     assert len(rows) > 70
 
 
+def test_names_are_those_of_the_registries() -> None:
+    page = generate_reference.names()
+    assert "`preactresnet18`" in page
+    rows = dict(line.split(" | ", 1) for line in page.splitlines() if line.startswith("| `"))
+    assert {"| `msp`", "| `energy`", "| `quick`", "| `kserve`", "| `hf:PATH[:SPLIT]`"} <= set(rows)
+    assert "256 ID images under" in rows["| `quick`"]
+
+
 def test_pages_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["generate_reference", "--out", str(tmp_path / "reference")])
     generate_reference.main()
     pages = sorted(path.name for path in (tmp_path / "reference").glob("*.md"))
-    assert pages == ["command-line.md", "recipes.md", "schemas.md"]
+    assert pages == ["command-line.md", "names.md", "recipes.md", "schemas.md"]
     assert (tmp_path / "reference" / "schemas" / "report.json").is_file()
