@@ -38,7 +38,7 @@ from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.attacks.engine import perturb
-from ratioctl.counterfactuals.search import _BISECTED, _SHORTER
+from ratioctl.counterfactuals.search import FLIP_RADII, FLIP_SHARE
 from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.models.device import select_device
 from ratioctl.recipe import Attack, Ball
@@ -126,7 +126,7 @@ def main() -> None:
 
     def floor() -> None:
         bare(options.steps, rows)
-        bare(max(options.steps // _SHORTER, 1), rows[:1].repeat(len(targets) * _BISECTED, 1, 1, 1))
+        bare(max(options.steps // FLIP_SHARE, 1), rows[:1].repeat(len(targets) * FLIP_RADII, 1, 1, 1))
 
     sides: dict[str, Callable[[], object]] = {
         "ours": ours,

@@ -51,7 +51,7 @@ from ratioctl.data.in_distribution import Images
 from ratioctl.models import build, fold_batchnorm, sync_folded
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training.loop import _average, _in_precision
+from ratioctl.training.loop import in_precision, update_average
 from ratioctl.training.objective import attacked, losses
 
 
@@ -183,8 +183,8 @@ class Ours:
         sync_folded(self.twin, self.model)
         self.model.train()
         named = losses(
-            _in_precision(self.model, self.compute),
-            _in_precision(self.twin, self.compute),
+            in_precision(self.model, self.compute),
+            in_precision(self.twin, self.compute),
             batch,
             self.recipe.objective,
             generator=generator,
@@ -192,7 +192,7 @@ class Ours:
         self.sgd.zero_grad(set_to_none=True)
         named["total"].backward()
         self.sgd.step()
-        _average(self.average, self.model.network, 0.999)
+        update_average(self.average, self.model.network, 0.999)
         self.update += 1
 
     def apart(self) -> dict[str, float]:
@@ -209,7 +209,7 @@ class Ours:
             return found
 
         def pass_both() -> None:
-            logits = _in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
+            logits = in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
             loss = functional.cross_entropy(logits[: len(z_in)], batch.y_in)
             self.sgd.zero_grad(set_to_none=True)
             (loss + to_uniform(logits[len(z_in) :]).mean()).backward()
@@ -221,14 +221,14 @@ class Ours:
             ),
         )
         timed("folding", lambda: sync_folded(self.twin, self.model))
-        twin = _in_precision(self.twin, self.compute)
+        twin = in_precision(self.twin, self.compute)
         z_in = timed("in-attack", lambda: attacked(twin, batch.x_in, batch.y_in, objective.inside))
         assert objective.outside is not None
         outside = objective.outside
         z_out = timed("out-attack", lambda: attacked(twin, batch.x_out, None, outside))
         timed("mixed pass of the update", pass_both)
         timed("optimiser", self.sgd.step)
-        timed("averaged weights", lambda: _average(self.average, self.model.network, 0.999))
+        timed("averaged weights", lambda: update_average(self.average, self.model.network, 0.999))
         self.update += 1
         return seconds
 
@@ -335,9 +335,9 @@ class Floor:
         self.both = torch.cat([x, x]).contiguous(memory_format=torch.channels_last)
 
     def __call__(self) -> None:
-        logits = _in_precision(self.model, self.compute)
+        logits = in_precision(self.model, self.compute)
         with one_each(self.compute.device) as count:
-            frozen_logits = in_parts(_in_precision(self.twin, self.compute), count)
+            frozen_logits = in_parts(in_precision(self.twin, self.compute), count)
             for steps in self.steps:
                 for _ in range(steps):
                     z = self.x.detach().requires_grad_()
@@ -356,7 +356,7 @@ def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, compute: ComputeC
     x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
     inside, outside = _attacks(recipe)
     ours = [
-        attacked(_in_precision(twin, compute), x, label, term)
+        attacked(in_precision(twin, compute), x, label, term)
         for x, label, term in ((x_in, y, recipe.objective.inside), (x_out, None, recipe.objective.outside))
     ]
     plain = [

@@ -20,7 +20,8 @@ from _result import finish
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.sources import Source, encoded
 from ratioctl.data import in_distribution
 from ratioctl.evaluation.explanations import some, target_of
 from ratioctl.models.device import select_device

@@ -189,7 +189,7 @@ def counterfactual(
     """
     from ratioctl import counterfactuals
 
-    asked = counterfactuals.prepare(
+    prepared = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -202,14 +202,14 @@ def counterfactual(
         region=region,
         out=out,
     )
-    answers = counterfactuals.explain(asked, device=device, precision=precision)
+    answers = counterfactuals.explain(prepared, device=device, precision=precision)
     if out is None:
         return list(answers)
 
     from ratioctl.report import counterfactual_files as report
 
     return report.write_counterfactuals(
-        out, asked.header, answers, inputs=counterfactuals.files_of(asked.sources)
+        out, prepared.header, answers, inputs=counterfactuals.files_of(prepared.sources)
     )
 
 

@@ -1,8 +1,8 @@
-"""The answer for one image and target: the budgets' pictures, the ladder, the flip radius.
+"""The search for one image and target: the budgets' pictures, the ladder, the flip radius.
 
-Each answer is a generator that asks for what it needs (`Find`: points of balls; an array: the scores of its
-images) and is sent the result, so that the answers of many images and targets share their batches (`drive`)
-and each is still written from top to bottom.
+`search_target` is a generator. It yields what it needs (a `SearchRequest` for points of balls, or an array of
+images to be scored) and is sent the result, so that the searches of many images and targets share their
+batches (`run_searches`) and each is still written from top to bottom.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
 from ratioctl.types import Counterfactual, Target
 
-_ROADS = 2.5e-4  # lead with which a flip is searched: roads agree to 1e-4 on every probability
-_BISECTED, _SHORTER, _PROBES = 6, 10, 16  # radii per flip search, its share of the steps, points per segment
-_BEHIND = 5e-3  # confidence by which a search may fall behind that of a smaller radius before it is repeated
+FLIP_RADII = 6  # radii of a flip search
+FLIP_SHARE = 10  # its steps are the ladder's over this
+_PROBES = 16  # points per segment
+_LEAD = 2.5e-4  # a flip needs this lead: two backends differ by up to 1e-4 in every probability
+_BEHIND = 5e-3  # a search this far behind the confidence of a smaller radius is repeated from there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SearchRequest:
-    """A wish for the best points of the image's balls.
+    """Request for the best point in each of several balls around an image.
 
     Attributes:
-        radii: (R,); begin: points (R, C, H, W) of these balls to begin from; None begins at the image.
-        work: share of the answer's work that is done before and after.
-        stage: of the answer; wishes of one stage have the same steps and restarts and begin alike.
+        stage: requests of one stage agree in steps, restarts, and whether they have `init`.
+        radii: (R,), of the balls.
+        init: points (R, C, H, W) of these balls to start from; None starts at the image.
+        work: share of the whole search that is done before and after.
     """
 
     stage: int
-
     radii: tuple[float, ...]
     steps: int
     restarts: int = 1
@@ -43,8 +45,9 @@ class SearchRequest:
     work: tuple[float, float] = (0.0, 1.0)
 
 
-Ask = SearchRequest | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored
-Answer = Generator[Ask, np.ndarray, Target]  # is sent points (R, C, H, W) float32, or probabilities (N, K)
+Step = SearchRequest | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored
+# Is sent points (R, C, H, W) float32 for a SearchRequest, probabilities (N, K) for images.
+TargetSearch = Generator[Step, np.ndarray, Target]
 
 
 def search_target(
@@ -53,49 +56,34 @@ def search_target(
     *,
     original: np.ndarray,
     labels: Sequence[str],
-    question: CounterfactualRequest,
-) -> Answer:
+    request: CounterfactualRequest,
+) -> TargetSearch:
     """All budgets of one image (H, W, C) and target, and the flip radius.
 
     A search in a large ball can miss what lies in a smaller one (a CIFAR model, one image, 300 steps: 0.21
-    and 0.33 at l2 12 and 50, where l2 3 reaches 0.86). So wherever that shows, the search is repeated from
-    the best point of the smaller balls: what is found never falls with the radius.
+    and 0.33 at l2 12 and 50, where l2 3 reaches 0.86). Such a search is repeated from the best point of the
+    smaller balls, so that confidences never fall with the radius.
 
     Args:
         original: probabilities (K,) of the image itself.
     """
-    p, radii = question.p, (*question.beyond, *question.eps)
-    flip_steps = max(question.steps // _SHORTER, 1)
-    whole = question.steps * question.restarts * len(radii)
-    ladder = whole / (whole + flip_steps * _BISECTED)  # of the work that is the ladder's
-    points = yield SearchRequest(
-        stage=0, radii=radii, steps=question.steps, restarts=question.restarts, work=(0.0, ladder)
+    radii = (*request.extra_radii, *request.eps)
+    flip_steps = max(request.steps // FLIP_SHARE, 1)
+    total = request.steps * request.restarts * len(radii)
+    ladder = total / (total + flip_steps * FLIP_RADII)  # the ladder's share of the work
+    points, exact = yield from _search_ladder(radii, target, request, ladder)
+    pictures = np.stack(
+        [round_into_ball(x, pixels, request.p, eps) for x, eps in zip(points, radii, strict=True)]
     )
-    exact = yield points
-    behind = behind_smaller(exact[:, target])
-    if behind:
-        again = yield SearchRequest(
-            stage=1,
-            radii=tuple(radii[n] for n in behind),
-            steps=question.steps,
-            init=points[[int(exact[:n, target].argmax()) for n in behind]],
-            work=(ladder, ladder),
-        )
-        points = points.copy()
-        points[behind] = again
-        exact = yield points
-    pictures = np.stack([round_into_ball(x, pixels, p, eps) for x, eps in zip(points, radii, strict=True)])
     rounded = yield pictures
 
     budgets: list[Counterfactual] = []
     first: int | None = None  # the first radius that flips
     picture, probabilities, confidence_float = pixels, original, float(original[target])
     for n, eps in enumerate(radii):
-        if (
-            rounded[n][target] > probabilities[target]
-        ):  # else the smaller budget's picture is the better answer
+        if rounded[n][target] > probabilities[target]:  # else the smaller budget's picture is better
             picture, probabilities, confidence_float = pictures[n], rounded[n], float(exact[n][target])
-        if n >= len(question.beyond):
+        if n >= len(request.extra_radii):
             budgets.append(
                 Counterfactual(
                     eps=eps,
@@ -107,10 +95,10 @@ def search_target(
                     distance=distances(picture, pixels),
                 )
             )
-        if first is None and reached(probabilities, target, question.until):
+        if first is None and reached(probabilities, target, request.until):
             first, flipping = n, picture
     flip: np.ndarray | None = None
-    if reached(original, target, question.until):
+    if reached(original, target, request.until):
         flip = pixels
     elif first is not None:
         flip = yield from _flip(
@@ -119,16 +107,39 @@ def search_target(
             points[first],
             flipping,
             low=radii[first - 1] if first else 0.0,
-            question=question,
+            request=request,
             steps=flip_steps,
             done=ladder,
         )
     return Target(
         target=labels[target],
         budgets=tuple(budgets),
-        flip_eps=None if flip is None else distances(flip, pixels)[norm_key(p)],
+        flip_eps=None if flip is None else distances(flip, pixels)[norm_key(request.p)],
         flip_image=flip,
     )
+
+
+def _search_ladder(
+    radii: tuple[float, ...], target: int, request: CounterfactualRequest, work: float
+) -> Generator[Step, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The best points (R, C, H, W) of the radii and their probabilities (R, K)."""
+    points = yield SearchRequest(
+        stage=0, radii=radii, steps=request.steps, restarts=request.restarts, work=(0.0, work)
+    )
+    exact = yield points
+    behind = behind_smaller(exact[:, target])
+    if behind:
+        repeated = yield SearchRequest(
+            stage=1,
+            radii=tuple(radii[n] for n in behind),
+            steps=request.steps,
+            init=points[[int(exact[:n, target].argmax()) for n in behind]],
+            work=(work, work),
+        )
+        points = points.copy()
+        points[behind] = repeated
+        exact = yield points
+    return points, exact
 
 
 def behind_smaller(confidences: np.ndarray) -> list[int]:
@@ -138,7 +149,7 @@ def behind_smaller(confidences: np.ndarray) -> list[int]:
 
 
 def reached(probabilities: np.ndarray, target: int, until: float | None, lead: float = 0.0) -> bool:
-    """Whether the target's of (K,) reaches `until`, or is the largest where that is None; by `lead`."""
+    """Whether the target's probability reaches `until`, or is the largest if that is None; by `lead`."""
     if until is not None:
         return bool(probabilities[target] >= until + lead)
     others = np.delete(probabilities, target)
@@ -154,36 +165,36 @@ def _flip(
     picture: np.ndarray,
     *,
     low: float,
-    question: CounterfactualRequest,
+    request: CounterfactualRequest,
     steps: int,
     done: float,
-) -> Generator[Ask, np.ndarray, np.ndarray]:
-    """The nearest picture found that the model sees as the target, at most as far as `picture`, which is one.
+) -> Generator[Step, np.ndarray, np.ndarray]:
+    """The closest picture found that is predicted as the target, at most as far as `picture`, which is.
 
     First along the segment from the input to the counterfactual; then by short searches at radii between
-    the last budget that did not flip and the best so far; then along the segment to the nearest of these
-    that flips. Only what was rounded, measured and scored counts.
+    the last budget that did not flip and the best so far; then along the segment to the closest of these
+    that flips. Only rounded pictures that were measured and scored count.
 
     Args:
-        point: (C, H, W) float, of which `picture` (H, W, C) was made.
+        point: (C, H, W) float, the point `picture` (H, W, C) was rounded from.
         low: the last budget that did not flip, or 0.
-        done: share of the answer's work that is done.
+        done: share of the work that is done.
     """
-    p, key = question.p, norm_key(question.p)
+    p, key = request.p, norm_key(request.p)
     best, radius = picture, distances(picture, pixels)[key]
 
-    def try_(candidates: Sequence[np.ndarray]) -> Generator[Ask, np.ndarray, int | None]:
-        """Keep the nearest that flips; the index of the first that flips."""
+    def try_(candidates: Sequence[np.ndarray]) -> Generator[Step, np.ndarray, int | None]:
+        """Keep the closest that flips; returns the index of the first that flips."""
         nonlocal best, radius
         scores = yield np.stack(candidates)
-        flips = [reached(found, target, question.until, _ROADS) for found in scores]
+        flips = [reached(row, target, request.until, _LEAD) for row in scores]
         for candidate, flipped in zip(candidates, flips, strict=True):
             far = distances(candidate, pixels)[key]
             if flipped and far < radius:
                 best, radius = candidate, far
         return flips.index(True) if True in flips else None
 
-    def along(end: np.ndarray) -> Generator[Ask, np.ndarray, None]:
+    def along(end: np.ndarray) -> Generator[Step, np.ndarray, None]:
         start = pixels_of.to_pixels(pixels[None])[0].astype(np.float64)
         change = end - start
         before, after = 0.0, 1.0
@@ -197,7 +208,7 @@ def _flip(
 
     yield from along(point)
     low = low if low < radius else 0.75 * radius
-    radii = tuple(low + (radius - low) * (k + 1) / (_BISECTED + 1) for k in range(_BISECTED))
+    radii = tuple(low + (radius - low) * (k + 1) / (FLIP_RADII + 1) for k in range(FLIP_RADII))
     points = yield SearchRequest(stage=2, radii=radii, steps=steps, work=(done, 1.0))
     first = yield from try_(
         [round_into_ball(x, pixels, p, eps) for x, eps in zip(points, radii, strict=True)]
@@ -207,51 +218,49 @@ def _flip(
     return best
 
 
-Searcher = Callable[
-    [Sequence[tuple[int, SearchRequest]]], list[np.ndarray]
-]  # (number of the answer, its wish) each
+Searcher = Callable[[Sequence[tuple[int, SearchRequest]]], list[np.ndarray]]  # (search's number, request)
 Scores = Callable[[np.ndarray], np.ndarray]  # images -> probabilities (N, K)
 
 
-def drive(answers: Sequence[Answer], find: Searcher, scores: Scores) -> list[Target]:
-    """Run answers to their ends side by side: like wishes go out together.
+def run_searches(searches: Sequence[TargetSearch], search: Searcher, scores: Scores) -> list[Target]:
+    """Run searches to their ends side by side; requests of the same stage are carried out together.
 
     Args:
-        find: is given wishes of one stage.
-        scores: is given the images of several answers, of one dtype.
+        search: is given requests of one stage.
+        scores: is given the images of several searches, of one dtype.
     """
-    ended: dict[int, Target] = {}
-    asked: dict[int, Ask] = {}
+    results: dict[int, Target] = {}
+    waiting: dict[int, Step] = {}
 
-    def send(number: int, found: np.ndarray | None) -> None:
+    def send(number: int, value: np.ndarray | None) -> None:
         try:
-            asked[number] = next(answers[number]) if found is None else answers[number].send(found)
+            waiting[number] = next(searches[number]) if value is None else searches[number].send(value)
         except StopIteration as stop:
-            ended[number] = stop.value
-            asked.pop(number, None)
+            results[number] = stop.value
+            waiting.pop(number, None)
 
-    for number in range(len(answers)):
+    for number in range(len(searches)):
         send(number, None)
-    while asked:
-        images = {number: ask for number, ask in asked.items() if isinstance(ask, np.ndarray)}
+    while waiting:
+        images = {number: step for number, step in waiting.items() if isinstance(step, np.ndarray)}
         if images:
-            kind = next(iter(images.values())).dtype
-            same = {number: ask for number, ask in images.items() if ask.dtype == kind}
+            dtype = next(iter(images.values())).dtype
+            same = {number: step for number, step in images.items() if step.dtype == dtype}
             probabilities = scores(np.concatenate(list(same.values())))
-            ends = np.cumsum([len(ask) for ask in same.values()])[:-1]
+            ends = np.cumsum([len(step) for step in same.values()])[:-1]
             for number, part in zip(same, np.split(probabilities, ends), strict=True):
                 send(number, part)
             continue
-        wishes = [(number, ask) for number, ask in asked.items() if isinstance(ask, SearchRequest)]
-        first = min((ask for _, ask in wishes), key=lambda ask: ask.stage)  # the others wait for company
-        chosen = [(number, ask) for number, ask in wishes if ask.stage == first.stage]
-        for (number, _), points in zip(chosen, find(chosen), strict=True):
+        requests = [(number, step) for number, step in waiting.items() if isinstance(step, SearchRequest)]
+        stage = min(request.stage for _, request in requests)  # the others wait
+        chosen = [(number, request) for number, request in requests if request.stage == stage]
+        for (number, _), points in zip(chosen, search(chosen), strict=True):
             send(number, points)
-    return [ended[number] for number in range(len(answers))]
+    return [results[number] for number in range(len(searches))]
 
 
 def seed_of(seed: int, pixels: np.ndarray, target: str, eps: float) -> int:
-    """The seed of one search, from what it is about and not from its place among others."""
+    """The seed of one search: depends on what is searched, not on its place in the request."""
     text = f"{seed}\n{pixels_of.pixels_sha256(pixels)}\n{target}\n{float(eps)!r}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

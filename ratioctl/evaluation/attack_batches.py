@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,12 +21,14 @@ from ratioctl.attacks import balls as geometry
 from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
+from ratioctl.attacks.registry import strongest
+from ratioctl.attacks.worst_case import worst_case_confidence
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
-from ratioctl.recipe import Attack, Ball
+from ratioctl.recipe import Ball
 from ratioctl.utils.result_cache import Arrays
 
 
@@ -145,7 +146,7 @@ def worst_case(
         with `keep` "x" (B, C, H, W) float32, the best point itself.
     """
     x = to_float(pixels, subject.compute.device)
-    found = autoattack.worst_case_confidence(
+    found = worst_case_confidence(
         subject.predictor.exact,
         x,
         ball,
@@ -183,7 +184,7 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep
     x = to_float(pixels, subject.compute.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
     searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
-    attack = _attack(ball, steps, "centre")
+    attack = strongest(ball, steps)
     best, best_x = subject.odds(x), x.clone()
     for goal in searches:
         ended = perturb(subject.logits_of, x, goal, attack)
@@ -218,9 +219,7 @@ def curve(
     eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
     y = None if labels is None else torch.from_numpy(np.repeat(labels, r)).to(x.device)
     goal = goals.log_odds(subject.temperature) if y is None else goals.cross_entropy(y)
-    ended = perturb(
-        subject.logits_of, many, goal, _attack(Ball(p=2.0, eps=max(radii)), steps, "centre"), eps=eps
-    )
+    ended = perturb(subject.logits_of, many, goal, strongest(Ball(p=2.0, eps=max(radii)), steps), eps=eps)
 
     def value(points: Tensor, at: np.ndarray | None) -> np.ndarray:
         p = metrics.softmax(subject.logits(points), subject.temperature)
@@ -241,7 +240,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
     """
     x = to_float(pixels, subject.compute.device)
     y = torch.from_numpy(labels).to(x.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     ended = perturb(
         subject.predictor.exact, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
     )
@@ -252,7 +251,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
     """The confidence a longer search in fp32 from a random start reaches: "confidence" (B,)."""
     x = to_float(pixels, subject.compute.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     goal = goals.log_odds(subject.temperature)
     ended = perturb(
         subject.predictor.exact, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}")
@@ -268,9 +267,9 @@ def steadiness(subject: Subject, pixels: np.ndarray) -> Arrays:
 def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
     """Seconds an image takes for a forward pass, and for a step of a gradient search, in such a batch."""
     x = to_float(pixels, subject.compute.device)
-    goal, attack = goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 3, "centre")
+    goal, attack = goals.log_confidence(), strongest(Ball(p=2.0, eps=1.0), 3)
     subject.logits(x)
-    perturb(subject.logits_of, x, goal, _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
+    perturb(subject.logits_of, x, goal, strongest(Ball(p=2.0, eps=1.0), 1))
     times = [time.perf_counter()]
     subject.logits(x)
     times.append(time.perf_counter())
@@ -284,10 +283,6 @@ def survivors(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ba
     """Share of images that a short search leaves standing: what a long one will mostly work on."""
     found = robust(subject, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))
     return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
-
-
-def _attack(ball: Ball, steps: int, start: Literal["centre", "random"]) -> Attack:
-    return Attack(ball=ball, method="afw" if ball.p == 1.5 else "apgd", steps=steps, start=start)
 
 
 def _pictures(x: Tensor) -> np.ndarray:

@@ -23,7 +23,8 @@ from ratioctl import metrics, recipe
 from ratioctl import package as packages
 from ratioctl._version import __version__
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.sources import Source, encoded
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import UsageError

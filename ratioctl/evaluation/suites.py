@@ -66,7 +66,7 @@ class Suite:
         )
 
     def attacks_for(self, ball: Ball) -> tuple[str, ...]:
-        """The attacks that exist for a ball: FAB-T and Square know no l1.5."""
+        """The attacks that exist for a ball: FAB-T and Square do not for l1.5."""
         return tuple(a for a in self.attacks if ball.p != 1.5 or a in ("apgd-ce", "apgd-t"))
 
     def budget_for(self, ball: Ball) -> AttackBudget:

@@ -132,21 +132,21 @@ def ask(
     beyond: tuple[float, ...] = (),
 ) -> Target:
     question = counterfactuals.CounterfactualRequest(
-        targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until, beyond=beyond
+        targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until, extra_radii=beyond
     )
     answer = counterfactuals.search_target(
         pixels,
         LABELS.index(target),
         original=linear_scores(pixels[None])[0],
         labels=LABELS,
-        question=question,
+        request=question,
     )
     look = search or (lambda pixels, target, radii, *rest: best_points(pixels, radii))
 
     def find(wishes: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
         return [look(pixels, target, wish.radii, wish) for _, wish in wishes]
 
-    (found,) = counterfactuals.drive([answer], find, linear_scores)
+    (found,) = counterfactuals.run_searches([answer], find, linear_scores)
     return found
 
 
@@ -311,7 +311,7 @@ def test_several_norms(small_package: Path, photographs: Path) -> None:
 def test_large_budgets_have_a_smaller_one_beside_them(small_package: Path, photographs: Path) -> None:
     for eps, beyond in (("2,4", (1.0,)), ("1,4", ()), (None, ())):
         (_, question) = ask_small(small_package, photographs, eps=eps).models[0]
-        assert question.beyond == beyond
+        assert question.extra_radii == beyond
 
 
 def test_labels_with_commas_are_targets(small_package: Path) -> None:
