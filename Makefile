@@ -25,7 +25,7 @@ demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to be
 	echo "                             folders with -2 hold the plain model's answers: noise"; \
 	echo "  demo/counterfactuals.json  every number behind them"
 
-install: $(VENV)/.installed  ## make .venv and install the package into it, editable
+install: $(VENV)/.installed  ## make .venv and install the package with everything it can do, editable
 
 dev: $(VENV)/.dev  ## the same with the development extras
 
@@ -45,23 +45,23 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := training counterfactual scoring startup growth memory digits
-SHORT := training counterfactual startup growth memory
+BENCHES := $(addprefix benchmarks.,training counterfactual scoring startup growth memory) experiments.digits
+SHORT := $(BENCHES) $(addprefix experiments.,validity sparsity transfer)
 
 bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz:test adds AutoAttack's
-	@set -e; for name in $(BENCHES); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
-	@$(if $(DATA),$(BIN)/python benchmarks/autoattack.py $(DATA))
+	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m $$name; done
+	@$(if $(DATA),$(BIN)/python -m benchmarks.autoattack $(DATA))
 
-bench-short: $(VENV)/.dev  ## a short form of them, its ratios beside the stored ones; fails on no timing
-	@set -e; for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py --short > /dev/null; done
+bench-short: $(VENV)/.dev  ## benchmarks and studies at small sizes, ratios beside the stored ones; no timing fails
+	@set -e; for name in $(SHORT); do $(BIN)/python -m $$name --short > /dev/null; done
 
 # About seven hours of one core, nearly three of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
-	$(BIN)/python benchmarks/comparison.py digits --json runs/comparison-digits.json
-	$(BIN)/python benchmarks/comparison.py small $(SOURCES) --json runs/comparison-small.json
-	$(BIN)/python benchmarks/comparison.py fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
-	@set -e; for what in digits small fine-tune; do $(BIN)/python benchmarks/comparison_report.py runs/comparison-$$what.json; done
+	$(BIN)/python -m experiments.comparison digits --json runs/comparison-digits.json
+	$(BIN)/python -m experiments.comparison small $(SOURCES) --json runs/comparison-small.json
+	$(BIN)/python -m experiments.comparison fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
+	@set -e; for what in digits small fine-tune; do $(BIN)/python -m experiments.comparison_report runs/comparison-$$what.json; done
 
 # Files in the wheel carry the date of the last commit, so the same commit makes the same bytes.
 wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes every time
@@ -72,7 +72,7 @@ wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes ev
 build/requirements.txt: $(VENV)/.dev $(VENV)/.release
 	mkdir -p build
 	$(BIN)/python -m pip freeze --exclude-editable > build/constraints.txt
-	$(BIN)/uv pip compile -q --python $(BIN)/python --extra sign --constraint build/constraints.txt --generate-hashes \
+	$(BIN)/uv pip compile -q --python $(BIN)/python --extra torch --extra sign --constraint build/constraints.txt --generate-hashes \
 	  --no-header pyproject.toml -o $@
 
 sbom: wheel build/requirements.txt  ## dist/ratioctl.cdx.json: the wheel's bill of materials (CycloneDX), and its pins
@@ -94,7 +94,7 @@ test-lowest: $(VENV)/.release  ## the suite with the lowest versions that pyproj
 
 fuzz: $(VENV)/.dev  ## the parsers that are ours, 100,000 inputs each at most, two minutes each at most
 	$(BIN)/python -m pip install -q -e '.[fuzz]'
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m tools.fuzz
 
 clean:  ## remove what was built and measured, keep .venv and runs
 	rm -rf build dist demo counterfactuals reports *.egg-info
@@ -113,7 +113,7 @@ $(VENV)/.installed: pyproject.toml
 	[ "$$python" ] || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
 	echo "$$python -m venv $(VENV)"; $$python -m venv $(VENV) \
 	  || { echo "$$python cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e '.[torch]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -1,54 +1,50 @@
-"""Our ensemble against `pyautoattack`'s standard version: the same verdicts, and what each costs.
+"""Our AutoAttack ensemble beside `pyautoattack`'s standard version: verdicts and cost.
 
-    python benchmarks/autoattack.py cifar10.tar.xz:test --json autoattack.json
+    python -m benchmarks.autoattack cifar10.tar.xz:test --json autoattack.json
 
-Both sides attack the same images of one model in l2 0.5, piece by piece and in one run after the other, with
-all four attacks and full budgets. Ours works as `ratioctl evaluate --backend own` does, on the folded and
-folded network; the package gets the module that `ratioctl.load_model` returns, as any user of it would.
-How much of the difference that alone makes is measured too ("pass_ratio": a forward and input-gradient pass
-on one network over one on the other). The floor of ours are the passes its attacks made, counted, each at the
-price of a bare one in a full batch, measured right after the piece. "ratios" are medians and ranges over
+Both sides attack the same images of one model in an l2 ball, piece by piece, with all four attacks and full
+budgets. Ours works on the network with folded BatchNorm, as `ratioctl evaluate --backend own`; the package
+gets the module of `ratioctl.load_model`. "pass_ratio" is what the folding alone gains: a forward and
+input-gradient pass on one network over one on the other. The floor of ours are the passes that its attacks
+made, counted, each at the price of a bare pass in a full batch, measured after the piece. "ratios" are over
 pieces. `--sides second` runs the package with another seed, for its own spread.
 
-A finished piece of a side is a file in --parts, so that a long measurement can be taken in several sittings;
-the pieces that all of --sides have finished are summed up. Small pieces cost both sides more an image: the
-last attacks meet few survivors. Seconds are those of the clock; processor seconds, over all threads, stand
-beside them, because other work on the machine changes them less.
+A finished piece of a side is a file in --parts, so that a long measurement can be interrupted; the result
+sums up the pieces that all of --sides have finished. Small pieces cost both sides more per image, because the
+last attacks meet few survivors.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _result import finish
-from _rounds import ratio
 
 import ratioctl
 from ratioctl import package as packages
 from ratioctl.attacks.autoattack import STANDARD, backend_name, robust_verdicts
-from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.data import in_distribution
 from ratioctl.data.loader import to_float
 from ratioctl.evaluation.run import choice
 from ratioctl.metrics import wilson_interval
 from ratioctl.models import fold_batchnorm
 from ratioctl.recipe import Ball
+from tools import harness
 
 SIDES = {"own": ("own", 0), "package": ("reference", 0), "second": ("reference", 1)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("source", help="labelled images, e.g. cifar10.tar.xz:test")
     parser.add_argument("--model", default=packages.DEFAULT_MODEL)
     parser.add_argument("--images", type=int, default=200)
@@ -57,56 +53,53 @@ def main() -> None:
     parser.add_argument("--sides", default="own,package", help="of own, package, second")
     parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--parts", type=Path, default=Path("runs/autoattack"))
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = packages.read(packages.find(options.model))
-    channels, size, _ = found.input_size
-    images = in_distribution.load_labelled(options.source, size, channels, found.label_names)
+    package = packages.read(packages.find(options.model))
+    channels, size, _ = package.input_size
+    images = in_distribution.load_labelled(options.source, size, channels, package.label_names)
     images = images.subset(choice(images, options.images, 0))
-    assert images.labels is not None
     x, y = to_float(images.pixels, torch.device("cpu")), torch.from_numpy(images.labels)
     plain = ratioctl.load_model(options.model)
     folded = fold_batchnorm(plain).to(memory_format=torch.channels_last)
-    ball = Ball(p=2.0, eps=options.eps)
-    options.parts /= f"{found.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"
-    options.parts.mkdir(parents=True, exist_ok=True)
+    ball, wanted = Ball(p=2.0, eps=options.eps), options.sides.split(",")
+    setting = f"{package.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"
+    parts = options.parts / setting
+    parts.mkdir(parents=True, exist_ok=True)
     starts, done = range(0, len(x), options.piece), 0
+
+    def part(side: str, start: int) -> Path:
+        return parts / f"{side}-{start}.json"
+
     for start in starts:
-        missing = [side for side in options.sides.split(",") if not part(options.parts, side, start).exists()]
+        missing = [side for side in wanted if not part(side, start).exists()]
         if missing and done >= options.pieces:
             break
         done += bool(missing)
         for side in missing:
             at = slice(start, start + options.piece)
-            result = run(side, folded if side == "own" else plain, x[at], y[at], ball)
-            part(options.parts, side, start).write_text(json.dumps(result), encoding="utf-8")
-            print(side, start, f"{result['seconds']:.0f} s, {sum(result['robust'])} robust", flush=True)
-    wanted = options.sides.split(",")
-    ended = [s for s in starts if all(part(options.parts, side, s).exists() for side in wanted)]
+            piece = run(side, folded if side == "own" else plain, x[at], y[at], ball)
+            part(side, start).write_text(json.dumps(piece), encoding="utf-8")
+            print(f"{side} {start}: {piece['seconds']:.0f} s, {sum(piece['robust'])} robust", file=sys.stderr)
+    ended = [start for start in starts if all(part(side, start).exists() for side in wanted)]
     if not ended:
-        return
+        sys.exit("no piece is finished by all sides yet; run the command again")
     sides = {
-        side: [json.loads(part(options.parts, side, start).read_text()) for start in ended]
+        side: [json.loads(part(side, start).read_text()) for start in ended]
         for side in SIDES
-        if all(part(options.parts, side, start).exists() for start in ended)
+        if all(part(side, start).exists() for start in ended)
     }
-    source = options.source.replace("\\", "/").rsplit("/", 1)[-1]
     result = {
         "benchmark": "our ensemble against pyautoattack standard",
-        "model": found.name,
-        "model_digest": found.digest,
-        "data": source,
+        "model": package.name,
+        "model_digest": package.digest,
+        "data": options.source.replace("\\", "/").rsplit("/", 1)[-1],
         "ball": str(ball),
         "images": sum(len(piece["robust"]) for piece in sides[wanted[0]]),
         "batch_size": options.piece,
         **summed(sides),
         "pass_ratio": pass_ratio(plain, folded, x[: options.piece // 2]),
     }
-    finish(result, options.json)
-
-
-def part(folder: Path, side: str, start: int) -> Path:
-    return folder / f"{side}-{start}.json"
+    harness.finish(result, options)
 
 
 def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, ball: Ball) -> dict[str, Any]:
@@ -164,28 +157,15 @@ class Counted:
 
     def floor(self, x: torch.Tensor) -> float:
         """Seconds of as many bare passes in batches as large as `x`."""
-        with one_each(x.device) as count:
-            passes = in_parts(self.network, count)
-
-            def forward() -> None:
-                with torch.no_grad():
-                    passes(x)
-
-            def step() -> None:
-                z = x.detach().requires_grad_()
-                torch.autograd.grad(passes(z).sum(), z)
-
-            each = {True: middle_of(step) / len(x), False: middle_of(forward) / len(x)}
-        return sum(each[kind] * images for kind, images in self.images.items())
+        price = {
+            True: median_seconds(partial(harness.bare_passes, self.network, x, 1)),
+            False: median_seconds(partial(harness.bare_passes, self.network, x, 0, forwards=1)),
+        }
+        return sum(price[kind] / len(x) * images for kind, images in self.images.items())
 
 
-def middle_of(work: Callable[[], object], times: int = 5) -> float:
-    seconds = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+def median_seconds(work: Callable[[], object], times: int = 5) -> float:
+    return harness.medians(harness.interleaved({"work": work}, times)[0])["work"]
 
 
 def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -198,10 +178,10 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     times = {side: [p["seconds"] for p in pieces] for side, pieces in sides.items()}
     result["ratios"] = {}
     if "own" in sides and "package" in sides:
-        result["ratios"]["package over own"] = ratio(times, "package", "own")
+        result["ratios"]["package over own"] = harness.ratio(times, "package", "own")
     if all("floor_seconds" in piece for piece in sides.get("own", [{}])):
         times["floor"] = [piece["floor_seconds"] for piece in sides["own"]]
-        result["ratios"]["own over floor"] = ratio(times, "own", "floor")
+        result["ratios"]["own over floor"] = harness.ratio(times, "own", "floor")
     if "own" in sides and "package" in sides:
         result["time_ratio"] = total["own"] / total["package"]
         result["processor_time_ratio"] = processor["own"] / processor["package"]
@@ -227,14 +207,14 @@ def summed(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def pass_ratio(plain: torch.nn.Module, folded: torch.nn.Module, x: torch.Tensor) -> float:
     """Time of a forward and input-gradient pass on the folded network over that on the plain one."""
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(12):
-        for fold in times:
-            z = x.detach().requires_grad_()
-            began = time.perf_counter()
-            torch.autograd.grad((folded if fold else plain)(z).sum(), z)
-            times[fold].append(time.perf_counter() - began)
-    return statistics.median(times[True][2:]) / statistics.median(times[False][2:])
+
+    def gradient(network: torch.nn.Module) -> None:
+        z = x.detach().requires_grad_()
+        torch.autograd.grad(network(z).sum(), z)
+
+    sides = {"folded": partial(gradient, folded), "plain": partial(gradient, plain)}
+    medians = harness.medians(harness.interleaved(sides, 10)[0])
+    return medians["folded"] / medians["plain"]
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
-"""What counterfactuals cost: six budgets, two targets, 500 steps, against the peers and over the bare passes.
+"""Cost of counterfactuals: six budgets, two targets, 500 steps, beside other libraries and the bare passes.
 
-    python benchmarks/counterfactual.py [--image IMAGE] [--steps 500] [--rounds 3] [--json FILE]
-    python benchmarks/counterfactual.py --short        # a few steps; its ratios beside the stored ones
+    python -m benchmarks.counterfactual [--image IMAGE] [--steps 500] [--rounds 3] [--json FILE]
+    python -m benchmarks.counterfactual --short        # few steps; its ratios beside the stored ones
 
-Sides, in one process and in turns, on one image and the weights of one model:
+Sides, in one process and in turns, on one image and one model:
 
-    ours          `ratioctl.counterfactual`, the whole verb: search, rounding to 8 bits inside the ball,
-                  scores of the rounded pictures, flip radius
-    search        the search alone: both targets and all budgets in one batch, as the verb runs it
-    pyautoattack  its targeted APGD (cross-entropy) on the module that `ratioctl.load_model` returns, one run
-                  a budget, both targets in one batch
-    torchattacks  its PGDL2, targeted, in the same way, where it is installed
-    search floor  steps x budgets x targets passes with the gradient of the input, and a forward pass, as fast
-                  as we can make them: what the ladder requires of anybody
-    floor         the same, and those of the flip radius, which the verb finds too: six radii a target, a
-                  tenth of the steps
+    ours          `ratioctl.counterfactual`: search, rounding to 8 bits inside the ball, scores of the saved
+                  images, smallest flip radius
+    search        the search alone: all targets and budgets in one batch
+    pyautoattack  its targeted APGD (cross-entropy) on the module of `ratioctl.load_model`, one run for each
+                  budget, both targets in one batch
+    torchattacks  its targeted PGDL2 in the same way, where it is installed
+    search floor  steps x budgets x targets passes with the gradient of the input, and a forward pass
+    floor         the same, and those of the flip radius
 
-Confidences are those in the targets, after the model's temperature; ours are of the saved 8-bit pictures,
-the others' of unrounded points. "behind" counts, of all budgets and targets, where ours is lower by more
-than 0.005.
+Confidences are those of the targets after the model's temperature; ours are of the saved 8-bit images, the
+others of unrounded points. "behind" counts the budgets and targets where ours is lower by more than 0.005.
 """
 
 from __future__ import annotations
@@ -29,133 +26,129 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from _result import finish
-from _rounds import beside_stored, interleaved, medians, ratio
 
 import ratioctl
 from ratioctl import images
 from ratioctl import package as packages
 from ratioctl.attacks import goals
-from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.attacks.engine import perturb
 from ratioctl.counterfactuals.search import FLIP_RADII, FLIP_SHARE
 from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.models.device import select_device
 from ratioctl.recipe import Attack, Ball
+from tools import harness
+
+PAIRS = {
+    "pyautoattack over ours": ("pyautoattack", "ours"),
+    "torchattacks over ours": ("torchattacks", "ours"),
+    "ours over floor": ("ours", "floor"),
+    "search over its floor": ("search", "search floor"),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="cifar10-ratio")
-    parser.add_argument("--image", default="assets/samples/cat.jpg")
-    parser.add_argument("--targets", default="dog,horse")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.short:
-        options.steps = 12
+class Sides:
+    """The compared searches; `reached` holds the confidences (targets, budgets) of their last calls."""
 
-    package = packages.read(packages.find(options.model))
-    channels, size, _ = package.input_size
-    pixels = images.decode(Path(options.image), size, channels).pixels
-    x = torch.from_numpy(images.to_pixels(pixels[None]))
-    names = options.targets.split(",")
-    targets = torch.tensor([package.label_names.index(name) for name in names])
-    ladder = package.ladders["2"]
-    model = ratioctl.load_model(options.model)
-    network = fold_batchnorm(from_package(package)).to(memory_format=torch.channels_last)
-    rows = x.repeat(len(ladder) * len(targets), 1, 1, 1).contiguous(memory_format=torch.channels_last)
-    reached: dict[str, torch.Tensor] = {}  # (targets, budgets) confidences
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.steps = options, options.steps
+        package = packages.read(packages.find(options.model))
+        self.package, self.ladder = package, package.ladders["2"]
+        channels, size, _ = package.input_size
+        pixels = images.decode(Path(options.image), size, channels).pixels
+        self.targets = torch.tensor([package.label_names.index(n) for n in options.targets.split(",")])
+        self.x = torch.from_numpy(images.to_pixels(pixels[None])).repeat(len(self.targets), 1, 1, 1)
+        self.model = ratioctl.load_model(options.model)
+        self.network = fold_batchnorm(from_package(package)).to(memory_format=torch.channels_last)
+        rows = self.x[:1].repeat(len(self.ladder) * len(self.targets), 1, 1, 1)
+        self.rows = rows.contiguous(memory_format=torch.channels_last)
+        self.reached: dict[str, torch.Tensor] = {}
 
-    def keep(side: str, found: list[torch.Tensor]) -> None:
-        """`found`: for each budget the points (targets, C, H, W)."""
+    def keep(self, side: str, found: list[torch.Tensor]) -> None:
+        """`found` holds the points (targets, C, H, W) of each budget."""
         with torch.no_grad():
-            p = [torch.softmax(model(z) / package.temperature, 1) for z in found]
-        reached[side] = torch.stack([q.gather(1, targets[:, None])[:, 0] for q in p], 1)
+            p = [torch.softmax(self.model(z) / self.package.temperature, 1) for z in found]
+        self.reached[side] = torch.stack([q.gather(1, self.targets[:, None])[:, 0] for q in p], 1)
 
-    def ours() -> None:
+    def ours(self) -> None:
+        options = self.options
         answers = ratioctl.counterfactual(
-            [options.image], target=options.targets, model=options.model, steps=options.steps
+            [options.image], target=options.targets, model=options.model, steps=self.steps
         )
-        reached["ours"] = torch.tensor(
-            [[budget.confidence for budget in target.budgets] for target in answers[0].targets]
+        reached = [[budget.confidence for budget in target.budgets] for target in answers[0].targets]
+        self.reached["ours"] = torch.tensor(reached)
+
+    def search(self) -> None:
+        attack = Attack(ball=Ball(p=2, eps=1), method="apgd", steps=self.steps)
+        goal = goals.log_probability(
+            self.targets.repeat_interleave(len(self.ladder)), self.package.temperature
+        )
+        perturb(
+            self.network, self.rows, goal, attack, eps=torch.tensor(self.ladder).repeat(len(self.targets))
         )
 
-    def search() -> None:
-        both = targets.repeat_interleave(len(ladder))
-        attack = Attack(ball=Ball(p=2, eps=1), method="apgd", steps=options.steps)
-        goal = goals.log_probability(both, package.temperature)
-        perturb(network, rows, goal, attack, eps=torch.tensor(ladder).repeat(len(targets)))
-
-    def pyautoattack() -> None:
+    def pyautoattack(self) -> None:
         from pyautoattack.autopgd_base import APGDAttack
 
         found = []
-        for eps in ladder:
-            attack = APGDAttack(model, n_iter=options.steps, norm="L2", eps=eps, loss="ce-targeted-cfts")
-            both = x.repeat(len(targets), 1, 1, 1)
-            attack.init_hyperparam(both)
+        for eps in self.ladder:
+            attack = APGDAttack(self.model, n_iter=self.steps, norm="L2", eps=eps, loss="ce-targeted-cfts")
+            attack.init_hyperparam(self.x)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                found.append(attack.attack_single_run(both, targets)[0].detach())
-        keep("pyautoattack", found)
+                found.append(attack.attack_single_run(self.x, self.targets)[0].detach())
+        self.keep("pyautoattack", found)
 
-    def torchattacks() -> None:
+    def torchattacks(self) -> None:
         from torchattacks import PGDL2
 
         found = []
-        for eps in ladder:
-            attack = PGDL2(model, eps, 2.5 * eps / options.steps, options.steps, random_start=False)
+        for eps in self.ladder:
+            attack = PGDL2(self.model, eps, 2.5 * eps / self.steps, self.steps, random_start=False)
             attack.set_mode_targeted_by_label(quiet=True)
-            found.append(attack(x.repeat(len(targets), 1, 1, 1), targets).detach())
-        keep("torchattacks", found)
+            found.append(attack(self.x, self.targets).detach())
+        self.keep("torchattacks", found)
 
-    def bare(steps: int, x: torch.Tensor) -> None:
-        with one_each(x.device) as count:
-            passes = in_parts(network, count)
-            for _ in range(steps):
-                z = x.detach().requires_grad_()
-                torch.autograd.grad(passes(z).sum(), z)
-            with torch.no_grad():
-                passes(x)
+    def search_floor(self) -> None:
+        harness.bare_passes(self.network, self.rows, self.steps, forwards=1)
 
-    def search_floor() -> None:
-        bare(options.steps, rows)
+    def floor(self) -> None:
+        self.search_floor()
+        flips = self.rows[:1].repeat(len(self.targets) * FLIP_RADII, 1, 1, 1)
+        harness.bare_passes(self.network, flips, max(self.steps // FLIP_SHARE, 1), forwards=1)
 
-    def floor() -> None:
-        bare(options.steps, rows)
-        bare(max(options.steps // FLIP_SHARE, 1), rows[:1].repeat(len(targets) * FLIP_RADII, 1, 1, 1))
 
+def main() -> None:
+    parser = harness.parser(__doc__, short={"steps": 12})
+    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--image", default=str(harness.SAMPLES / "cat.jpg"))
+    parser.add_argument("--targets", default="dog,horse")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    compared = Sides(options)
     sides: dict[str, Callable[[], object]] = {
-        "ours": ours,
-        "search": search,
-        "pyautoattack": pyautoattack,
-        "search floor": search_floor,
-        "floor": floor,
+        "ours": compared.ours,
+        "search": compared.search,
+        "pyautoattack": compared.pyautoattack,
+        "search floor": compared.search_floor,
+        "floor": compared.floor,
     }
     if find_spec("torchattacks"):
-        sides["torchattacks"] = torchattacks
-    full, options.steps = options.steps, 4
-    for side in sides.values():  # the first time is not counted
+        sides["torchattacks"] = compared.torchattacks
+    compared.steps = 4
+    for side in sides.values():  # warm-up
         side()
-    options.steps = full
-    times, worked = interleaved(sides, options.rounds)
-    pairs = {
-        "pyautoattack over ours": ("pyautoattack", "ours"),
-        "ours over floor": ("ours", "floor"),
-        "search over its floor": ("search", "search floor"),
-    }
-    if "torchattacks" in sides:
-        pairs["torchattacks over ours"] = ("torchattacks", "ours")
+    compared.steps = options.steps
+    times, worked = harness.interleaved(sides, options.rounds, warm_up=False)
+    pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in sides}
+    reached = compared.reached
     result = {
         "benchmark": "counterfactuals of six budgets and two targets",
-        "ratios": {name: ratio(times, *pair) for name, pair in pairs.items()},
-        "seconds": medians(times),
+        "ratios": {name: harness.ratio(times, *pair) for name, pair in pairs.items()},
+        "seconds": harness.medians(times),
         "all_seconds": times,
-        "processor_ratios": {name: ratio(worked, *pair) for name, pair in pairs.items()},
-        "processor_seconds": medians(worked),
+        "processor_ratios": {name: harness.ratio(worked, *pair) for name, pair in pairs.items()},
+        "processor_seconds": harness.medians(worked),
         "confidence": {side: found.mean().item() for side, found in reached.items()},
         "confidences": {side: found.tolist() for side, found in reached.items()},
         "behind": {
@@ -163,16 +156,14 @@ def main() -> None:
             for side, found in reached.items()
             if side != "ours"
         },
-        "budgets": list(ladder),
-        "targets": names,
+        "budgets": list(compared.ladder),
+        "targets": options.targets.split(","),
         "steps": options.steps,
         "rounds": options.rounds,
-        "model": package.digest,
-        "place": select_device().why,
+        "model": compared.package.digest,
+        "device": select_device().why,
     }
-    finish(result, options.json)
-    if options.short:
-        beside_stored(result, "counterfactual")
+    harness.finish(result, options, "counterfactual")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,36 @@
-"""What an evaluation costs: time by part, the estimate made before it, and the peak of memory.
+"""Cost of one evaluation: time by part, the estimate printed before it, and peak memory.
 
-    python benchmarks/evaluate.py cifar10.tar.xz:test svhn=svhn-test.tar.xz cifar100=cifar100-test.tar.xz \\
+    python -m benchmarks.evaluate cifar10.tar.xz:test svhn=svhn-test.tar.xz cifar100=cifar100-test.tar.xz \\
         textures=textures.tar.xz [--suite quick] [--limit N] [--json FILE]
 
-One evaluation of the bundled model, reports written into a temporary folder, nothing resumed. Reading the
-sets is part of the time.
+Evaluates one model, writes the reports into a temporary folder and resumes nothing. Reading the sets is part
+of the time.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from _result import finish
-
 from ratioctl import package as packages
 from ratioctl.evaluation import run
 from ratioctl.report import evaluation as evaluation_report
+from tools import harness
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("data", help="labelled images, e.g. cifar10.tar.xz:test")
-    parser.add_argument("ood", nargs="+", help="NAME=SOURCE")
+    parser.add_argument("ood", nargs="*", help="NAME=SOURCE")
     parser.add_argument("--model", default=packages.DEFAULT_MODEL)
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    estimates: list[tuple[float, float]] = []  # seconds since the plan, seconds left as said then
+    estimates: list[tuple[float, float]] = []  # seconds since the plan, seconds left as estimated then
     parts: dict[str, float] = {}
     began = last = time.perf_counter()
     planned = 0.0
@@ -51,14 +47,10 @@ def main() -> None:
         last = now
 
     with tempfile.TemporaryDirectory() as folder:
+        names = ("data", "ood", "suite", "limit", "device", "precision")
         found = run(
             [options.model],
-            data=options.data,
-            ood=options.ood,
-            suite=options.suite,
-            limit=options.limit,
-            device=options.device,
-            precision=options.precision,
+            **{name: getattr(options, name) for name in names},
             out=folder,
             callback=callback,
             finish=lambda done: evaluation_report.write(done, Path(folder)),
@@ -74,15 +66,14 @@ def main() -> None:
         "estimated_over_actual": estimates[0][1] / worked,
         "estimates_over_actual": {
             f"after {share:.0%}": next(
-                (said / (worked - at) for at, said in estimates if at >= share * worked and worked > at), None
+                (said / (worked - at) for at, said in estimates if share * worked <= at < worked), None
             )
             for share in (0.1, 0.25, 0.5)
         },
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": harness.peak_memory_gib(),
         "seconds_by_part": dict(sorted(parts.items(), key=lambda item: -item[1])),
-        "hardware": found.environment["hardware"],
     }
-    finish(result, options.json)
+    harness.finish(result, options)
 
 
 if __name__ == "__main__":

@@ -1,150 +1,119 @@
-"""How costs grow: one, two and four times the images, budgets, targets, steps and classes.
+"""How costs grow with one, two and four times the images, budgets, targets, steps and classes.
 
-    python benchmarks/growth.py [--rounds 3] [--json FILE]
-    python benchmarks/growth.py --short
+    python -m benchmarks.growth [--rounds 3] [--json FILE]
+    python -m benchmarks.growth --short
 
-For each quantity the processor seconds of 1x, 2x and 4x, in turns, and the exponent e of the power law
-seconds ~ quantity^e fitted to them, in each round: 1 is linear, below 1 there are costs that do not grow.
-Counterfactuals run as `ratioctl.counterfactual` on the model given; training updates and the dependence on
-the number of classes on a random ResNet-18 of width 16. "floor" are bare passes with the gradient of the
-input: of 1x, 2x and 4x images, budgets or targets (all are rows of a batch), with as many times the steps,
-and with as many classes.
+For each quantity: processor seconds of 1x, 2x and 4x, in turns, and the exponent e of the power law
+seconds ~ quantity^e fitted to them in each round. 1 is linear; below 1 there are costs that do not grow.
+Counterfactuals run as `ratioctl.counterfactual` on the given model; training updates and the dependence on
+the number of classes on a random ResNet-18 of width 16. "floor" are passes with the gradient of the input for
+as many rows of a batch, steps or classes.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-from _result import finish
-from _rounds import beside_stored, interleaved
 
 import ratioctl
 from ratioctl import recipe as recipes
 from ratioctl.attacks import goals
-from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
-from ratioctl.models import build, fold_batchnorm
+from ratioctl.models import fold_batchnorm
 from ratioctl.recipe import Attack, Ball
 from ratioctl.scoring import backends
 from ratioctl.training.objective import losses
+from tools import harness
 
-SAMPLES = ("cat", "dog", "horse", "kitten")
+IMAGES = [harness.SAMPLES / f"{name}.jpg" for name in ("cat", "dog", "horse", "kitten")]
 LABELS = ("dog", "horse", "ship", "truck")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="cifar10-ratio")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.short:
-        options.steps, options.rounds = 4, 1
-
-    def ask(images: int = 1, budgets: int = 3, targets: int = 1, times: int = 1) -> None:
-        ratioctl.counterfactual(
-            [f"assets/samples/{name}.jpg" for name in SAMPLES[:images]],
-            target=",".join(LABELS[:targets]),
-            eps=[0.25 * (k + 1) for k in range(budgets)],
-            model=options.model,
-            steps=options.steps * times,
-        )
-
-    def scored(times: int) -> None:
-        pixels = np.zeros((128 * times, 32, 32, 3), np.uint8)
-        model.predict(pixels)
-
-    model = backends.open_model(options.model, "tpr95", device="cpu")
-    bare = fold_batchnorm(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
-    sides: dict[str, Callable[[], object]] = {}
-    for times in (1, 2, 4):
-        sides |= {
-            f"counterfactual images {times}": lambda n=times: ask(images=n),
-            f"counterfactual budgets {times}": lambda n=times: ask(budgets=3 * n),
-            f"counterfactual targets {times}": lambda n=times: ask(targets=n),
-            f"counterfactual steps {times}": lambda n=times: ask(times=n),
-            f"ood-score images {times}": lambda n=times: scored(n),
-            f"training images {times}": lambda n=times: update(16 * n, 10, 2),
-            f"training steps {times}": lambda n=times: update(16, 10, 2 * n),
-            f"training classes {times}": lambda n=times: update(16, 50 * n, 2),
-            f"attack classes {times}": lambda n=times: attacked(50 * n),
-            f"floor, rows {times}": lambda n=times: passes(bare, 12 * n, options.steps),
-            f"floor, steps {times}": lambda n=times: passes(bare, 12, options.steps * n),
-            f"floor, classes {times}": lambda n=times: passes(fold_batchnorm(network(50 * n)), 32, 4),
-        }
-    ask(), update(16, 10, 1), scored(1)
-    _, times_of = interleaved(sides, options.rounds)
-    table, ratios = {}, {}
-    for quantity in dict.fromkeys(name.rpartition(" ")[0] for name in sides):
-        each = {n: times_of[f"{quantity} {n}"] for n in (1, 2, 4)}
-        fits = [fitted({n: each[n][k] for n in each}) for k in range(options.rounds)]
-        exponent = {"median": statistics.median(fits), "least": min(fits), "most": max(fits)}
-        seconds = {f"{n}x": statistics.median(s) for n, s in each.items()}
-        table[quantity] = {"seconds": seconds, "exponent": exponent}
-        ratios[f"{quantity}, exponent"] = exponent
-    result = {
-        "benchmark": "growth of costs",
-        "ratios": ratios,
-        "table": table,
-        "steps": options.steps,
-        "rounds": options.rounds,
-    }
-    finish(result, options.json)
-    if options.short:
-        beside_stored(result, "growth")
+def random_pixels(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
 
-def fitted(seconds: dict[int, float]) -> float:
-    """The slope of log seconds over log quantity, by least squares."""
-    x, y = [math.log(n) for n in seconds], [math.log(s) for s in seconds.values()]
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
-        (a - mean_x) ** 2 for a in x
-    )
-
-
-def network(classes: int) -> torch.nn.Module:
-    torch.manual_seed(0)
-    net = build("resnet18", num_classes=classes, width=16, mean=(0.5,) * 3, std=(0.25,) * 3)
-    return net.to(memory_format=torch.channels_last)
+def explain(model: str, steps: int, images: int = 1, budgets: int = 3, targets: int = 1) -> None:
+    ladder = [0.25 * (k + 1) for k in range(budgets)]
+    target = ",".join(LABELS[:targets])
+    ratioctl.counterfactual(IMAGES[:images], target=target, eps=ladder, model=model, steps=steps)
 
 
 def update(batch: int, classes: int, steps: int) -> None:
-    """Losses of one update and their gradients: twice `batch` images; `steps` inside, twice that outside."""
-    recipe = recipes.load(
-        "cifar10-ratio-0.25",
-        [f"objective.inside.attack.steps={steps}", f"objective.outside.attack.steps={2 * steps}"],
-    )
-    net = network(classes)
-    x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    """Losses and gradients of one update: `batch` ID and OOD images each; `steps` ID, twice as many OOD."""
+    settings = [f"objective.{s}.attack.steps={n}" for s, n in (("inside", steps), ("outside", 2 * steps))]
+    recipe = recipes.load("cifar10-ratio-0.25", settings)
+    net, x = harness.random_network(classes), random_pixels(batch)
     data = Batch(x_in=x, y_in=torch.arange(batch) % classes, x_out=x)
     losses(net.train(), fold_batchnorm(net), data, recipe.objective)["total"].backward()
 
 
-def passes(net: torch.nn.Module, rows: int, steps: int) -> None:
-    """`steps` bare forward passes of `rows` images with the gradient of the input."""
-    x = torch.rand(rows, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    with one_each(x.device) as count:
-        run = in_parts(net, count)
-        for _ in range(steps):
-            z = x.detach().requires_grad_()
-            torch.autograd.grad(run(z).sum(), z)
+def attack(classes: int) -> None:
+    goal = goals.margin(torch.zeros(32, dtype=torch.long))
+    apgd = Attack(ball=Ball(p=2, eps=0.5), method="apgd", steps=4)
+    perturb(fold_batchnorm(harness.random_network(classes)), random_pixels(32), goal, apgd)
 
 
-def attacked(classes: int) -> None:
-    net = fold_batchnorm(network(classes))
-    x = torch.rand(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    attack = Attack(ball=Ball(p=2, eps=0.5), method="apgd", steps=4)
-    perturb(net, x, goals.margin(torch.zeros(32, dtype=torch.long)), attack)
+def class_floor(classes: int) -> None:
+    harness.bare_passes(fold_batchnorm(harness.random_network(classes)), random_pixels(32), 4)
+
+
+def exponent(seconds: dict[int, float]) -> float:
+    """Slope of log seconds over log quantity, by least squares."""
+    return float(np.polyfit([math.log(n) for n in seconds], [math.log(s) for s in seconds.values()], 1)[0])
+
+
+def main() -> None:
+    parser = harness.parser(__doc__, short={"steps": 4, "rounds": 1})
+    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    scored = backends.open_model(options.model, "tpr95", device="cpu")
+    bare = fold_batchnorm(ratioctl.load_model(options.model)).to(memory_format=torch.channels_last)
+    asked = partial(explain, options.model, options.steps)
+    sides: dict[str, Callable[[], object]] = {}
+    for n in (1, 2, 4):
+        sides |= {
+            f"counterfactual images {n}": partial(asked, images=n),
+            f"counterfactual budgets {n}": partial(asked, budgets=3 * n),
+            f"counterfactual targets {n}": partial(asked, targets=n),
+            f"counterfactual steps {n}": partial(explain, options.model, options.steps * n),
+            f"ood-score images {n}": partial(scored.predict, np.zeros((128 * n, 32, 32, 3), np.uint8)),
+            f"training images {n}": partial(update, 16 * n, 10, 2),
+            f"training steps {n}": partial(update, 16, 10, 2 * n),
+            f"training classes {n}": partial(update, 16, 50 * n, 2),
+            f"attack classes {n}": partial(attack, 50 * n),
+            f"floor, rows {n}": partial(harness.bare_passes, bare, random_pixels(12 * n), options.steps),
+            f"floor, steps {n}": partial(harness.bare_passes, bare, random_pixels(12), options.steps * n),
+            f"floor, classes {n}": partial(class_floor, 50 * n),
+        }
+    for name in ("counterfactual images 1", "training images 1", "ood-score images 1"):
+        sides[name]()  # warm-up
+    _, seconds = harness.interleaved(sides, options.rounds, warm_up=False)
+    table = {}
+    for quantity in dict.fromkeys(name.rpartition(" ")[0] for name in sides):
+        each = {n: seconds[f"{quantity} {n}"] for n in (1, 2, 4)}
+        table[quantity] = {
+            "seconds": {f"{n}x": statistics.median(s) for n, s in each.items()},
+            "exponent": harness.spread(
+                [exponent({n: each[n][k] for n in each}) for k in range(options.rounds)]
+            ),
+        }
+    result = {
+        "benchmark": "growth of costs",
+        "ratios": {f"{quantity}, exponent": row["exponent"] for quantity, row in table.items()},
+        "table": table,
+        "steps": options.steps,
+        "rounds": options.rounds,
+    }
+    harness.finish(result, options, "growth")
 
 
 if __name__ == "__main__":

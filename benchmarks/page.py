@@ -1,47 +1,25 @@
-"""How large the page of counterfactuals is, and how long a browser takes to open it.
+"""Size of the counterfactual page, and the time that a browser takes to open it.
 
-    python benchmarks/page.py [--images 200] [--rounds 7] [--json FILE]
+    python -m benchmarks.page [--images 200] [--rounds 7] [--json FILE]
 
 One photograph with one target and six budgets, and many images (random crops of the sample photographs),
-opened from disk in headless Chromium, a new context each time. Opened is the
-second frame after the load event.
+opened from disk in headless Chromium with a new context each time. The page counts as open at the second
+frame after the load event.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from _result import finish
-from PIL import Image
-
 from ratioctl.cli import main as ratioctl
-from ratioctl.utils import resources
+from tools import harness
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-
-
-def crops(folder: Path, count: int, seed: int) -> None:
-    """`count` PNGs of 64x64, cut at random from the sample photographs."""
-    generator = np.random.default_rng(seed)
-    photographs = [
-        np.asarray(Image.open(path).convert("RGB"))
-        for path in sorted((resources.folder("assets") / "samples").glob("*.jpg"))
-    ]
-    for k in range(count):
-        whole = photographs[k % len(photographs)]
-        side = int(generator.integers(64, min(whole.shape[:2]) + 1))
-        top, left = (int(generator.integers(0, size - side + 1)) for size in whole.shape[:2])
-        Image.fromarray(whole[top : top + side, left : left + side]).resize((64, 64)).save(
-            folder / f"{k:03}.png"
-        )
 
 
 def opened(page: Path, rounds: int) -> dict[str, Any]:
@@ -50,11 +28,11 @@ def opened(page: Path, rounds: int) -> dict[str, Any]:
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        sys.exit("no chromium on this machine; install it")
+        sys.exit("Chromium was not found. Install it, for example with: apt-get install chromium")
     seconds, steps = [], []
     with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         version = browser.version
         for _ in range(rounds):
             context = browser.new_context(viewport={"width": 1600, "height": 1000})
@@ -72,50 +50,31 @@ def opened(page: Path, rounds: int) -> dict[str, Any]:
         browser.close()
     return {
         "bytes": page.stat().st_size,
-        "opened_s": {"median": statistics.median(seconds), "range": [min(seconds), max(seconds)]},
-        "slider_step_s": {"median": statistics.median(steps), "range": [min(steps), max(steps)]},
+        "opened_s": harness.spread(seconds),
+        "slider_step_s": harness.spread(steps),
         "chromium": version,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--steps", type=int, default=5, help="of the search; the page's size hardly depends on it"
-    )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=5, help="of the search; hardly changes the page's size")
     options = parser.parse_args()
-    result: dict[str, Any] = {
-        "benchmark": "the page of counterfactuals",
-        "images": options.images,
-        "rounds": options.rounds,
-        "steps": options.steps,
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "many").mkdir()
-        crops(folder / "many", options.images, seed=0)
-        cat = resources.folder("assets") / "samples" / "cat.jpg"
-        for key, source in (("one", cat), ("many", folder / "many")):
+    result: dict[str, Any] = {"benchmark": "the page of counterfactuals"}
+    result |= {name: getattr(options, name) for name in ("images", "rounds", "steps")}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        many = harness.sample_crops(folder / "many", options.images, (64, 64), suffix="png")
+        for key, source in (("one", harness.SAMPLES / "cat.jpg"), ("many", many)):
             out = folder / f"out-{key}"
-            line = [
-                "counterfactual",
-                str(source),
-                "--target",
-                "dog",
-                "--eps",
-                "0.5..3",
-                "--out",
-                str(out),
-                "-q",
-            ]
-            code = ratioctl([*line, "--steps", str(options.steps)])
-            if code != 0:
-                sys.exit(f"counterfactual ended with code {code}")
+            line = ["counterfactual", str(source), "--target", "dog", "--eps", "0.5..3", "-q"]
+            code = ratioctl([*line, "--steps", str(options.steps), "--out", str(out)])
+            if code:
+                sys.exit(f"counterfactual ended with {code}")
             result[key] = opened(out / "index.html", options.rounds)
-    finish(result, options.json)
+    harness.finish(result, options)
 
 
 if __name__ == "__main__":

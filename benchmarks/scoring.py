@@ -1,41 +1,33 @@
-"""How fast `ood-score` is: whole processes, start-up included, against what people would write themselves.
+"""Throughput of `ood-score` as a whole process, start-up included, beside a script written by hand.
 
-    python benchmarks/scoring.py [--small FOLDER] [--images N] [--photos N] [--widths 16,32,64] [--rounds 3]
+    python -m benchmarks.scoring [--small FOLDER] [--images N] [--photos N] [--widths 16,32,64] [--rounds 3]
                                  [--memory N] [--json FILE]
 
-Roads, on the same files, with the same weights (random ones: speed does not depend on them), interleaved:
+Sides, in turns, on the same files with the same random weights (speed does not depend on them):
 
     ratioctl     `ratioctl ood-score FOLDER` on a package with its ONNX file
     torch        the obvious script: a Dataset of files, DataLoader with 2 workers, eager torch, softmax
-    pytorch-ood  the same with pytorch-ood's MaxSoftmax detector, where that is installed
-    floor        decoding everything on all processors, then bare onnxruntime passes on all of them; timed
-                 inside its process, after the imports, so it has no start-up: no tool can beat it
+    pytorch-ood  the same with pytorch-ood's MaxSoftmax detector, where it is installed
+    floor        decoding on all processors, then onnxruntime passes on all of them; timed inside its process
+                 after the imports, so without start-up
 
-Small images are 32x32 JPEGs: those of --small, else crops of the sample photographs. Photographs are 640x480
-JPEGs made of crops of the sample photographs. With --memory N, ood-score alone also scores N and 10 N links
-to the small images, and the most memory it held at once is compared. The whole process for one photograph is
-timed as well: its first row cannot come later.
-
-On a machine that does other things as well, seconds mean little; processor seconds (of the whole process with
-its children, start-up included, the floor's too) are recorded beside them.
+Small images are the 32x32 JPEGs of --small, else crops of the sample photographs; photographs are 640x480
+crops. `--memory N` scores N and 10 N links to the small images and compares the peaks of memory. Processor
+seconds (of the process with its children) are recorded beside seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from tools import harness
 
 SIZES = {"32x32": (32, 32), "640x480": (640, 480)}
 
@@ -83,183 +75,108 @@ with ThreadPoolExecutor(resources.processors()) as pool:
     print(time.perf_counter() - started)
 """
 
+# In its own process: a child's memory is counted from its parent's at the moment of the fork.
+PREPARE = "from pathlib import Path; from benchmarks import scoring; scoring.make_packages(Path({!r}), {})"
 
-def prepare(base: Path, widths: list[int], small: bool, images: int, photos: int) -> None:
-    """Make packages of ResNet-18s with random weights that carry their ONNX file, and the images."""
+
+def make_packages(base: Path, widths: list[int]) -> None:
+    """Packages of ResNet-18s with random weights that carry their ONNX files."""
     import ratioctl
     from ratioctl import package
-    from ratioctl.models import build
 
-    mean, std = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
     for width in widths:
-        network = build("resnet18", num_classes=10, width=width, mean=mean, std=std).network
-        state = {k: v.numpy() for k, v in network.state_dict().items() if v.is_floating_point()}
+        state = harness.random_network(width=width).network.state_dict()
         config = {
             "architecture": "resnet18",
             "architecture_options": {"width": width},
             "label_names": [f"class {k}" for k in range(10)],
-            "pretrained_cfg": {"input_size": [3, 32, 32], "mean": mean, "std": std},
+            "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
             "ratio": {"thresholds": {"tpr95": 0.3}},
         }
-        package.write(base / f"w{width}", config=config, weights=state)
+        weights = {k: v.contiguous().numpy() for k, v in state.items() if v.is_floating_point()}
+        package.write(base / f"w{width}", config=config, weights=weights)
         ratioctl.export(base / f"w{width}")
-    if small:
-        make_images(base / "32x32", images, SIZES["32x32"], 0)
-    make_images(base / "640x480", photos, SIZES["640x480"], 1)
 
 
-def make_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
-    """`count` JPEGs of quality 90, each a random crop of a sample photograph."""
-    import numpy as np
-    from PIL import Image
-
-    from ratioctl.utils import resources
-
-    paths = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
-    pictures = [Image.open(path).convert("RGB") for path in paths]
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    for k in range(count):
-        picture = pictures[k % len(pictures)]
-        width = min(picture.width, picture.height * size[0] / size[1]) * rng.uniform(0.3, 1.0)
-        height = width * size[1] / size[0]
-        left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
-        box = (left, top, left + width, top + height)
-        picture.resize(size, Image.Resampling.BICUBIC, box=box).save(folder / f"{k:06d}.jpg", quality=90)
-
-
-def run(line: list[str]) -> tuple[float, float, float, str]:
-    """(seconds, processor seconds, MiB held at most, stdout) of a process with the children it waits for."""
-    started = time.perf_counter()
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        assert child.stdout is not None
-        said = child.stdout.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if child.returncode:
-        raise SystemExit(f"ended with {child.returncode}: {' '.join(line)[:300]}")
-    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**10, said
-
-
-def road_of(name: str, folder: Path, package: Path, base: Path) -> list[str]:
-    if name == "ratioctl":
+def command(side: str, folder: Path, package: Path, base: Path) -> list[str]:
+    if side == "ratioctl":
         line = [sys.executable, "-m", "ratioctl", "ood-score", str(folder), "--model", str(package)]
         return [*line, "--format", "csv", "--output", str(base / "rows.csv")]
-    if name == "floor":
+    if side == "floor":
         return [sys.executable, "-c", FLOOR, str(folder), str(package)]
-    return [sys.executable, "-c", BASELINE, str(folder), str(package), name, str(base / "scores.csv")]
+    return [sys.executable, "-c", BASELINE, str(folder), str(package), side, str(base / "scores.csv")]
 
 
-def compared(base: Path, folder: Path, package: Path, roads: list[str], rounds: int) -> dict[str, Any]:
-    """Images a second of each road, and the ratios round by round; the order turns with every round."""
-    count = sum(1 for _ in folder.rglob("*.jpg"))
-    seconds: dict[str, list[float]] = {road: [] for road in roads}
-    processor: dict[str, list[float]] = {road: [] for road in roads}
-    whole_floor: list[float] = []
-    memory = 0.0
+def compared(base: Path, folder: Path, package: Path, sides: list[str], rounds: int) -> dict[str, Any]:
+    """Images per second of each side, and the ratios round by round."""
+    done: dict[str, list[harness.Finished]] = {side: [] for side in sides}
     for k in range(rounds):
-        turn = k % len(roads)
-        for road in roads[turn:] + roads[:turn]:
-            took, worked, held, said = run(road_of(road, folder, package, base))
-            processor[road].append(worked)
-            seconds[road].append(float(said) if road == "floor" else took)
-            if road == "floor":
-                whole_floor.append(took)
-            elif road == "ratioctl":
-                memory = max(memory, held)
+        turn = k % len(sides)
+        for side in sides[turn:] + sides[:turn]:
+            done[side].append(harness.run_process(*command(side, folder, package, base)))
+    seconds = {side: [one.seconds for one in runs] for side, runs in done.items()}
+    over = {f"times {side}": seconds[side] for side in sides if side not in ("ratioctl", "floor")}
+    over["share of floor with its start-up"] = seconds["floor"]
+    seconds["floor"] = over["share of floor"] = [float(one.stdout) for one in done["floor"]]
     ours = seconds["ratioctl"]
-    ratios = {
-        f"times {road}": [b / a for a, b in zip(ours, seconds[road], strict=True)]
-        for road in roads
-        if road not in ("ratioctl", "floor")
-    }
-    ratios["share of floor"] = [b / a for a, b in zip(ours, seconds["floor"], strict=True)]
-    ratios["share of floor with its start-up"] = [b / a for a, b in zip(ours, whole_floor, strict=True)]
+    ratios = {name: [b / a for a, b in zip(ours, other, strict=True)] for name, other in over.items()}
+    worked = {side: [one.processor_seconds for one in runs] for side, runs in done.items()}
+    count = sum(1 for _ in folder.rglob("*.jpg"))
     return {
         "n": count,
         **{name: round(statistics.median(values), 3) for name, values in ratios.items()},
-        "images_per_second": {road: round(count / statistics.median(s), 1) for road, s in seconds.items()},
-        "peak_mib": round(memory, 1),
+        "images_per_second": {side: round(count / statistics.median(s), 1) for side, s in seconds.items()},
+        "peak_mib": round(max(one.peak_mib for one in done["ratioctl"]), 1),
         "rounds": {name: [round(v, 3) for v in values] for name, values in ratios.items()},
-        "processor_seconds": {road: round(statistics.median(s), 3) for road, s in processor.items()},
-        "seconds": {road: [round(s, 3) for s in values] for road, values in seconds.items()},
+        "processor_seconds": {side: round(s, 3) for side, s in harness.medians(worked).items()},
+        "seconds": {side: [round(s, 3) for s in values] for side, values in seconds.items()},
     }
 
 
-def memory_of(base: Path, small: Path, package: Path, count: int) -> dict[str, float]:
-    """Most MiB that ood-score holds at once, by number of images."""
-    originals = itertools.cycle(sorted(small.rglob("*.jpg")))
+def peaks(base: Path, small: Path, package: Path, count: int) -> dict[str, float]:
+    """Peak memory of ood-score in MiB, by number of images."""
     found = {}
     for n in (count, 10 * count):
         folder = base / f"links-{n}"
-        for k, original in zip(range(n), originals, strict=False):
+        for k, original in zip(range(n), itertools.cycle(sorted(small.rglob("*.jpg"))), strict=False):
             link = folder / f"{k // 1000:03d}" / f"{k:06d}.jpg"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(original.resolve())
-        found[str(n)] = round(run(road_of("ratioctl", folder, package, base))[2], 1)
-        print(f"{n:,} images: {found[str(n)]:.0f} MiB at most", file=sys.stderr)
+        done = harness.run_process(*command("ratioctl", folder, package, base))
+        found[str(n)] = round(done.peak_mib, 1)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", type=Path, help="a folder of real 32x32 JPEGs")
+    parser = harness.parser(__doc__, short={"images": 64, "photos": 16, "widths": "16", "rounds": 1})
+    parser.add_argument("--small", type=Path, help="a folder of 32x32 JPEGs")
     parser.add_argument("--images", type=int, default=10_000, help="crops instead of --small")
     parser.add_argument("--photos", type=int, default=2_000)
     parser.add_argument("--widths", default="16,32,64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, default=0, metavar="N")
-    parser.add_argument("--json", type=Path, help="write the figures here; rows of other widths there stay")
     options = parser.parse_args()
     widths = [int(width) for width in options.widths.split(",")]
-    roads = ["ratioctl", "torch", "floor"]
-    if find_spec("pytorch_ood"):
-        roads.insert(2, "pytorch-ood")
-    else:
-        print("pytorch-ood is not installed: left out", file=sys.stderr)
-    result: dict[str, Any] = {}
-    result["machine"] = {
-        "processors": len(os.sched_getaffinity(0)),
-        "platform": platform.platform(),
-        "versions": {
-            name: metadata.version(name)
-            for name in ("torch", "onnxruntime", "pillow", "pytorch-ood")
-            if name != "pytorch-ood" or "pytorch-ood" in roads
-        },
-    }
-
-    def keep() -> None:
-        if options.json is not None:
-            before = json.loads(options.json.read_text()) if options.json.exists() else {}
-            options.json.write_text(json.dumps({**before, **result}, indent=1) + "\n", encoding="utf-8")
-
+    sides = ["ratioctl", "torch", *(["pytorch-ood"] if find_spec("pytorch_ood") else []), "floor"]
+    result: dict[str, Any] = {"benchmark": "throughput of ood-score"}
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
-        # In a process of its own: a child's memory is counted from its parent's at the moment of the fork.
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
-        code += f"import scoring; scoring.prepare(Path({scratch!r}), {widths!r}, {options.small is None}, "
-        code += f"{options.images}, {options.photos})"
-        subprocess.run([sys.executable, "-c", code], check=True)
-        folders = {"32x32": options.small or base / "32x32", "640x480": base / "640x480"}
+        harness.run_process(sys.executable, "-c", PREPARE.format(scratch, widths))
+        photos = harness.sample_crops(base / "640x480", options.photos, SIZES["640x480"], seed=1)
+        small = options.small or harness.sample_crops(base / "32x32", options.images, SIZES["32x32"])
         (base / "one").mkdir()
-        (base / "one" / "photograph.jpg").symlink_to(base / "640x480" / "000000.jpg")
-        alone = [run(road_of("ratioctl", base / "one", base / f"w{widths[0]}", base))[0] for _ in range(5)]
+        (base / "one" / "photograph.jpg").symlink_to(photos / "000000.jpg")
+        one = command("ratioctl", base / "one", base / f"w{widths[0]}", base)
+        alone = [harness.run_process(*one).seconds for _ in range(1 if options.short else 5)]
         result["one_photograph_s"] = round(statistics.median(alone), 3)
         for width in widths:
-            for name, folder in folders.items():
-                found = compared(base, folder, base / f"w{width}", roads, options.rounds)
+            for name, folder in {"32x32": small, "640x480": photos}.items():
+                found = compared(base, folder, base / f"w{width}", sides, options.rounds)
                 result[f"width {width}, {name}"] = found
-                keep()
-                shown = {key: value for key, value in found.items() if key not in ("rounds", "seconds")}
-                print(f"width {width}, {name}: {json.dumps(shown)}", file=sys.stderr)
+                print(f"width {width}, {name}: {json.dumps(found['images_per_second'])}", file=sys.stderr)
         if options.memory:
-            found = memory_of(base, folders["32x32"], base / f"w{widths[0]}", options.memory)
-            result["peak_mib_by_images"] = found
-    keep()
-    print(json.dumps(result, indent=1))
+            result["peak_mib_by_images"] = peaks(base, small, base / f"w{widths[0]}", options.memory)
+    harness.finish(result, options, "scoring")
 
 
 if __name__ == "__main__":

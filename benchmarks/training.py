@@ -1,28 +1,24 @@
-"""What a RATIO training step costs: against a plain loop, against torchattacks, and over its bare passes.
+"""Cost of a RATIO training step: beside a plain loop, torchattacks, and the bare passes.
 
-    python benchmarks/training.py [--width 64] [--batch 32] [--rounds 3] [--json FILE]
-    python benchmarks/training.py --short        # a small step; its ratios beside the stored ones
+    python -m benchmarks.training [--width 64] [--batch 32] [--rounds 3] [--json FILE]
+    python -m benchmarks.training --short        # a small step; its ratios beside the stored ones
 
 Sides, in one process and in turns:
 
-    ours          one update as `ratioctl train` makes it: batch from uint8 with crop and flip, attacks, SGD
-                  with Nesterov momentum, averaged weights
-    plain         the same mathematics written down plainly: the attack as in the paper, gradients of the
-                  input only, one mixed forward pass, SGD, averaged weights; fp32, eager, PyTorch's default
-                  settings. Its batch is ready in memory, without augmentation
-    torchattacks  the plain update with torchattacks' PGDL2 as both attacks (cross-entropy, without momentum,
-                  without a best point), where it is installed
-    floor         the passes that the mathematics requires, as fast as we can make them, and nothing else:
-                  T_in and T_out passes with the gradient of the input, one forward pass for each attack, one
-                  forward and backward pass in train mode
+    ours          one update of `ratioctl train`: batch from uint8 with crop and flip, attacks, SGD with
+                  Nesterov momentum, averaged weights
+    plain         the same mathematics written plainly: gradients of the input only, one mixed forward pass,
+                  SGD, averaged weights; fp32, eager, PyTorch's default settings, a batch ready in memory
+    torchattacks  the plain update with torchattacks' PGDL2 as both attacks (cross-entropy, no momentum, last
+                  point), where it is installed
+    floor         the passes that the mathematics requires: T_in and T_out passes with the gradient of the
+                  input, a forward pass for each attack, a forward and backward pass in train mode
+    matrix        products of large square matrices: "matrix_peak_gflops" is the fastest of all rounds,
+                  "share_of_matrix_peak" the operations of our update over it
 
-    matrix        products of large square matrices: "matrix_peak_gflops" is the fastest of all rounds, and
-                  "share_of_matrix_peak" the operations of our update over it, counted as direct
-                  convolutions (a Winograd convolution does fewer, so that the share may pass 1)
-
-"agreement" is how far the values that both attacks reach lie apart, ours and the plain one, from the same
-weights and images. "shares_of_update" says where the processor seconds of ours go, in as many updates taken
-apart. The data are random pixels: the cost does not depend on them.
+"agreement" is the largest difference between the values that our attacks and the plain ones reach from the
+same weights and images. "shares_of_update" are the shares of processor seconds of the parts of our update.
+The data are random pixels: the cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -30,51 +26,49 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _result import finish
-from _rounds import beside_stored, interleaved, medians, ratio
 from torch.nn import functional
 
 from ratioctl import recipe as recipes
-from ratioctl.attacks.batch_parallel import in_parts, one_each
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
-from ratioctl.models import build, fold_batchnorm, sync_folded
+from ratioctl.models import fold_batchnorm, sync_folded
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.recipe import Recipe
 from ratioctl.training.loop import in_precision, update_average
 from ratioctl.training.objective import attacked, losses
+from tools import harness
+
+PAIRS = {
+    "plain over ours": ("plain", "ours"),
+    "ours over floor": ("ours", "floor"),
+    "torchattacks over ours": ("torchattacks", "ours"),
+}
+SHORT = {"width": 16, "batch": 16, "images": 256, "in_steps": 3, "out_steps": 5}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments() -> argparse.Namespace:
+    parser = harness.parser(__doc__, short=SHORT)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32, help="in-images, and as many out-images")
+    parser.add_argument("--batch", type=int, default=32, help="ID images, and as many OOD images")
     parser.add_argument("--in-steps", type=int, default=7)
     parser.add_argument("--out-steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--images", type=int, default=50_000, help="of each kind held in memory, for the peak"
-    )
+    parser.add_argument("--images", type=int, default=50_000, help="of each kind held in memory")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.short:
-        options.width, options.batch, options.images = 16, 16, 256
-        options.in_steps, options.out_steps = 3, 5
+    return parser.parse_args()
 
-    recipe = recipes.load(
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    return recipes.load(
         "cifar10-ratio-0.25",
         [
             'model.architecture="resnet18"',
@@ -87,53 +81,43 @@ def main() -> None:
             "data.augment={crop=4, flip=true}",
         ],
     )
+
+
+def main() -> None:
+    options = arguments()
+    recipe = recipe_of(options)
     compute = select_device(options.device, options.precision)
     train, out = images(options.images, True), images(options.images, False)
-    torch.manual_seed(0)
-    model = build("resnet18", num_classes=10, width=options.width, mean=(0.5,) * 3, std=(0.25,) * 3)
-    model = model.to(compute.device)
+    model = harness.random_network(width=options.width).to(compute.device)
     batch = loader.batch_at(0, recipe, train, out, _fill(), compute.device)
-    ours = Ours(recipe, model, train, out, compute)
-    sides: dict[str, Callable[[], object]] = {"ours": ours}
-    sides["plain"] = Plain(recipe, model, batch)
+    ours, matrix = Ours(recipe, model, train, out, compute), Products(compute)
+    sides: dict[str, Callable[[], object]] = {"ours": ours, "plain": Plain(recipe, model, batch)}
     if find_spec("torchattacks"):
         sides["torchattacks"] = Plain(recipe, model, batch, packaged=True)
-    sides["floor"] = Floor(recipe, model, compute)
-    sides["matrix"] = matrix = Products(compute)
+    sides |= {"floor": Floor(recipe, model, compute), "matrix": matrix}
     agreement = agree(recipe, model, batch, compute)
-    for (
-        name,
-        side,
-    ) in sides.items():  # the first time is not counted; a large network needs no more than one pass
-        if options.width < 64 or name == "ours":
-            side()
-    times, worked = interleaved(sides, options.rounds)
-    middle = medians(times)
-    pairs = {"plain over ours": ("plain", "ours"), "ours over floor": ("ours", "floor")}
-    if "torchattacks" in sides:
-        pairs["torchattacks over ours"] = ("torchattacks", "ours")
-    passes = operations(model, options.batch, options.in_steps, options.out_steps)
-    apart = [ours.apart() for _ in range(options.rounds)]
+    ours()  # a wide network needs no more warm-up than this
+    times, worked = harness.interleaved(sides, options.rounds, warm_up=options.width < 64)
+    pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in sides}
+    per_second = operations(model, options) / harness.medians(times)["ours"]
     result = {
         "benchmark": "a RATIO training step",
-        "ratios": {name: ratio(times, *pair) for name, pair in pairs.items()},
-        "seconds": middle,
+        "ratios": {name: harness.ratio(times, *pair) for name, pair in pairs.items()},
+        "seconds": harness.medians(times),
         "all_seconds": times,
-        "processor_ratios": {name: ratio(worked, *pair) for name, pair in pairs.items()},
-        "processor_seconds": medians(worked),
+        "processor_ratios": {name: harness.ratio(worked, *pair) for name, pair in pairs.items()},
+        "processor_seconds": harness.medians(worked),
         "agreement": agreement,
-        "gflops_of_ours": passes / middle["ours"] / 1e9,
+        "gflops_of_ours": per_second / 1e9,
         "matrix_peak_gflops": matrix.best / 1e9,
-        "share_of_matrix_peak": passes / middle["ours"] / matrix.best,
-        "shares_of_update": shares(apart),
+        "share_of_matrix_peak": per_second / matrix.best,
+        "shares_of_update": shares([ours.apart() for _ in range(options.rounds)]),
         "rounds": options.rounds,
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "setting": {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(options).items()},
-        "place": compute.why,
+        "peak_memory_gib": harness.peak_memory_gib(),
+        "setting": {name: getattr(options, name) for name in (*SHORT, "device", "precision")},
+        "device": compute.why,
     }
-    finish(result, options.json)
-    if options.short:
-        beside_stored(result, "training-w16")
+    harness.finish(result, options, "training-w16")
 
 
 def images(count: int, labelled: bool) -> Images:
@@ -157,7 +141,7 @@ def _attacks(recipe: Recipe) -> tuple[Any, Any]:
 
 @dataclasses.dataclass
 class Ours:
-    """One update as `train.fit` makes it."""
+    """One update of `training.loop.fit`."""
 
     recipe: Recipe
     source: torch.nn.Module
@@ -196,17 +180,17 @@ class Ours:
         self.update += 1
 
     def apart(self) -> dict[str, float]:
-        """Processor seconds of the parts of an update, in their order."""
+        """Processor seconds of the parts of an update, in order."""
         seconds: dict[str, float] = {}
         objective = self.recipe.objective
 
         def timed(name: str, work: Callable[[], Any]) -> Any:
             began = time.process_time()
-            found = work()
+            result = work()
             if self.compute.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name] = time.process_time() - began
-            return found
+            return result
 
         def pass_both() -> None:
             logits = in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
@@ -234,7 +218,7 @@ class Ours:
 
 
 class Plain:
-    """The update as one writes it down from the paper; `packaged` takes its attacks from torchattacks."""
+    """The update as written in the paper; `packaged` takes the attacks from torchattacks."""
 
     def __init__(self, recipe: Recipe, source: torch.nn.Module, batch: Any, packaged: bool = False) -> None:
         self.model, self.average = copy.deepcopy(source), copy.deepcopy(source)
@@ -294,7 +278,7 @@ def length_of(d: torch.Tensor) -> torch.Tensor:
 def plain_pgd(
     model: torch.nn.Module, x: torch.Tensor, goal: Callable[[torch.Tensor], torch.Tensor], attack: Any
 ) -> torch.Tensor:
-    """Projected gradient ascent in an l2 ball with momentum; the best of all points."""
+    """Projected gradient ascent in an l2 ball with momentum; returns the best of all points."""
     eps = attack.ball.eps
     length = 2.5 * eps / attack.steps if attack.step_size is None else attack.step_size
     z, velocity, best, best_value = x.clone(), torch.zeros_like(x), x.clone(), None
@@ -322,35 +306,28 @@ def plain_pgd(
 
 
 class Floor:
-    """The passes alone: what the mathematics requires."""
+    """The passes that the mathematics requires."""
 
     def __init__(self, recipe: Recipe, source: torch.nn.Module, compute: ComputeConfig) -> None:
         self.steps = [attack.steps for attack in _attacks(recipe)]
-        self.compute = compute
         self.model = copy.deepcopy(source).to(memory_format=torch.channels_last)
-        self.twin = fold_batchnorm(self.model)
+        self.logits = in_precision(self.model, compute)
+        self.folded_logits = in_precision(fold_batchnorm(self.model), compute)
         x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=compute.device)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(2 * len(x), dtype=torch.long, device=compute.device)
         self.both = torch.cat([x, x]).contiguous(memory_format=torch.channels_last)
 
     def __call__(self) -> None:
-        logits = in_precision(self.model, self.compute)
-        with one_each(self.compute.device) as count:
-            frozen_logits = in_parts(in_precision(self.twin, self.compute), count)
-            for steps in self.steps:
-                for _ in range(steps):
-                    z = self.x.detach().requires_grad_()
-                    torch.autograd.grad(frozen_logits(z).sum(), z)
-                with torch.no_grad():
-                    frozen_logits(self.x)
+        for steps in self.steps:
+            harness.bare_passes(self.folded_logits, self.x, steps, forwards=1)
         self.model.train()
-        functional.cross_entropy(logits(self.both).float(), self.y).backward()
+        functional.cross_entropy(self.logits(self.both).float(), self.y).backward()
         self.model.zero_grad(set_to_none=True)
 
 
 def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, compute: ComputeConfig) -> dict[str, float]:
-    """The largest difference, over the images, of the values that our attacks and the plain ones reach."""
+    """Largest difference between the goal values of our attacks and of the plain ones."""
     model = copy.deepcopy(source).eval()
     twin = fold_batchnorm(copy.deepcopy(source).to(memory_format=torch.channels_last))
     x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
@@ -372,19 +349,19 @@ def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, compute: ComputeC
     return {"inside": apart[0], "outside": apart[1]}
 
 
-def operations(model: torch.nn.Module, batch: int, in_steps: int, out_steps: int) -> float:
-    """Floating-point operations of a step; a backward pass costs a forward pass per gradient it makes."""
+def operations(model: torch.nn.Module, options: argparse.Namespace) -> float:
+    """Floating-point operations of an update; a backward pass costs a forward pass per gradient."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.rand(1, 3, 32, 32, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(model).eval()(x)
-    forward = counter.get_total_flops()
-    return forward * batch * (2 * (in_steps + out_steps) + 2 + 3 * 2)
+    forwards = 2 * (options.in_steps + options.out_steps) + 2 + 3 * 2
+    return counter.get_total_flops() * options.batch * forwards
 
 
 class Products:
-    """Products of large square matrices in the precision of the passes; `best` operations a second so far."""
+    """Products of large square matrices in the passes' precision; `best` is in operations a second."""
 
     def __init__(self, compute: ComputeConfig) -> None:
         self.size, self.best = (8192 if compute.device.type == "cuda" else 2048), 0.0
@@ -402,7 +379,7 @@ class Products:
 
 
 def shares(apart: list[dict[str, float]]) -> dict[str, float]:
-    """Of an update's processor seconds, each part's share: the median of several."""
+    """Share of each part in an update's processor seconds: the median of several updates."""
     each = [{name: seconds / sum(parts.values()) for name, seconds in parts.items()} for parts in apart]
     return {name: statistics.median(parts[name] for parts in each) for name in each[0]}
 

@@ -56,7 +56,7 @@ def train(
 
     loaded = recipes.load(str(recipe), [*settings, *([f"seed={seed}"] if seed else [])])
     folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
-    start = None if init is None else packages.read(packages.find(str(init)))
+    start = None if init is None else packages.resolve(init)
     package = fit(
         loaded,
         folder,
@@ -85,8 +85,7 @@ def calibrate(
     from ratioctl.calibration.temperature import calibrate as run
 
     target = None if out is None else pathlib.Path(out)
-    chosen = model if not isinstance(model, str) and hasattr(model, "config") else str(model)
-    return run(chosen, data=data, objective=objective, out=target, device=device, download=download)  # type: ignore[arg-type]
+    return run(model, data=data, objective=objective, out=target, device=device, download=download)
 
 
 def evaluate(
@@ -282,4 +281,4 @@ def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.
     from ratioctl import package as packages
     from ratioctl.models import from_package
 
-    return from_package(packages.read(packages.find(str(model))), device)
+    return from_package(packages.resolve(model), device)

@@ -15,6 +15,7 @@ class RatioctlError(Exception):
     """
 
     exit_code: int = 1
+    headline: str = ""  # replaces "thing: reason" in the message
 
     def __init__(self, thing: object, reason: str, next_step: str = "") -> None:
         self.thing = str(thing)
@@ -23,7 +24,7 @@ class RatioctlError(Exception):
         super().__init__(self.thing, reason, next_step)
 
     def __str__(self) -> str:
-        head = f"{self.thing}: {self.reason}"
+        head = self.headline or f"{self.thing}: {self.reason}"
         head = head if head.endswith((".", "!", "?")) else head + "."
         return f"{head} {self.next_step}".rstrip()
 

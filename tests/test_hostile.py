@@ -49,7 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         said = captured.out + captured.err
         assert got == code, said
         assert "Traceback" not in said
-        assert "unexpected fault" not in said
+        assert "internal error" not in said
         return said
 
     return run
@@ -280,9 +280,9 @@ def test_a_tar_that_unfolds_is_streamed(
     """80 MiB of zeros before the image, over a limit of 1 MiB: skipped in small pieces."""
     import resource
 
-    from ratioctl import images
+    from ratioctl.images import files
 
-    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(files, "MAX_BYTES", 2**20)
     path = tmp_path / "bomb.tar.gz"
     with gzip.open(path, "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
         info = tarfile.TarInfo("zeros.png")
@@ -330,7 +330,7 @@ def test_names_in_a_config_lead_nowhere(name: str, tiny_package: Path, refused: 
     recorded = hashlib.sha256(b"mine").hexdigest()
     rewritten(tiny_package, lambda c: c["ratio"]["files"].update({name: recorded}))
     for command in ("verify", "inspect", "export"):
-        assert "which is no name of a file here" in refused(command, tiny_package)
+        assert "not a file name" in refused(command, tiny_package)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "model.onnx", "config.json"])
@@ -377,13 +377,16 @@ def safetensors(header: object, body: bytes = b"", length: int | None = None) ->
 
 ONE = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
 LIES = {
-    "header of 2^63 bytes": (safetensors({}, length=2**63), "claims a header of"),
-    "header longer than the file": (safetensors({"w": ONE}, bytes(12), length=4096), "claims a header of"),
-    "header nested 100,000 deep": (safetensors(b'{"a":' * 100_000), "nested too deeply"),
-    "tensor beyond the end": (safetensors({"w": {**ONE, "data_offsets": [0, 2**40]}}, bytes(12)), "claims"),
-    "shape that overflows": (safetensors({"w": {**ONE, "shape": [2**32, 2**32]}}, bytes(12)), "claims"),
-    "overlap": (safetensors({"w": ONE, "v": ONE}, bytes(12)), "gaps or overlaps"),
-    "hidden bytes": (safetensors({"w": ONE}, bytes(12) + b"#!/bin/sh"), "belong to no tensor"),
+    "header of 2^63 bytes": (safetensors({}, length=2**63), "header too large"),
+    "header longer than the file": (safetensors({"w": ONE}, bytes(12), length=4096), "invalid header length"),
+    "header nested 100,000 deep": (safetensors(b'{"a":' * 100_000), "recursion limit exceeded"),
+    "tensor beyond the end": (
+        safetensors({"w": {**ONE, "data_offsets": [0, 2**40]}}, bytes(12)),
+        "invalid shape",
+    ),
+    "shape that overflows": (safetensors({"w": {**ONE, "shape": [2**32, 2**32]}}, bytes(12)), "overflow"),
+    "overlap": (safetensors({"w": ONE, "v": ONE}, bytes(12)), "invalid offset for tensor"),
+    "hidden bytes": (safetensors({"w": ONE}, bytes(12) + b"#!/bin/sh"), "file not fully covered"),
     "NaN": (safetensors({"w": ONE}, np.array([0, np.nan, 1], "<f4").tobytes()), "not finite"),
     "infinity": (safetensors({"w": ONE}, np.array([0, -np.inf, 1], "<f4").tobytes()), "not finite"),
     "half NaN": (
@@ -401,7 +404,7 @@ def test_weights_that_lie_under_a_right_hash(
     rewritten(tiny_package, nothing, data)
     assert said in refused("verify", tiny_package)
     with pytest.raises(PackageError, match=said):
-        package.weights(package.read(tiny_package))
+        package.read_weights(package.read(tiny_package))
 
 
 BAD = {

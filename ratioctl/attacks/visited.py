@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.recipe import Attack
+from ratioctl.utils.seeding import seed_from_bytes
 
 LogitsOf = Callable[[Tensor], Tensor]
 
@@ -46,8 +46,8 @@ def best_visited(
 def image_generators(x: Tensor, purpose: str) -> list[torch.Generator]:
     """One generator an image, seeded by the purpose and its pixels alone."""
     pixels = x.detach().float().cpu().contiguous().numpy()
-    digests = (hashlib.sha256(purpose.encode() + b"/" + image.tobytes()).digest() for image in pixels)
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests]
+    seeds = (seed_from_bytes(purpose.encode(), b"/", image.tobytes(), bits=56) for image in pixels)
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Calibrated:
 
 
 def calibrate(
-    model: str | Path | ModelPackage,
+    model: str | os.PathLike[str] | ModelPackage,
     *,
     data: str | None = None,
     objective: Literal["ece", "nll"] | None = None,
@@ -68,7 +69,7 @@ def calibrate(
         SourceError: no data, or class folders that are no labels of the model.
         PackageError: the package cannot be read.
     """
-    package = model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
+    package = packages.resolve(model)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
     spec = recipe.calibration if recipe is not None else Calibration()
     if objective is not None:

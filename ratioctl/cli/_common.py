@@ -263,6 +263,11 @@ def _as_known(error: BaseException) -> RatioctlError:
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
         return _parser_error(error)
+    if isinstance(error, ImportError):
+        from ratioctl.utils.optional import missing_package
+
+        if (missing := missing_package(error, " ".join(["ratioctl", *_args[:1]]))) is not None:
+            return missing
     if isinstance(error, OSError) and error.errno is not None:
         from ratioctl.utils.atomic_files import DISK_ERRORS
 
@@ -275,9 +280,7 @@ def _as_known(error: BaseException) -> RatioctlError:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return RatioctlError("memory", "there is not enough of it", "Use smaller batches, or --device cpu.")
     detail = f"{type(error).__name__}: {error}".rstrip(": ")
-    return RatioctlError(
-        "unexpected fault", detail, "Please report it; RATIOCTL_DEBUG=1 shows where it happened."
-    )
+    return RatioctlError("internal error", detail, "Please report it; RATIOCTL_DEBUG=1 shows the traceback.")
 
 
 def _parser_error(error: Any) -> UsageError:
@@ -297,7 +300,10 @@ def _parser_error(error: Any) -> UsageError:
         is_option = parameter.param_type_name == "option"
         thing = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name
         if type(error).__name__ == "MissingParameter":
-            return UsageError(thing, "is missing", step)
+            kind = "option" if is_option else "argument"
+            missing = UsageError(thing, "is missing", step)
+            missing.headline = f"Missing {kind} {thing}"
+            return missing
         errors = getattr(error.__cause__, "errors", None)
         if callable(errors):
             found = errors()[0]

@@ -6,8 +6,10 @@ import csv
 import json
 import types
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from ratioctl.errors import UsageError
 from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
@@ -18,8 +20,20 @@ WORST = ("worst_case_confidence", "worst_case_is_ood")
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
 PATH_WIDTH = 40
 
+Format = Literal["table", "csv", "jsonl", "parquet"]
+_SUFFIXES: dict[str, Format] = dict.fromkeys(("", ".txt"), "table")
+_SUFFIXES |= {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Write = Callable[[Sequence["ScoreRow"]], None]
 Value = str | float | bool | None
+
+
+def format_of(output: Path | None) -> Format:
+    """The format that the name of a file asks for; a table without a file."""
+    suffix = "" if output is None else output.suffix.lower()
+    if suffix not in _SUFFIXES:
+        known = ", ".join(suffix for suffix in _SUFFIXES if suffix)
+        raise UsageError(f"--output {output}", f"unknown ending {suffix}", f"Use {known}, or give --format.")
+    return _SUFFIXES[suffix]
 
 
 def columns(labels: Sequence[str] | None, *, worst_case: bool) -> list[str]:

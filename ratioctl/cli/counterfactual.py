@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._progress import Progress
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -105,21 +105,19 @@ def counterfactual(
 
     def tell_error(path: str, error: ImageError) -> None:
         errors.append({"path": path, "error": error.reason})
-        with _above_the_bar(context):
-            context.warn(str(error))
+        progress.warn(str(error))
 
     def tell_picture(picture: counterfactuals.Picture) -> None:
         nonlocal told
         if picture.notes:
             told += 1
             if told <= _TOLD or context.verbose:
-                with _above_the_bar(context):
-                    context.note(f"{picture.path}: {'; '.join(picture.notes)}")
+                progress.note(f"{picture.path}: {'; '.join(picture.notes)}")
 
     finished = 0
     earlier = (out / report.DOCUMENT).exists()
     total = len(prepared.sources) * len(prepared.models)
-    with _progress(context, total) as callback:
+    with Progress(context, total, tenths=False) as progress:
 
         def counted() -> Iterator[Explanation]:
             nonlocal finished
@@ -129,7 +127,7 @@ def counterfactual(
                 precision=context.precision,
                 on_error=tell_error,
                 on_picture=tell_picture,
-                callback=callback,
+                callback=lambda images: progress.update(images, "searching"),
             ):
                 finished += 1
                 yield explanation
@@ -178,32 +176,3 @@ def counterfactual(
 
         webbrowser.open((out / report.PAGE).resolve().as_uri())
     return 3 if errors else None
-
-
-@contextlib.contextmanager
-def _above_the_bar(context: Context) -> Iterator[None]:
-    """What is written to stderr within goes to a line of its own; the bar is drawn again below it."""
-    if context.console.is_terminal and not context.quiet:
-        context.console.file.write("\r\x1b[2K")
-        context.console.file.flush()
-    yield
-
-
-@contextlib.contextmanager
-def _progress(context: Context, images: int) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, where that is a terminal; yields what is told the number of images done."""
-    console = context.console
-    if context.quiet or not console.is_terminal:  # a disabled bar of rich's still ends its line
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("Searching", total=images)
-        yield lambda done: bar.update(task, completed=done)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._progress import Progress, duration
 
 
 @command
@@ -91,14 +92,15 @@ def evaluate(
         from ratioctl.evaluation import run
 
         own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
-    loaded = [packages.read(packages.find(model)) for model in models or [packages.DEFAULT_MODEL]]
+    loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
     from ratioctl.report import evaluation as evaluation_report
 
     written: list[Path] = []
     try:
-        with _Progress(context) as progress:
+        with Progress(context, total=1.0) as progress:
+            events = _Events(progress)
             evaluation = run(
                 loaded,
                 data=data,
@@ -112,7 +114,7 @@ def evaluate(
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
-                callback=progress,
+                callback=events,
                 finish=lambda found: written.extend(evaluation_report.write(found, folder)),
             )
     except KeyboardInterrupt as stop:
@@ -122,7 +124,7 @@ def evaluate(
             f"Continue with: {context.typed()}",
             signum=getattr(stop, "signum", 2),
         ) from None
-    written += progress.files
+    written += events.files
     code = 3 if any(entry["unreadable"] for entry in evaluation.data) else None
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
@@ -147,53 +149,17 @@ def default_folder(names: list[str], suite: str) -> Path:
     return Path("reports") / f"{name if len(names) == 1 else 'comparison'}-{suite}"
 
 
-class _Progress:
-    """A live bar on a terminal; elsewhere a line every tenth of the work."""
+class _Events:
+    """Shows what an evaluation reports; `files` are those it has written."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.tenth = 0
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.files: list[Path] = []
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if self.context.console.is_terminal and not self.context.quiet:
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-            self.bar = Progress(
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.description}"),
-                console=self.context.console,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task("loading", total=1.0, left="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "plan":
-            self.context.note(f"This takes about {duration(event['seconds'])}.")
-            return
-        if event["event"] == "file":
+            self.progress.note(f"This takes about {duration(event['seconds'])}.")
+        elif event["event"] == "file":
             self.files.append(Path(event["path"]))
-            return
-        left = "" if event["seconds_left"] is None else f"{duration(event['seconds_left'])} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=event["share"], left=left, description=event["what"])
-        elif int(event["share"] * 10) > self.tenth:
-            self.tenth = int(event["share"] * 10)
-            self.context.note(f"{event['share']:.0%} ({event['what']}), {left}")
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "3 min", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        else:
+            self.progress.update(event["share"], event["what"], left=event["seconds_left"])

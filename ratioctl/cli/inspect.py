@@ -31,7 +31,7 @@ def inspect(
         if loaded.threshold is not None:
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
     else:
-        found = spec = package.read(package.find(model))
+        found = spec = package.resolve(model)
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}
         if found.edited:
             context.warn(f"{found.path}/config.json was edited after packaging: its recorded digest differs.")

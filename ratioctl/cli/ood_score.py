@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._progress import Progress, duration, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ratioctl.scoring.pipeline import Model
+    from ratioctl.types import ScoreRow
 
 
 @command
@@ -33,7 +36,10 @@ def ood_score(
         ),
     ] = DEFAULT_MODEL,
     threshold: Annotated[
-        str, typer.Option("--threshold", metavar="tpr95|tpr99|FLOAT", help="Below this confidence: out.")
+        str,
+        typer.Option(
+            "--threshold", metavar="tpr95|tpr99|FLOAT", help="Confidence below which an image is OOD."
+        ),
     ] = "tpr95",
     row_format: Annotated[
         Literal["table", "csv", "jsonl", "parquet"] | None,
@@ -68,14 +74,13 @@ def ood_score(
     """Flag images that are out of the model's distribution."""
     from ratioctl import package
     from ratioctl.cli import _rows
-    from ratioctl.scoring import pipeline as score
+    from ratioctl.scoring import pipeline
     from ratioctl.scoring.backends import open_model
-    from ratioctl.utils.atomic_files import partial, streaming
 
-    row_format = row_format or _format_of(output)
+    row_format = row_format or _rows.format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
-        raise UsageError("--format parquet", "is not for terminals", "Name a file with --output.")
-    started = time.monotonic()
+        raise UsageError("--format parquet", "cannot be shown on a terminal", "Name a file with --output.")
+    tally = _Tally()
     opened = open_model(
         model,
         threshold,
@@ -84,12 +89,75 @@ def ood_score(
         worst_case=worst_case,
         seed=context.seed,
     )
-    spec = opened.spec
-    limit = package.threshold(spec, threshold)
-    batches = score.batches(paths, opened, threshold=threshold, probabilities=probabilities)
-    if opened.road == "torch" and worst_case is None and context.device in ("auto", "cpu"):
-        context.note(f"{spec.name} carries no model.onnx, so torch was loaded; exporting it would be faster.")
-    own = opened.own_threshold
+    limit = package.threshold(opened.spec, threshold)
+    batches = pipeline.batches(paths, opened, threshold=threshold, probabilities=probabilities)
+    torch_unasked = worst_case is None and context.device in ("auto", "cpu")
+    _tell_model(context, opened, limit, torch_unasked=torch_unasked)
+    total = _estimate(context, opened, paths)
+    labels = opened.spec.label_names
+    names = _rows.columns(labels if probabilities else None, worst_case=worst_case is not None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(batches))
+        write = _opened_writer(stack, context, output, row_format, names, labels)
+        hidden = output is None and sys.stdout.isatty()
+        progress = stack.enter_context(Progress(context, total, hidden=hidden))
+        try:
+            for rows in batches:
+                write(rows)
+                tally.add(rows)
+                progress.update(tally.images, tally.text(total))
+        except KeyboardInterrupt as stop:
+            raise _interrupted(stop, context, tally, output) from None
+    if context.json:
+        emit_json(_summary(tally, opened, model, threshold, limit, output))
+    context.note(tally.sentence(limit, threshold if threshold in opened.spec.thresholds else None))
+    if fail_on_ood and tally.ood:
+        return 4
+    return 3 if tally.unreadable and not skip_errors else 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Tally:
+    """What has been scored since `began`."""
+
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    images: int = 0
+    ood: int = 0
+    unreadable: int = 0
+
+    def add(self, rows: Sequence[ScoreRow]) -> None:
+        self.images += len(rows)
+        self.ood += sum(row.is_ood is True for row in rows)
+        self.unreadable += sum(row.error is not None for row in rows)
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-9)
+
+    def text(self, total: int | None) -> str:
+        """For the progress bar; `total` images are expected where that is known."""
+        images = _count(self.images) if total is None else f"{self.images:,} of {total:,} images"
+        unreadable = f", {self.unreadable:,} unreadable" if self.unreadable else ""
+        return f"{images}, {self.ood:,} OOD{unreadable}"
+
+    def sentence(self, limit: float, name: str | None) -> str:
+        """For people, at the end; `limit` is the threshold, `name` what the model calls it."""
+        seconds = self.seconds()
+        return (
+            f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
+            f"{self.ood:,} out of distribution (confidence below {limit:.4g}{f', {name}' if name else ''}), "
+            f"{self.unreadable:,} could not be read."
+        )
+
+
+def _count(images: int) -> str:
+    return f"{images:,} image" if images == 1 else f"{images:,} images"
+
+
+def _tell_model(context: Context, opened: Model, limit: float, *, torch_unasked: bool) -> None:
+    """Notes about the model that a user should know before reading its rows."""
+    spec, own = opened.spec, opened.own_threshold
+    if opened.backend == "torch" and torch_unasked:
+        context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
     if own is not None and abs(own - limit) > 1e-6:
         context.note(
             f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {limit:.4g}. "
@@ -97,143 +165,71 @@ def ood_score(
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
-    names = _rows.columns(spec.label_names if probabilities else None, worst_case=worst_case is not None)
-    count = out = failed = 0
-    total = _estimate(context, opened, paths)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(batches))
-        write = None
-        if output is not None:
-            stream = stack.enter_context(streaming(output))
-        if output is not None or not context.json:
-            write, close = _rows.writer(
-                row_format, stream if output is not None else sys.stdout.buffer, names, spec.label_names
-            )
-            stack.callback(close)
-        shown = output is not None or not sys.stdout.isatty()
-        callback = stack.enter_context(_progress(context, shown=shown, total=total))
-        try:
-            for rows in batches:
-                if write is not None:
-                    write(rows)
-                count += len(rows)
-                out += sum(row.is_ood is True for row in rows)
-                failed += sum(row.error is not None for row in rows)
-                callback(count, out, failed)
-        except KeyboardInterrupt as stop:
-            held = None if output is None else partial(output)  # pipes and devices have none
-            kept = f"Their rows are in {held}. " if held is not None and held.exists() else ""
-            again = f"{kept}Start again with: {context.typed()}"
-            reason = f"stopped after {_images(count)}"
-            raise Interrupted("ood-score", reason, again, signum=getattr(stop, "signum", 2)) from None
-    seconds = time.monotonic() - started
-    if context.json:
-        emit_json(
-            {
-                "images": count,
-                "out_of_distribution": out,
-                "errors": failed,
-                "threshold": {
-                    "name": threshold if threshold in spec.thresholds else None,
-                    "confidence": limit,
-                },
-                "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
-                "road": opened.road,
-                "output": output,
-                "seconds": seconds,
-                "images_per_second": count / seconds,
-            }
-        )
-    named = f", {threshold}" if threshold in spec.thresholds else ""
-    context.note(
-        f"{_images(count)} in {seconds:.1f} s ({_pace(count / seconds)} a second): "
-        f"{out:,} out of distribution (confidence below {limit:.4g}{named}), {failed:,} could not be read."
+
+
+def _opened_writer(
+    stack: contextlib.ExitStack,
+    context: Context,
+    output: Path | None,
+    row_format: str,
+    names: Sequence[str],
+    labels: Sequence[str],
+) -> Callable[[Sequence[ScoreRow]], None]:
+    """Writes rows to `output` or stdout, closed with `stack`; discards them where --json has stdout."""
+    from ratioctl.cli import _rows
+    from ratioctl.utils.atomic_files import streaming
+
+    if output is None and context.json:
+        return lambda rows: None
+    stream = sys.stdout.buffer if output is None else stack.enter_context(streaming(output))
+    write, close = _rows.writer(row_format, stream, names, labels)
+    stack.callback(close)
+    return write
+
+
+def _interrupted(
+    stop: KeyboardInterrupt, context: Context, tally: _Tally, output: Path | None
+) -> Interrupted:
+    from ratioctl.utils.atomic_files import partial
+
+    kept = None if output is None else partial(output)  # pipes and devices have none
+    where = f"Their rows are in {kept}. " if kept is not None and kept.exists() else ""
+    step = f"{where}Start again with: {context.typed()}"
+    return Interrupted(
+        "ood-score", f"stopped after {_count(tally.images)}", step, signum=getattr(stop, "signum", 2)
     )
-    if fail_on_ood and out:
-        return 4
-    return 3 if failed and not skip_errors else 0
 
 
-def _format_of(output: Path | None) -> Literal["table", "csv", "jsonl", "parquet"]:
-    """The format that a file's name asks for: rows in scores.csv are CSV, not a table for people."""
-    suffix = "" if output is None else output.suffix.lower()
-    named: dict[str, Literal["csv", "jsonl", "parquet"]]
-    named = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-    return named.get(suffix, "table")
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" if count == 1 else f"{count:,} images"
-
-
-def _pace(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+def _summary(
+    tally: _Tally, opened: Model, model: str, threshold: str, limit: float, output: Path | None
+) -> dict[str, Any]:
+    """The document that --json prints."""
+    spec, seconds = opened.spec, tally.seconds()
+    return {
+        "images": tally.images,
+        "out_of_distribution": tally.ood,
+        "errors": tally.unreadable,
+        "threshold": {"name": threshold if threshold in spec.thresholds else None, "confidence": limit},
+        "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
+        "backend": opened.backend,
+        "road": opened.backend,  # the former name of `backend`, kept for scripts
+        "output": output,
+        "seconds": seconds,
+        "images_per_second": tally.images / seconds,
+    }
 
 
 def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
-    """Say how long the worst case of all images will take; how many they are, where that can be known."""
-    from ratioctl.cli.evaluate import duration
-    from ratioctl.scoring import pipeline as score
+    """Say how long the worst case of all images will take; their number, where that can be known."""
+    from ratioctl.scoring import pipeline
 
     if model.worst_case_pace is None or context.quiet:
         return None
     if "-" in paths:  # a list that is still being written
-        each = model.worst_case_pace(score.MAX_BATCH)
+        each = model.worst_case_pace(pipeline.MAX_BATCH)
         context.note(f"The worst case takes about {each:.2g} s an image.")
         return None
-    total = sum(1 for _ in score.items_of(paths))
+    total = sum(1 for _ in pipeline.items_of(paths))
     each = model.worst_case_pace(total)
-    context.note(f"This takes about {duration(total * each)}: {_images(total)}, {each:.2g} s each.")
+    context.note(f"This takes about {duration(total * each)}: {_count(total)}, {each:.2g} s each.")
     return total
-
-
-@contextlib.contextmanager
-def _progress(
-    context: Context, *, shown: bool, total: int | None = None
-) -> Iterator[Callable[[int, int, int], None]]:
-    """Calls of the yielded function (images, flagged, unreadable) move a line on a terminal's stderr.
-
-    Elsewhere they say something every tenth of the work where its `total` is known: it is long then.
-    """
-    from ratioctl.cli.evaluate import duration
-
-    began = time.monotonic()
-    of = "" if total is None else f" of {total:,}"
-
-    def left(count: int) -> str:
-        if total is None or not count:
-            return ""
-        return f", {duration((time.monotonic() - began) * max(total - count, 0) / count)} left"
-
-    if context.quiet or not shown or not sys.stderr.isatty():
-        tenth = 0
-
-        def tell(count: int, out: int, failed: int) -> None:
-            nonlocal tenth
-            if total is not None and shown and tenth < 10 * count // total < 10:
-                tenth = 10 * count // total
-                context.note(f"{count / total:.0%} ({count:,}{of} images, {out:,} out){left(count)}")
-
-        yield tell
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=context.console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("listing images")
-
-        def move(count: int, out: int, failed: int) -> None:
-            pace = count / max(time.monotonic() - began, 1e-9)
-            number = _images(count) if total is None else f"{count:,}{of} images"
-            pace_left = f"{_pace(pace)} a second{left(count)}"
-            bar.update(
-                task,
-                description=f"{number}, {out:,} out, {failed:,} unreadable, {pace_left}",
-            )
-
-        yield move

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ratioctl.cli._common import Context, Download, command, emit_json
+from ratioctl.cli._progress import Progress
 from ratioctl.errors import DiskError, Interrupted
 
 
@@ -44,7 +45,7 @@ def train(
 
     from ratioctl import package as packages
 
-    start = None if init is None else packages.read(packages.find(init))
+    start = None if init is None else packages.resolve(init)
 
     from ratioctl.calibration.temperature import calibrate
     from ratioctl.training.loop import fit
@@ -52,7 +53,8 @@ def train(
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     line = f"Continue with: {context.typed('--resume')}"
     try:
-        with _Progress(context) as progress:
+        with Progress(context, tenths=False) as progress:
+            events = _Events(progress)
             package = fit(
                 loaded,
                 folder,
@@ -61,7 +63,7 @@ def train(
                 device=context.device,
                 precision=context.precision,
                 download=download,
-                callback=progress,
+                callback=events,
             )
         found = calibrate(package, device=context.device, download=download)
     except Interrupted as stop:
@@ -79,14 +81,14 @@ def train(
                 "package": str(found.package.path),
                 "digest": found.package.digest,
                 "recipe_digest": loaded.digest,
-                "validation": progress.last,
+                "validation": events.last,
                 "calibration": found.package.config["ratio"]["calibration"],
                 "temperature": found.temperature,
                 "thresholds": found.thresholds,
             }
         )
         return None
-    last = progress.last
+    last = events.last
     context.out.print(f"Package: {found.package.path} (digest {found.package.digest[:12]})")
     if "validation.clean" in last:
         attacked = f", attacked {last['validation.attacked']:.1%}" if "validation.attacked" in last else ""
@@ -99,72 +101,48 @@ def train(
     return None
 
 
-class _Progress:
-    """A live bar on a terminal; elsewhere one line per validation."""
+class _Events:
+    """Shows what `training.loop.fit` reports; `last` is the last validation."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.last: dict[str, Any] = {}
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if self.context.console.is_terminal and not self.context.quiet:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("epoch {task.fields[epoch]:.1f}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[pace]:.0f} img/s  loss {task.fields[loss]:.3f}"),
-                console=self.context.console,
-            )
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             self._leaks(event)
-            return
-        if event["event"] == "validation":
+        elif event["event"] == "validation":
             self.last = {k: v for k, v in event.items() if k != "event"}
             parts = [f"clean {event['validation.clean']:.1%}"]
             if "validation.attacked" in event:
                 parts.append(f"attacked {event['validation.attacked']:.1%}")
             if "validation.out_confidence" in event:
-                parts.append(f"mean confidence on out-images {event['validation.out_confidence']:.3f}")
+                parts.append(f"mean confidence on OOD images {event['validation.out_confidence']:.3f}")
             at = f"epoch {event['epoch']:.1f} ({event['update']}/{event['updates']})"
-            self.context.note(f"{at}: held out {', '.join(parts)}")
-            return
-        if self.bar is None:
-            return
-        fields = {"epoch": event["epoch"], "pace": event["images_per_s"], "loss": event["total"]}
-        if self.task is None:
-            self.task = self.bar.add_task("train", total=event["updates"], **fields)
-        self.bar.update(self.task, completed=event["update"], **fields)
+            self.progress.note(f"{at}: held out {', '.join(parts)}")
+        else:
+            pace = f"{event['images_per_s']:.0f} images/s, loss {event['total']:.3f}"
+            self.progress.update(
+                event["update"], f"epoch {event['epoch']:.1f}, {pace}", total=event["updates"]
+            )
 
     def _leaks(self, event: dict[str, Any]) -> None:
         held = event["held_out"]
         exact, near = event.get("outside.exact", 0), event.get("outside.near", 0)
         if exact or near:
-            self.context.warn(
+            self.progress.warn(
                 f"leak check: of {held} held-out images {exact} stand in the out-distribution exactly "
                 f"and {near} nearly; remove them there, or their class with data.exclude"
             )
         if event["train.exact"]:
-            self.context.warn(
+            self.progress.warn(
                 f"leak check: {event['train.exact']} of {held} held-out images are also trained on"
             )
         if event.get("init"):
-            self.context.warn(
+            self.progress.warn(
                 f"leak check: the model of --init was trained on another split of the same images, so it may "
                 f"know the {held} held-out ones, and selection and calibration will be too hopeful; give the "
                 "seed and data.validation of its recipe"
             )
         if not (exact or near or event["train.exact"] or event.get("init")):
-            self.context.note(f"Leak check: none of {held} held-out images stands in the training data")
+            self.progress.note(f"Leak check: none of {held} held-out images stands in the training data")

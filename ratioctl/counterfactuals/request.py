@@ -150,7 +150,7 @@ def prepare(
         raise UsageError("--model", "names no model", "See `ratioctl models`.")
     models, warnings = [], []
     for name in names:
-        spec = package.read(package.find(os.fspath(name)))
+        spec = package.resolve(name)
         channels, height, width = spec.input_size
         if height != width:
             raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")

@@ -8,7 +8,6 @@ batches (`run_searches`) and each is still written from top to bottom.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from ratioctl import recipe
 from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
 from ratioctl.types import Counterfactual, Target
+from ratioctl.utils.seeding import seed_from_bytes
 
 FLIP_RADII = 6  # radii of a flip search
 FLIP_SHARE = 10  # its steps are the ladder's over this
@@ -262,7 +262,7 @@ def run_searches(searches: Sequence[TargetSearch], search: Searcher, scores: Sco
 def seed_of(seed: int, pixels: np.ndarray, target: str, eps: float) -> int:
     """The seed of one search: depends on what is searched, not on its place in the request."""
     text = f"{seed}\n{pixels_of.pixels_sha256(pixels)}\n{target}\n{float(eps)!r}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return seed_from_bytes(text.encode())
 
 
 def norm_key(p: float) -> str:

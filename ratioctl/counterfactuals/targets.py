@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ratioctl.errors import UsageError
 from ratioctl.package import Spec
+from ratioctl.utils.suggest import nearest
 
 KEYWORDS = ("predicted", "second", "all")
 
@@ -53,8 +53,8 @@ def _label(name: str, labels: Sequence[str]) -> str | None:
 def _unknown_class(name: str, spec: Spec) -> UsageError:
     labels = spec.label_names
     folded = {label.casefold(): label for label in (*labels, *KEYWORDS)}
-    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
-    hint = f'Did you mean "{folded[near[0]]}"? ' if near else ""
+    near = nearest(name.casefold(), folded, cutoff=0.5)
+    hint = f'Did you mean "{folded[near]}"? ' if near else ""
     shown = ", ".join(labels[:60]) + (f" and {len(labels) - 60} more" if len(labels) > 60 else "")
     reason = f"{spec.name} has no such class" if name else "a class name is missing"
     if name.isdecimal():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 
 from ratioctl import images
 from ratioctl.errors import SourceError
+from ratioctl.utils.suggest import did_you_mean
 
 # Named sets of torchvision: class, whether the split is an argument called `split` (else `train=`).
 _TORCHVISION = {
@@ -117,9 +117,8 @@ def load_labelled(
     known = {name: k for k, name in enumerate(label_names)}
     unknown = [name for name in loaded.label_names if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], list(known), n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"the model knows {', '.join(label_names)}."
-        raise SourceError(source, f'its class "{unknown[0]}" is no label of the model', hint.capitalize())
+        hint = did_you_mean(unknown[0], known) or f"The model knows {', '.join(label_names)}."
+        raise SourceError(source, f'its class "{unknown[0]}" is no label of the model', hint)
     table = np.array([known[name] for name in loaded.label_names], dtype=np.int64)
     labels = table[loaded.labels] if len(table) else loaded.labels
     return dataclasses.replace(loaded, labels=labels, label_names=tuple(label_names))

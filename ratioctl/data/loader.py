@@ -18,6 +18,7 @@ from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
 from ratioctl.recipe import Augment, Recipe
+from ratioctl.utils.seeding import seed_from_key
 
 _IN, _OUT = 1, 2  # streams of random numbers
 
@@ -185,14 +186,9 @@ def _view(
     pixels: np.ndarray, spec: Augment, key: tuple[int, ...], fill: Tensor, device: torch.device | str
 ) -> Tensor:
     x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
-    generator = torch.Generator(device=device).manual_seed(seed_of(*key))
+    generator = torch.Generator(device=device).manual_seed(seed_from_key(*key))
     x = augment(x.contiguous(), spec, generator, fill)
     return x.to(memory_format=torch.channels_last).float().div_(255)
-
-
-def seed_of(*key: int) -> int:
-    """A 63-bit seed from a key of integers; close keys give unrelated seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def stream(

@@ -126,7 +126,7 @@ def run(
 
 
 def _package(model: str | Path | ModelPackage) -> ModelPackage:
-    return model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
+    return packages.resolve(model)
 
 
 def _sets(

@@ -106,10 +106,7 @@ def run(
     named = out_distribution.named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
-    loaded = [
-        model if isinstance(model, ModelPackage) else packages.read(packages.find(str(model)))
-        for model in (models or (packages.DEFAULT_MODEL,))
-    ]
+    loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     for package in loaded if write else ():
         if not os.access(package.path, os.W_OK):
             raise OutputError(

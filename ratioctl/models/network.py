@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.resnet import DEPTHS, resnet
 from ratioctl.models.wideresnet import WideResNet
-from ratioctl.package import ModelPackage
-from ratioctl.package import weights as package_weights
+from ratioctl.package import ModelPackage, read_weights
+from ratioctl.utils.suggest import did_you_mean
 
 
 class Classifier(nn.Module):
@@ -89,18 +88,17 @@ def _network(architecture: str, num_classes: int, channels: int, options: dict[s
         return _torchvision(name, num_classes, channels)
     if library == "timm" and name:
         return _timm(name, num_classes, channels)
-    near = difflib.get_close_matches(architecture, architectures(), n=1)
-    hint = f'Did you mean "{near[0]}"? ' if near else ""
+    hint = did_you_mean(architecture, architectures())
     known = ", ".join([*architectures(), "torchvision:NAME", "timm:NAME"])
-    raise UsageError(architecture, "unknown architecture", f"{hint}Known: {known}.")
+    raise UsageError(architecture, "unknown architecture", f"{hint} Known: {known}.".lstrip())
 
 
 def _torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
     import torchvision.models as models
 
     if name not in models.list_models(module=models):
-        near = difflib.get_close_matches(name, models.list_models(module=models), n=1)
-        hint = f'Did you mean "torchvision:{near[0]}"?' if near else "See torchvision.models.list_models()."
+        hint = did_you_mean(name, models.list_models(module=models), prefix="torchvision:")
+        hint = hint or "See torchvision.models.list_models()."
         raise UsageError(f"torchvision:{name}", "torchvision has no such classification model", hint)
     network = models.get_model(name, weights=None, num_classes=num_classes)
     if channels != 3:
@@ -114,8 +112,7 @@ def _timm(name: str, num_classes: int, channels: int) -> nn.Module:
     except ImportError:
         raise UsageError(f"timm:{name}", "timm is not installed", "Install it: pip install timm.") from None
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f'Did you mean "timm:{near[0]}"?' if near else "See timm.list_models()."
+        hint = did_you_mean(name, timm.list_models(), prefix="timm:") or "See timm.list_models()."
         raise UsageError(f"timm:{name}", "timm has no such model", hint)
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
 
@@ -129,7 +126,7 @@ def from_package(package: ModelPackage, device: torch.device | str = "cpu") -> C
     config = package.config
     cfg = config["pretrained_cfg"]
     options = dict(config.get("architecture_options") or {})
-    weights = package_weights(package)
+    weights = read_weights(package)
     try:
         # Ours first without memory: a config may ask for more than there is. Libraries' have no options.
         for kind in ("cpu",) if ":" in package.architecture else ("meta", "cpu"):

@@ -151,7 +151,7 @@ def export(
         OutputError, DiskError: it cannot be written there.
         RatioctlError: the file does not agree with torch; nothing is written then.
     """
-    package = model if isinstance(model, ModelPackage) else packages.read(packages.find(os.fspath(model)))
+    package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
     if data is not None and not int8:
         raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")

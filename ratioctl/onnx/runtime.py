@@ -10,12 +10,12 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, find, parse_config, parse_document, read
+from ratioctl.package import ModelPackage, Spec, parse_config, parse_document, resolve
 from ratioctl.utils import resources
 
 EXPORT = "Export it again with `ratioctl export`."
@@ -142,12 +142,20 @@ def load(
     )
 
 
+def is_onnx_file(model: str | os.PathLike[str] | ModelPackage) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether `model` names an exported file rather than a package."""
+    return (
+        not isinstance(model, ModelPackage)
+        and os.fspath(model).endswith(".onnx")
+        and not Path(model).is_dir()
+    )
+
+
 def _file(model: str | os.PathLike[str] | ModelPackage) -> tuple[Path, ModelPackage | None]:
     """The file, and the package that carries it, where it is in one."""
-    if not isinstance(model, ModelPackage):
-        if os.fspath(model).endswith(".onnx") and not Path(model).is_dir():
-            return Path(model), None
-        model = read(find(model))
+    if is_onnx_file(model):
+        return Path(model), None
+    model = resolve(model)
     if model.onnx_path is None:
         raise PackageError(model.path, "carries no model.onnx", "`ratioctl export` makes one.")
     return model.onnx_path, model

@@ -1,9 +1,9 @@
-"""Detached signatures of packages, so that a pipeline can refuse a model that its owner did not release.
+"""Detached signatures of packages: a pipeline can refuse a model that its owner did not release.
 
 `config.json.minisig` beside `config.json` is a signature in minisign's format (Ed25519 over BLAKE2b-512) that
-other programs check as well: `minisign -V -p release.pub -m config.json`. It covers every byte of that file,
-which names every other one with its SHA-256: whoever changes a weight, a threshold, a metric or the card has
-to sign again. Needs the extra `ratioctl[sign]` (py-minisign, on top of cryptography).
+other programs verify as well: `minisign -V -p release.pub -m config.json`. It covers every byte of that file,
+which lists every other file with its SHA-256: a changed weight, threshold, metric or card needs a new
+signature. Requires the extra `ratioctl[sign]` (py-minisign, on top of cryptography).
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ratioctl import package
 from ratioctl.errors import OutputError, PackageError, UsageError
+from ratioctl.package import config, store
 from ratioctl.utils.atomic_files import lock, make_folder, sync_folder, write_file, writing
 from ratioctl.utils.text import safe_text
 
 SIGNATURE = "config.json.minisig"
 MAX_BYTES = 64 * 2**10  # of a key or a signature; honest ones have some hundred
-SIGN_AGAIN = "If the change was meant, let its owner sign it again (`ratioctl sign`); else get it again."
+SIGN_AGAIN = (
+    "If the change was intended, have its owner sign it again (`ratioctl sign`); else get the package again."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signed:
-    """A signature that holds.
+    """A valid signature.
 
     Attributes:
-        path: the signature's file.
-        key_id: of the key that made it, as minisign prints it: 16 hexadecimal digits.
-        comment: the trusted comment, which the signature covers too.
+        path: the signature file.
+        key_id: of the signing key, as minisign prints it: 16 hexadecimal digits.
+        comment: the trusted comment, which the signature covers as well.
     """
 
     path: Path
@@ -44,24 +46,24 @@ class Signed:
 
 
 def new_key(stem: Path, password: str | None = None) -> tuple[Path, Path]:
-    """Make a key pair: `stem`.key, readable by its owner alone, and `stem`.pub for everybody.
+    """Create a key pair: `stem`.key, readable only by its owner, and `stem`.pub, to be published.
 
     Args:
-        password: encrypts the secret key (scrypt); None leaves it plain, for machines that sign alone.
+        password: encrypts the secret key (scrypt); None leaves it unencrypted, for unattended signing.
 
     Raises:
-        UsageError: a name that ends in no file's; OutputError: one of the files exists.
-        OutputError, DiskError: they cannot be written; what was begun is removed.
+        UsageError: the path has no file name.
+        OutputError, DiskError: a file exists already or cannot be written; partial files are removed.
     """
     if not stem.name:
-        raise UsageError(
-            stem, "is no name of a file", "For example: release, for release.key and release.pub."
-        )
+        raise UsageError(stem, "is not a file name", "For example: release, for release.key and release.pub.")
     minisign = _minisign()
     secret, public = stem.with_name(stem.name + ".key"), stem.with_name(stem.name + ".pub")
     for path in (secret, public):
         if os.path.lexists(path):
-            raise OutputError(path, "exists already, and a key that is lost is lost", "Take another name.")
+            raise OutputError(
+                path, "exists already, and a replaced key cannot be recovered", "Choose another name."
+            )
     pair = minisign.KeyPair.generate()
     if password:
         pair.secret_key.encrypt(password)
@@ -87,11 +89,11 @@ def is_encrypted(key: Path) -> bool:
 
 
 def sign(folder: Path, key: Path, password: str | None = None) -> Signed:
-    """Sign a package that is sound, in place of whatever signature it has.
+    """Sign a package without faults, replacing its signature if it has one.
 
     Raises:
-        PackageError: a file is not what was packaged, or lies there without being named in `config.json`.
-        UsageError: no secret key in minisign's format, or the wrong password.
+        PackageError: a file differs from its recorded hash, or is not listed in `config.json`.
+        UsageError: not a secret key in minisign's format, or the wrong password.
         OutputError, DiskError: the signature cannot be written.
     """
     secret = _secret_key(key)
@@ -104,7 +106,7 @@ def sign(folder: Path, key: Path, password: str | None = None) -> Signed:
             raise UsageError(key, "the password is wrong", "Try again.") from None
     with writing(folder), lock(folder):
         raw = _sound(folder)
-        digest = package.read(folder, verify=False).digest
+        digest = store.read(folder, verify=False).digest
         comment = f"timestamp:{int(time.time())}\tfile:config.json\tdigest:{digest}"
         signature = secret.sign(raw, trusted_comment=comment)
         write_file(folder / SIGNATURE, bytes(signature) + b"\n")
@@ -112,14 +114,14 @@ def sign(folder: Path, key: Path, password: str | None = None) -> Signed:
 
 
 def verify(folder: Path, keys: Sequence[str | os.PathLike[str]]) -> Signed:
-    """Check that one of `keys` signed this package and that every file is the one that was signed.
+    """Check that one of `keys` signed this package and that every file is unchanged since.
 
     Args:
-        keys: public keys, each a file or the key itself ("RW..."); one that fits is enough.
+        keys: public keys, each a file or the key itself ("RW..."); one match is enough.
 
     Raises:
-        PackageError: not signed, signed by another key, changed since, or holding files nobody signed.
-        UsageError: a key that is none.
+        PackageError: not signed, signed by another key, changed since, or containing unsigned files.
+        UsageError: not a public key.
     """
     known = {_key_id(key): key for key in map(_public_key, keys)}
     path = folder / SIGNATURE
@@ -128,12 +130,12 @@ def verify(folder: Path, keys: Sequence[str | os.PathLike[str]]) -> Signed:
         signature = _minisign().Signature.from_bytes(_read(path))
     except FileNotFoundError:
         raise PackageError(
-            folder, f"is not signed: there is no {SIGNATURE}", "Let its owner sign it: `ratioctl sign`."
+            folder, f"is not signed: there is no {SIGNATURE}", "Have its owner sign it: `ratioctl sign`."
         ) from None
     except OSError as error:
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
     except ValueError as error:
-        raise PackageError(path, f"is no signature of minisign's format ({error})", SIGN_AGAIN) from None
+        raise PackageError(path, f"is not a signature in minisign's format ({error})", SIGN_AGAIN) from None
     made_by = _key_id(signature)
     if made_by not in known:
         trusted = ", ".join(known)
@@ -144,39 +146,39 @@ def verify(folder: Path, keys: Sequence[str | os.PathLike[str]]) -> Signed:
         known[made_by].verify(raw, signature)
     except ValueError:
         raise PackageError(
-            folder, f"its signature does not hold: config.json or {SIGNATURE} was changed", SIGN_AGAIN
+            folder, f"its signature is not valid: config.json or {SIGNATURE} was changed", SIGN_AGAIN
         ) from None
     if _sound(folder) != raw:
         raise PackageError(folder, "changed while it was being verified", "Try again.")
     return Signed(path=path, key_id=made_by, comment=signature.trusted_comment)
 
 
-def strangers(folder: Path, named: Sequence[str]) -> list[str]:
-    """What lies in a package without a hash in `config.json` to cover it; hidden names are left out."""
+def unlisted(folder: Path, named: Sequence[str]) -> list[str]:
+    """Files of a package that `config.json` does not list and no hash covers; hidden ones are ignored."""
     known = {*named, "config.json", SIGNATURE}
     return sorted(name for name in os.listdir(folder) if name not in known and not name.startswith("."))
 
 
 def _sound(folder: Path) -> bytes:
-    """The bytes of config.json of a package in which nothing is wrong and everything is named."""
+    """The bytes of config.json of a package without faults and without unlisted files."""
     raw = _config(folder)
-    findings = package.check(folder)
+    findings = store.check(folder)
     for name, fault in findings:
         if fault is not None:
             raise PackageError(folder / name, fault, "Get the package again.")
-    if unknown := strangers(folder, [name for name, _ in findings]):
+    if unknown := unlisted(folder, [name for name, _ in findings]):
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        reason = f"holds {safe_text(unknown[0])}{more}, which config.json does not name, so no hash covers it"
+        reason = f"holds {safe_text(unknown[0])}{more}, which config.json does not list, so no hash covers it"
         raise PackageError(folder, reason, "Remove it.")
     if _config(folder) != raw:
-        raise PackageError(folder, "is being changed", "Try again.")
+        raise PackageError(folder, "is being changed by another process", "Try again.")
     return raw
 
 
 def _config(folder: Path) -> bytes:
     path = folder / "config.json"
     try:
-        return _read(path, package.MAX_CONFIG_BYTES)
+        return _read(path, config.MAX_CONFIG_BYTES)
     except OSError as error:
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
     except ValueError as error:
@@ -184,7 +186,7 @@ def _config(folder: Path) -> bytes:
 
 
 def _read(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The bytes of a plain file of at most `most`. Raises OSError or ValueError."""
+    """Contents of a plain file of at most `most` bytes. Raises OSError or ValueError."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("is not a plain file")
     with path.open("rb") as stream:
@@ -195,7 +197,7 @@ def _read(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def _key_id(value: Any) -> str:
-    """minisign's name of the key that is, or made, `value`: its eight bytes as a little-endian number."""
+    """minisign's id of a key, or of a signature's key: eight bytes as a little-endian number."""
     raw = bytes(value).splitlines()[1]  # algorithm (2 bytes), key id (8), key or signature
     return base64.b64decode(raw)[2:10][::-1].hex().upper()
 
@@ -223,7 +225,7 @@ def _key_errors(key: str | os.PathLike[str], kind: str) -> Iterator[None]:
         raise UsageError(key, f"cannot be read: {error.strerror}", f"Name the file of a {kind}.") from None
     except ValueError as error:
         raise UsageError(
-            key, f"is no {kind} of minisign's format ({error})", "See `ratioctl sign`."
+            key, f"is not a {kind} in minisign's format ({error})", "See `ratioctl sign`."
         ) from None
 
 

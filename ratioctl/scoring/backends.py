@@ -34,8 +34,6 @@ def open_model(
 
     A threshold that the model does not have is refused before torch is loaded.
     """
-    import os
-
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
     from ratioctl.onnx import runtime
@@ -44,27 +42,24 @@ def open_model(
     if worst_case is not None and not 0 < worst_case < float("inf"):
         raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number above 0.")
     gpu = device.startswith("cuda")
-    if isinstance(model, packages.ModelPackage):
-        found = model
-    else:
-        if os.fspath(model).endswith(".onnx") and not os.path.isdir(model):
-            if worst_case is not None:
-                step = "Give the package it was exported from."
-                raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-            # One thread each: `score` predicts several batches at once.
-            alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-            return Model(
-                spec=alone.spec,
-                predict=alone.predict,
-                road="onnx",
-                parallel=True,
-                own_threshold=alone.threshold,
-            )
-        found = packages.read(packages.find(model))
+    if runtime.is_onnx_file(model):
+        if worst_case is not None:
+            step = "Give the package it was exported from."
+            raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
+        # One thread each: `score` predicts several batches at once.
+        alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
+        return Model(
+            spec=alone.spec,
+            predict=alone.predict,
+            backend="onnx",
+            parallel=True,
+            own_threshold=alone.threshold,
+        )
+    found = packages.resolve(model)
     packages.threshold(found, threshold)
     if found.onnx_path is not None and worst_case is None and not gpu:
         inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, road="onnx", parallel=True)
+        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
@@ -85,7 +80,7 @@ def open_model(
     return Model(
         spec=found,
         predict=predict,
-        road="torch",
+        backend="torch",
         parallel=False,
         worst_case=attacked,
         worst_case_pace=pace,

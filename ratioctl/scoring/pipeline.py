@@ -13,8 +13,6 @@ import contextlib
 import dataclasses
 import os
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import BinaryIO, Literal
 
@@ -25,6 +23,7 @@ from ratioctl.errors import ImageError, PackageError, SourceError, UsageError
 from ratioctl.package import Spec
 from ratioctl.types import ScoreRow
 from ratioctl.utils import resources
+from ratioctl.utils.ordered_pool import map_batches
 
 MAX_BATCH = 32
 # Images of one batch, in pixels: bounds the network's activations, which every worker holds once.
@@ -40,7 +39,7 @@ class Model:
     Attributes:
         spec: labels, input size, temperature, thresholds.
         predict: uint8 (N, H, W, C) -> logits (N, K) before temperature, each image on its own.
-        road: what computes, for the summary.
+        backend: what computes, for the summary.
         parallel: `predict` may run in several threads at once, each on one processor.
         worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
         worst_case_pace: measures how many seconds `worst_case` takes for each of so many images.
@@ -49,7 +48,7 @@ class Model:
 
     spec: Spec
     predict: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
-    road: Literal["onnx", "torch"]
+    backend: Literal["onnx", "torch"]
     parallel: bool
     worst_case: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(default=None, repr=False)
     worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
@@ -113,7 +112,15 @@ def batches(
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
         return rows_of(batch, model, threshold=limit, probabilities=probabilities)
 
-    return _in_order(items, work, batch=batch_size(height), workers=workers or resources.processors())
+    return map_batches(
+        items,
+        work,
+        batch=batch_size(height),
+        workers=workers or resources.processors(),
+        weigh=_bytes_of,
+        max_weight=MAX_WAITING_BYTES,
+        name="score",
+    )
 
 
 def batch_size(size: int) -> int:
@@ -268,102 +275,6 @@ def _attacked(
     # The clean image lies in the ball, so it is a candidate too.
     worst: list[float | None] = np.maximum(model.worst_case(pixels), confidences).tolist()
     return worst
-
-
-# --- the pipe -----------------------------------------------------------------------------------------------
-
-
-def _in_order(
-    items: Iterator[images.Item | Unreadable],
-    work: Callable[[Sequence[images.Item | Unreadable]], list[ScoreRow]],
-    *,
-    batch: int,
-    workers: int,
-) -> Generator[list[ScoreRow], None, None]:
-    """`work` over batches of items in `workers` threads, results in the order of the items.
-
-    One more thread lists the items. Threads start with the first `next` and end with the generator; one that
-    still waits for a list on stdin then is left to the end of the process.
-    """
-    lock = threading.Lock()
-    space, filled, finished = (threading.Condition(lock) for _ in range(3))
-    waiting: deque[images.Item | Unreadable] = deque()
-    results: dict[int, list[ScoreRow] | BaseException] = {}
-    held = taken = given = 0  # bytes that wait; batches begun; batches handed out
-    ended = stopped = False
-    failure: BaseException | None = None
-
-    def feed() -> None:
-        nonlocal held, ended, failure
-        try:
-            for item in items:
-                with lock:
-                    while not stopped and (len(waiting) >= 2 * batch * workers or held > MAX_WAITING_BYTES):
-                        space.wait()
-                    if stopped:
-                        return
-                    waiting.append(item)
-                    held += _bytes_of(item)
-                    filled.notify()
-        except BaseException as error:
-            failure = error
-        finally:
-            with lock:
-                ended = True
-                filled.notify_all()
-                finished.notify()
-
-    def serve() -> None:
-        nonlocal held, taken
-        while True:
-            with lock:
-                # At most some batches ahead of the reader, who may be slow or gone.
-                while not stopped and (taken - given > 2 * workers or not (waiting or ended)):
-                    filled.wait()
-                if stopped or not waiting:
-                    return
-                mine = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-                held -= sum(map(_bytes_of, mine))
-                number, taken = taken, taken + 1
-                space.notify()
-                if waiting:
-                    filled.notify()
-            result: list[ScoreRow] | BaseException
-            try:
-                result = work(mine)
-            except BaseException as error:
-                result = error
-            del mine
-            with lock:
-                results[number] = result
-                finished.notify()
-
-    threads = [threading.Thread(target=serve, daemon=True, name=f"score-{k}") for k in range(workers)]
-    threading.Thread(target=feed, daemon=True, name="score-walk").start()
-    for thread in threads:
-        thread.start()
-    try:
-        while True:
-            with lock:
-                while given not in results and not (ended and not waiting and given == taken):
-                    finished.wait()
-                if given not in results:
-                    break
-                result = results.pop(given)
-                given += 1
-                filled.notify_all()
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-        if failure is not None:
-            raise failure
-    finally:
-        with lock:
-            stopped = True
-            for condition in (space, filled):
-                condition.notify_all()
-        for thread in threads:
-            thread.join()
 
 
 def _bytes_of(item: images.Item | Unreadable) -> int:

@@ -43,6 +43,7 @@ from ratioctl.training.schedule import (
     validation_updates,
 )
 from ratioctl.utils import atomic_files as files
+from ratioctl.utils.seeding import seed_from_key
 
 Callback = Callable[[dict[str, Any]], None]
 _NAN_EVERY = 20  # updates between checks of the loss; each check waits for the device
@@ -173,7 +174,7 @@ def _train(run: _Run, state: State) -> None:
         objective, shrink = schedule_attacks(recipe, epoch)
         for group in sgd.param_groups:
             group["lr"] = learning_rate(recipe, epoch)
-        generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, state.update, 3))
+        generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, state.update, 3))
         nets.sync_folded(eval_net, model)
         model.train()
         named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
@@ -308,7 +309,7 @@ def _validate(
         with torch.no_grad():
             clean += int((logits_of(x).argmax(1) == y).sum())
         if attack is not None:
-            generator = torch.Generator(compute.device).manual_seed(loader.seed_of(recipe.seed, start, 5))
+            generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, start, 5))
             found = perturb(logits_of, x, goals.margin(y), attack, generator=generator)
             robust += int((found.value <= 0).sum())
     result = {"validation.clean": clean / count, "validation.n": float(count)}
@@ -342,7 +343,7 @@ def _initial_state(
     compute: ComputeConfig,
 ) -> State:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.manual_seed(loader.seed_of(recipe.seed, 0))
+        torch.manual_seed(seed_from_key(recipe.seed, 0))
         model = nets.build(
             recipe.model.architecture,
             num_classes=len(train.label_names),
@@ -358,7 +359,7 @@ def _initial_state(
                 "its labels are not those of the training data",
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
-        nets.load_weights(model, packages.weights(init), where=f"--init {init.name}")
+        nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
     model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None
     if recipe.optim.ema is not None:

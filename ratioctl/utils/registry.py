@@ -12,12 +12,13 @@ from the source; `get` imports the module.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from ratioctl.utils.suggest import nearest
 
 T = TypeVar("T")
 
@@ -59,8 +60,8 @@ class Registry(Generic[T]):
         """`name` itself. Raises ValueError for an unknown one, with the closest known name."""
         if name in self._options:
             return name
-        near = difflib.get_close_matches(name, self._options, n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        near = nearest(name, self._options)
+        hint = f'; did you mean "{near}"?' if near else ""
         known = ", ".join(f'"{one}"' for one in self._options)
         raise ValueError(f'unknown {self.kind} "{name}"{hint} (known: {known})')
 

@@ -1,18 +1,35 @@
-"""Text from outside (names, labels, paths, findings of others), made fit to show. Open to every room."""
+"""Text from outside (names, labels, paths, messages of libraries), made safe to show and to compare."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 
 def safe_text(text: object) -> str:
-    """`text` with everything a terminal could obey written out: control characters, escape codes,
+    """`text` with everything a terminal could interpret escaped: control characters, escape codes,
     direction marks, line separators and lone surrogates become `\\x1b`, `\\u202e` and the like.
     """
     return "".join(
         ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in str(text)
     )
+
+
+def shown(name: str | bytes | os.PathLike[str]) -> str:
+    r"""A file name that is safe in a message: invalid UTF-8 as `\xff`, control characters as `\n`, `\x1b`."""
+    return safe_text(readable(os.fspath(name)))
+
+
+def readable(name: str | bytes) -> str:
+    r"""`name` as valid Unicode; bytes that are not UTF-8 become `\xff`. Nothing else changes."""
+    if isinstance(name, str):
+        surrogates = [c for c in name if 0xD800 <= ord(c) <= 0xDFFF]
+        if not surrogates:
+            return name
+        escaped_bytes = all(0xDC80 <= ord(c) <= 0xDCFF for c in surrogates)
+        name = name.encode("utf-8", "surrogateescape" if escaped_bytes else "replace")
+    return name.decode("utf-8", "backslashreplace")
 
 
 _FINDINGS = {

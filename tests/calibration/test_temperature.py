@@ -119,7 +119,7 @@ def test_doubts_are_told(package: ModelPackage, tmp_path: Path) -> None:
     found = calibrate(copy_of(package, tmp_path / "model"))
     assert any("216 held-out images" in w for w in found.warnings)
     ends = packages.portable_config(package)
-    arrays = {k: v * (1e-3 if k == "linear.weight" else 1) for k, v in packages.weights(package).items()}
+    arrays = {k: v * (1e-3 if k == "linear.weight" else 1) for k, v in packages.read_weights(package).items()}
     arrays["linear.bias"] = arrays["linear.bias"] * 1e-3
     flat = packages.write(tmp_path / "flat", config=ends, weights=arrays, recipe_text=package.recipe_text)
     assert any("end of the grid" in w for w in calibrate(flat).warnings)

@@ -13,7 +13,8 @@ import pytest
 
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.cli import main
-from ratioctl.cli.evaluate import default_folder, duration
+from ratioctl.cli._progress import duration
+from ratioctl.cli.evaluate import default_folder
 from ratioctl.evaluation import SUITES, Suite
 
 TINY = Suite(

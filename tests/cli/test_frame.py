@@ -141,8 +141,8 @@ def test_wrong_usage_exits_with_2(line: list[str], said: str, capsys: pytest.Cap
             "counterfactual a J --target b --steps 0",
             "--steps 0: must be at least 1. See `ratioctl counterfactual --help`.",
         ),
-        ("counterfactual J a", "--target: is missing. See `ratioctl counterfactual --help`."),
-        ("ood-score J", "PATH: is missing. See `ratioctl ood-score --help`."),
+        ("counterfactual J a", "Missing option --target. See `ratioctl counterfactual --help`."),
+        ("ood-score J", "Missing argument PATH. See `ratioctl ood-score --help`."),
         ("models J --jsno", "--jsno: no such option. Did you mean --json? See `ratioctl models --help`."),
         ("inspect J --seed", "--seed: requires an argument."),
         (
@@ -222,6 +222,26 @@ def test_an_unexpected_fault_names_the_switch_that_shows_it(
     assert "KeyError: 'lost'" in captured.err
     assert "RATIOCTL_DEBUG=1" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("module", ["torch", "torchvision.ops", "pyarrow", "onnx", "sklearn.metrics"])
+def test_a_missing_package_names_the_extra_that_brings_it(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert main(["models", "--json"]) == 2
+    said = f'needs {module.partition(".")[0]}, which is not installed. Run: pip install "ratioctl[torch]"'
+    captured = capsys.readouterr()
+    assert captured.err == f"Error: ratioctl models: {said}\n"
+    assert json.loads(captured.out)["error"]["next_step"] == 'Run: pip install "ratioctl[torch]"'
+
+
+def test_a_missing_module_that_no_extra_brings_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, ModuleNotFoundError("No module named 'nowhere'", name="nowhere"))
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err.startswith("Error: internal error: ModuleNotFoundError: No module")
 
 
 def test_debug_shows_the_traceback(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ratioctl.cli import main
-from ratioctl.cli.ood_score import _pace
+from ratioctl.cli._progress import rate
 from ratioctl.errors import OutputError
 from ratioctl.utils.atomic_files import partial, streaming, write_file
 
@@ -116,8 +116,22 @@ def test_the_name_of_the_output_chooses_its_format(tiny_onnx: Path, colours: Pat
     assert (tmp_path / "rows.txt").read_text().split()[:6] == HEADER
 
 
+def test_an_unknown_ending_of_the_output_is_refused(
+    tiny_onnx: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("rows.xlsx", "rows.json", "rows.csv.gz"):
+        assert run(colours, "--model", tiny_onnx, "--output", tmp_path / name) == 2
+        said = (
+            f"rows{name[4:]}: unknown ending {Path(name).suffix}. Use .txt, .csv, .jsonl, .ndjson, .parquet"
+        )
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    assert run(colours, "--model", tiny_onnx, "--output", tmp_path / "rows.data", "--format", "csv") == 0
+    assert (tmp_path / "rows.data").read_text().startswith("path,label")
+
+
 def test_a_slow_pace_is_no_nought() -> None:
-    assert [_pace(rate) for rate in (0.115, 2.94, 1234.5)] == ["0.12", "2.9", "1,234"]
+    assert [rate(pace) for pace in (0.115, 2.94, 1234.5)] == ["0.12", "2.9", "1,234"]
 
 
 def test_the_table_is_for_people(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +196,7 @@ def test_json_is_the_summary_alone(
     summary = json.loads(capsys.readouterr().out)
     assert (summary["images"], summary["out_of_distribution"], summary["errors"]) == (5, 1, 1)
     assert summary["threshold"] == {"name": "tpr99", "confidence": 0.7}
-    assert summary["road"] == "onnx"
+    assert summary["backend"] == summary["road"] == "onnx"
     assert summary["images_per_second"] == pytest.approx(5 / summary["seconds"])
     assert len(file.read_text().splitlines()) == 6
     assert run(colours / "red.png", "--model", tiny_onnx, "--json", "--threshold", "0.5") == 0

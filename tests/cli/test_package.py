@@ -93,7 +93,7 @@ def test_worst_case_is_at_least_the_clean_confidence(
     monkeypatch.setattr("ratioctl.scoring.pipeline.MAX_BATCH", 1)
     assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
     err = capsys.readouterr().err
-    assert re.findall(r"^(\d+%) \((\d) of 4 images, \d out\), \d+ s left$", err, re.M) == [
+    assert re.findall(r"^(\d+%) \((\d) of 4 images, \d OOD\), \d+ s left$", err, re.M) == [
         *(("25%", "1"), ("50%", "2"), ("75%", "3"))
     ]
     for quiet in ([*scored, "--worst-case", "0.5", "-q"], scored):

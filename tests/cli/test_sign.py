@@ -50,7 +50,7 @@ def test_a_pipeline_refuses_what_is_not_signed(
     assert main([*checked, "--json"]) == 5
     shown = json.loads(capsys.readouterr().out)
     assert (shown["ok"], shown["signature"]["ok"]) == (False, False)
-    assert "does not hold" in shown["signature"]["fault"]
+    assert "is not valid" in shown["signature"]["fault"]
 
 
 def test_a_key_with_a_password(

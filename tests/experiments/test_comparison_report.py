@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from experiments import comparison_report as report
+
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-@pytest.fixture(scope="module")
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "comparison_report", ROOT / "benchmarks" / "comparison_report.py"
-    )
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.mark.parametrize("what", ["small", "fine-tune"])
-def test_tables_are_those_of_the_json(report: ModuleType, what: str) -> None:
+def test_tables_are_those_of_the_json(what: str) -> None:
     result = json.loads((RESULTS / f"comparison-{what}.json").read_text(encoding="utf-8"))
     printed = (RESULTS / f"comparison-{what}.md").read_text(encoding="utf-8")
     for table in (report.table(result), report.by_set(result), report.models(result)):
@@ -36,7 +24,7 @@ def test_tables_are_those_of_the_json(report: ModuleType, what: str) -> None:
         assert line in readme, line
 
 
-def test_a_row_shows_its_interval_or_the_range_over_its_seeds(report: ModuleType) -> None:
+def test_a_row_shows_its_interval_or_the_range_over_its_seeds() -> None:
     def row(name: str, value: float) -> dict[str, object]:
         measured = {
             "name": "accuracy",
@@ -56,7 +44,7 @@ def test_a_row_shows_its_interval_or_the_range_over_its_seeds(report: ModuleType
     assert report.cell(groups["oe"], dict(report.COLUMNS)["robust"]) == "-"
 
 
-def test_no_figure_without_confidences_by_radius(report: ModuleType, tmp_path: Path) -> None:
+def test_no_figure_without_confidences_by_radius(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no confidences by radius"):
         report.figure({"rows": [{"name": "plain", "radius": {}}]}, tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())

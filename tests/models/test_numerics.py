@@ -174,7 +174,7 @@ def test_a_model_whose_numbers_overflow_says_so(model: Path, many: Path, tmp_pat
     """Finite weights whose products are not: no row with a made-up confidence, but exit code 5."""
     folder = Path(shutil.copytree(model, tmp_path / "overflow"))
     there = package.read(folder)
-    weights = package.weights(there)
+    weights = package.read_weights(there)
     for name in ("bn1.weight", "linear.weight"):
         weights[name] = np.full_like(weights[name], 3e38)
     package.write(folder, config=package.portable_config(there), weights=weights)

@@ -147,9 +147,9 @@ def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("addition", "said"),
     [
-        ('"x": NaN', "NaN is no finite number"),
+        ('"x": NaN', "NaN is not a finite number"),
         ('"x": ' + "[" * 200 + "]" * 200, "nested too deeply"),
-        ('"label_names": ["a", "b", "c"]', "stands there twice"),
+        ('"label_names": ["a", "b", "c"]', "occurs twice"),
     ],
 )
 def test_metadata_are_read_as_strictly_as_a_package(tmp_path: Path, addition: str, said: str) -> None:

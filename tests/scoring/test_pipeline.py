@@ -27,7 +27,7 @@ SURE = math.exp(2) / (math.exp(2) + 2)  # logits (1, 0, 0) at temperature 1/2
 
 def model(path: Path, **changes: object) -> score.Model:
     loaded = runtime.load(path, threads=1)
-    fields = {"spec": loaded.spec, "predict": loaded.predict, "road": "onnx", "parallel": True, **changes}
+    fields = {"spec": loaded.spec, "predict": loaded.predict, "backend": "onnx", "parallel": True, **changes}
     return score.Model(**fields)  # type: ignore[arg-type]
 
 
@@ -202,7 +202,7 @@ def test_waiting_archive_members_are_bounded_by_their_bytes(
         nonlocal drawn
         for k in range(100):
             drawn += 1
-            yield images.Item(path=str(k), member=images._Member(name=str(k), data=b"x" * 2**20))
+            yield images.Item(path=str(k), member=images.Member(name=str(k), data=b"x" * 2**20))
 
     gate = threading.Event()
 

@@ -1,12 +1,11 @@
 """Real processes, real signals, real disks that are full, closed, slow or gone: nothing is lost.
 
-The harness is `benchmarks/faults.py`, which does a hundred kills; here are fifteen, and what it does not do.
+`tools/faults.py` does a hundred kills; here are fifteen, and what that script does not do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -18,32 +17,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from ratioctl import package
 from ratioctl.utils import atomic_files as files
+from tools import faults
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc"),
 ]
-
-
-def _harness() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "faults.py"
-    spec = importlib.util.spec_from_file_location("faults", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = _harness()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +106,7 @@ def test_the_harness_notices_other_pictures_than_the_document_s(
     assert faults.half_written(folder, case) == []
     answers = folder / "answers"
     shutil.copy(answers / "digit 0" / "8" / "eps-2.png", answers / "digit 0" / "8" / "eps-0.5.png")
-    assert any("eps-0.5.png is another one" in text for text in faults.half_written(folder, case))
+    assert any("eps-0.5.png is not the image" in text for text in faults.half_written(folder, case))
     (answers / "counterfactuals.json").unlink()
     assert any("neither the old answers" in text for text in faults.half_written(folder, case))
 
@@ -287,7 +272,7 @@ def test_a_full_and_a_closed_disk_keep_what_is_there(
             kept = faults.content(disk)
             lost = [path for path in before if kept.get(path) != before[path]]
             assert lost == [], f"{name}: {ended.said}"
-            package.weights(package.read(disk / "net"))
+            package.read_weights(package.read(disk / "net"))
         if filler is not None:
             filler.unlink()
         else:

@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/load.py`: what grows with images or calls shows here already."""
+"""The short form of `tools/load.py`: what grows with images or calls shows here already."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 
 def measured(tmp_path: Path, *options: str) -> dict[str, Any]:
-    line = [sys.executable, str(ROOT / "benchmarks" / "load.py"), "--scratch", str(tmp_path), *options]
-    done = subprocess.run([*line, "--json", str(tmp_path / "load.json")], capture_output=True, text=True)
+    line = [sys.executable, "-m", "tools.load", "--scratch", str(tmp_path), *options]
+    done = subprocess.run(
+        [*line, "--json", str(tmp_path / "load.json")], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr  # every row was compared there
     found: dict[str, Any] = json.loads((tmp_path / "load.json").read_text())
     return found

@@ -1,6 +1,6 @@
 """The parsers that are ours, under hypothesis, and the inputs that once broke them (`tests/corpus/`).
 
-`benchmarks/fuzz.py` gives the same functions some hundred thousand inputs each, guided by coverage.
+`tools/fuzz.py` gives the same functions some hundred thousand inputs each, guided by coverage.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import os
 import struct
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tools import fuzz_targets
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "corpus"
@@ -23,17 +24,7 @@ FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file() and path.suf
 SMALL = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzzed", ROOT / "benchmarks" / "_fuzzed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzzed = _load()
-NAMES = [name for name in fuzzed.TARGETS if name != "signature" or importlib.util.find_spec("minisign")]
+NAMES = [name for name in fuzz_targets.TARGETS if name != "signature" or importlib.util.find_spec("minisign")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,11 +36,11 @@ def _no_waiting_for_the_disk() -> Any:
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_was_found_stays_mended(path: Path) -> None:
-    fuzzed.run(path.parent.name, path.read_bytes())
+    fuzz_targets.run(path.parent.name, path.read_bytes())
 
 
 def test_every_folder_of_the_corpus_belongs_to_a_parser() -> None:
-    assert {path.parent.name for path in FOUND} <= set(fuzzed.TARGETS)
+    assert {path.parent.name for path in FOUND} <= set(fuzz_targets.TARGETS)
 
 
 def test_a_fault_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,17 +50,17 @@ def test_a_fault_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(data: bytes) -> None:
         raise UsageError("x", "y") if data else IndexError("z")
 
-    monkeypatch.setitem(fuzzed.TARGETS, "names", fail)
-    fuzzed.run("names", b"x")
+    monkeypatch.setitem(fuzz_targets.TARGETS, "names", fail)
+    fuzz_targets.run("names", b"x")
     with pytest.raises(IndexError):
-        fuzzed.run("names", b"")
+        fuzz_targets.run("names", b"")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_honest_inputs_cut_doubled_and_scrambled(name: str) -> None:
-    for seed in fuzzed.seeds(name):
+    for seed in fuzz_targets.seeds(name):
         for data in (seed, seed[: len(seed) // 2], seed + seed, seed[1:], seed.replace(b"a", b"\r\xff")):
-            fuzzed.run(name, data)
+            fuzz_targets.run(name, data)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,10 +68,10 @@ def test_honest_inputs_cut_doubled_and_scrambled(name: str) -> None:
 @given(data=st.data())
 def test_bytes(name: str, data: st.DataObject) -> None:
     """An honest input with a piece replaced by anything."""
-    seed = data.draw(st.sampled_from(sorted(fuzzed.seeds(name))))
+    seed = data.draw(st.sampled_from(sorted(fuzz_targets.seeds(name))))
     start = data.draw(st.integers(0, len(seed)))
     end = data.draw(st.integers(start, min(len(seed), start + 40)))
-    fuzzed.run(name, seed[:start] + data.draw(st.binary(max_size=40)) + seed[end:])
+    fuzz_targets.run(name, seed[:start] + data.draw(st.binary(max_size=40)) + seed[end:])
 
 
 JSON = st.recursive(
@@ -108,11 +99,11 @@ def put(tree: Any, place: tuple[Any, ...], value: Any) -> Any:
 @SMALL
 @given(data=st.data())
 def test_a_config_with_one_value_replaced(name: str, data: st.DataObject) -> None:
-    (seed,) = fuzzed.seeds(name)
+    (seed,) = fuzz_targets.seeds(name)
     tree = json.loads(seed)
     place = data.draw(st.sampled_from(places(tree)))
     changed = put(tree, place, data.draw(JSON))
-    fuzzed.run(name, json.dumps(changed).encode())
+    fuzz_targets.run(name, json.dumps(changed).encode())
 
 
 @SMALL
@@ -132,26 +123,26 @@ def test_a_config_with_one_value_replaced(name: str, data: st.DataObject) -> Non
 )
 def test_safetensors_headers_that_lie(header: dict[str, Any], body: bytes) -> None:
     text = json.dumps(header).encode()
-    fuzzed.run("safetensors_file", struct.pack("<Q", len(text)) + text + body)
+    fuzz_targets.run("safetensors_file", struct.pack("<Q", len(text)) + text + body)
 
 
 @SMALL
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=12))
 def test_rows_with_nasty_names(parts: list[str]) -> None:
-    fuzzed.run("rows", "|".join(parts).encode("utf-8", "surrogatepass"))
+    fuzz_targets.run("rows", "|".join(parts).encode("utf-8", "surrogatepass"))
 
 
 @SMALL
 @given(st.text(alphabet="0123456789.,:e+-_ naif", max_size=24))
 def test_ranges(text: str) -> None:
-    fuzzed.run("eps_range", text.encode())
+    fuzz_targets.run("eps_range", text.encode())
 
 
 @SMALL
 @given(st.text(alphabet="abcdt./:-\n\x00é", max_size=24))
 def test_sources_and_lists(text: str) -> None:
-    fuzzed.run("source", text.encode())
-    fuzzed.run("path_list", text.encode())
+    fuzz_targets.run("source", text.encode())
+    fuzz_targets.run("path_list", text.encode())
 
 
 @SMALL
@@ -162,4 +153,4 @@ def test_sources_and_lists(text: str) -> None:
     value=JSON,
 )
 def test_settings(key: str, value: Any) -> None:
-    fuzzed.run("recipe_settings", f"{key}={json.dumps(value)}".encode())
+    fuzz_targets.run("recipe_settings", f"{key}={json.dumps(value)}".encode())

@@ -43,7 +43,7 @@ def tiny(*more: str) -> Recipe:
 
 
 def weights(package: packages.ModelPackage) -> dict[str, Any]:
-    return packages.weights(package)
+    return packages.read_weights(package)
 
 
 def same(a: packages.ModelPackage, b: packages.ModelPackage) -> bool:

@@ -1,0 +1,1 @@
+"""Studies of what models do, on data of the user's. Results in `experiments/results/`."""

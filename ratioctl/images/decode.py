@@ -1,0 +1,324 @@
+"""One encoded image to the model's 8-bit input: the only implementation of the input pipeline.
+
+No global state of Pillow is changed (but that libtiff no longer writes to stderr) and every function may be
+called from several threads at once. Colour profiles are ignored: pixels are taken as sRGB, as data sets are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import logging
+import os
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ratioctl.errors import ImageError
+from ratioctl.images import files
+from ratioctl.images.files import FORMATS, read_file, sized, unreadable
+from ratioctl.utils.text import shown
+
+MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MiB of RGB
+LARGE_PIXELS = 16_000_000  # above it images are decoded one at a time, so that threads do not multiply memory
+_ONE_LARGE = threading.Lock()
+_QUIET = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """An image as the model sees it, and what was done to it on the way."""
+
+    pixels: np.ndarray  # (size, size, channels) uint8
+    format: str  # "PNG", "JPEG", ...
+    mode: str  # Pillow's mode of the file: "RGB", "P", "CMYK", "I;16", ...
+    width: int  # of the file, before orientation
+    height: int
+    notes: tuple[str, ...]  # "turned by its EXIF orientation 6", "resized from 480x480 to 32x32", ...
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Pillow parses the EXIF block for a resolution nobody asked for and warns where it is damaged."""
+
+
+_PLUGINS: tuple[tuple[str, Callable[[bytes], bool], Callable[..., ImageFile.ImageFile]], ...] = (
+    ("PNG", lambda b: b.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    ("JPEG", lambda b: b.startswith(b"\xff\xd8\xff"), _Jpeg),
+    ("WebP", lambda b: b[:4] == b"RIFF" and b[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
+    ("GIF", lambda b: b[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    (
+        "TIFF",
+        lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*"),
+        TiffImagePlugin.TiffImageFile,
+    ),
+    ("BMP", lambda b: b[:2] == b"BM", BmpImagePlugin.BmpImageFile),
+    ("PPM", lambda b: b[:1] == b"P" and b[1:2] in b"123456fF" and b[1:2] != b"", PpmImagePlugin.PpmImageFile),
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    size: int,
+    channels: int = 3,
+    *,
+    name: str | None = None,
+) -> Decoded:
+    """The model's 8-bit input made from an encoded image, by the same steps on every road.
+
+    First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
+    channel, ITU-R 601 grey; centre square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
+    scale down to twice `size`. An image that has the model's size already passes unchanged.
+
+    Args:
+        source: a path, the encoded bytes, or a binary stream.
+        size: height and width of the result.
+        channels: 3 or 1.
+        name: what messages call the image; the path by default.
+    Returns:
+        `pixels` (size, size, channels) uint8, fresh and writable, and notes of what was done.
+    Raises:
+        ImageError: the image cannot be read; the reason says why.
+        ValueError: an impossible `size` or `channels`.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise ValueError(f"size must be positive and channels 1 or 3, not {size} and {channels}")
+    if isinstance(source, str | os.PathLike):
+        name = shown(source) if name is None else name
+        data = read_file(source)
+    else:
+        name = "image" if name is None else name
+        data = sized(_drain(source, name) if hasattr(source, "read") else bytes(source), name)  # type: ignore[arg-type]
+    plugin = next((p for p in _PLUGINS if p[1](data)), None)
+    if plugin is None:
+        raise ImageError(name, _what_is_it(data), f"Images may be {FORMATS}.")
+    kind, _, opener = plugin
+    # Pillow warns about damaged tags of these; the filter that silences it is global, so they take turns.
+    noisy = kind in ("TIFF", "GIF") or (kind == "PNG" and b"acTL" in data)
+    if kind == "TIFF":
+        _hush_libtiff()
+    try:
+        with _no_pillow_warnings() if noisy else contextlib.nullcontext():
+            return _decode(opener, data, size, channels, kind, name)
+    except ImageError:
+        raise
+    except MemoryError as e:
+        raise ImageError(name, "does not fit into memory") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise ImageError(name, f"has more than {MAX_PIXELS:,} pixels", "Make it smaller first.") from e
+    except Exception as e:  # decoders raise whatever their parsing stumbles over
+        raise ImageError(name, _damage(kind, e), "Save or fetch it again.") from e
+
+
+def _drain(stream: BinaryIO, name: str) -> bytes:
+    try:
+        return stream.read(files.MAX_BYTES + 1)
+    except OSError as e:
+        raise unreadable(name, e) from e
+
+
+@functools.cache
+def _hush_libtiff() -> None:
+    """Damage is reported in our words; libtiff and Pillow's reader of TIFFs also write theirs to stderr."""
+    logging.getLogger(TiffImagePlugin.__name__).addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with it sealed inside
+        # Symbols of a library are looked up in those it depends on, too, wherever Pillow keeps its libtiff.
+        handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        handler(None)
+
+
+@contextlib.contextmanager
+def _no_pillow_warnings() -> Iterator[None]:
+    with _QUIET, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _decode(
+    opener: Callable[..., ImageFile.ImageFile], data: bytes, size: int, channels: int, kind: str, name: str
+) -> Decoded:
+    # The plug-in is called directly: Image.open would warn about large images, and warnings are global state.
+    with opener(io.BytesIO(data)) as im:
+        width, height = im.size
+        if width < 1 or height < 1:
+            raise ImageError(name, "has no pixels")
+        if width * height > MAX_PIXELS:
+            reason = f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that are decoded"
+            raise ImageError(name, reason, "Make it smaller first.")
+        with _ONE_LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
+            return _to_square(im, size, channels, kind, name)
+
+
+def _to_square(im: ImageFile.ImageFile, size: int, channels: int, kind: str, name: str) -> Decoded:
+    width, height, mode = *im.size, im.mode
+    notes: list[str] = []
+    if kind == "TIFF":  # Pillow turns TIFFs itself while loading
+        turn = im.tag_v2.get(274, 1)  # type: ignore[attr-defined]
+        if turn in _TURNS:
+            notes.append(f"turned by its orientation tag {turn}")
+    if kind == "JPEG":
+        im.draft(None, (2 * size, 2 * size))
+    im.load()
+    picture: Image.Image = im
+    if kind != "TIFF":
+        turn = orientation(im.info.get("exif"))
+        if turn in _TURNS:
+            picture = picture.transpose(_TURNS[turn])
+            notes.append(f"turned by its EXIF orientation {turn}")
+    # A transposed copy keeps `info`, where a palette's or a key colour's transparency stands.
+    picture, note = _to_rgb(picture, kind, name)
+    notes += note
+    if channels == 1:
+        picture = picture.convert("L")
+    # Only now the size that a reader knows: a JPEG may have been decoded at a reduced scale.
+    seen = (height, width) if turn in (5, 6, 7, 8) and kind != "TIFF" else (width, height)
+    if seen[0] != seen[1]:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+        notes.append(f"cut to the centre square of {seen[0]}x{seen[1]}")
+    if min(seen) != size:
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        notes.append(f"resized from {min(seen)}x{min(seen)} to {size}x{size}")
+    pixels = np.array(picture, dtype=np.uint8).reshape(size, size, channels)
+    if _has_more_frames(im, kind):
+        notes.insert(0, "first frame of several")
+    return Decoded(pixels=pixels, format=kind, mode=mode, width=width, height=height, notes=tuple(notes))
+
+
+def _to_rgb(im: Image.Image, kind: str, name: str) -> tuple[Image.Image, list[str]]:
+    """RGB or L picture of `im`, transparency over white."""
+    if im.mode.startswith("I;16") or (im.mode == "I" and kind in ("PNG", "PPM")):
+        values = np.asarray(im).astype(np.uint32)
+        grey = ((np.clip(values, 0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
+        key = im.info.get("transparency")
+        if isinstance(key, int):
+            grey[values == key] = 255
+        return Image.fromarray(grey).convert("RGB"), ["scaled from 16 to 8 bits"]
+    if im.mode == "F":
+        real = np.asarray(im)
+        if not (np.isfinite(real).all() and real.min() >= 0 and real.max() <= 1):
+            raise ImageError(name, "has floating-point pixels outside [0, 1]", "Convert it to 8 or 16 bits.")
+        return Image.fromarray(np.rint(real * 255).astype(np.uint8)).convert("RGB"), [
+            "scaled from floats to 8 bits"
+        ]
+    if im.mode == "I":
+        raise ImageError(name, "has 32-bit integer pixels of unknown range", "Convert it to 8 or 16 bits.")
+    if im.mode in ("La", "RGBa"):
+        im = im.convert("LA" if im.mode == "La" else "RGBA")
+    if im.mode in ("LA", "PA", "RGBA") or "transparency" in im.info:
+        coloured = im.convert("RGBA")
+        alpha = coloured.getchannel("A")
+        if alpha.getextrema() == (255, 255):
+            return coloured.convert("RGB"), []
+        white = Image.new("RGB", im.size, (255, 255, 255))
+        white.paste(coloured, mask=alpha)
+        return white, ["transparency laid over white"]
+    if im.mode == "RGB":
+        return im, []
+    return im.convert("RGB"), [] if im.mode in ("1", "L", "P") else [f"converted from {im.mode}"]
+
+
+def _has_more_frames(im: ImageFile.ImageFile, kind: str) -> bool:
+    if kind in ("PNG", "WebP"):
+        return bool(getattr(im, "is_animated", False))
+    if kind not in ("GIF", "TIFF"):
+        return False
+    try:
+        im.seek(1)
+    except Exception:  # no second frame, or a damaged one: the first one is all we use
+        return False
+    return True
+
+
+def orientation(exif: object) -> int:
+    """The orientation 1..8 that an EXIF block states, 1 where it is missing or damaged.
+
+    Only tag 0x0112 of the first directory is looked at: Pillow's parser warns about damage elsewhere.
+    """
+    if not isinstance(exif, bytes):
+        return 1
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(block[:2])
+    if order is None:
+        return 1
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(block[at : at + length], order)  # type: ignore[arg-type]
+
+    start = number(4, 4)
+    for entry in range(start + 2, min(start + 2 + 12 * number(start, 2), len(block) - 11), 12):
+        if number(entry, 2) == 0x0112:
+            length = {3: 2, 4: 4}.get(number(entry + 2, 2), 0)
+            value = number(entry + 8, length)
+            return value if value in _TURNS else 1
+    return 1
+
+
+def _what_is_it(data: bytes) -> str:
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    known: tuple[tuple[bool, str], ...] = (
+        (brand in (b"avif", b"avis"), "is an AVIF image, which is not supported"),
+        (
+            brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"),
+            "is a HEIC image, which is not supported",
+        ),
+        (data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ", "is a JPEG XL image, which is not supported"),
+        (data[4:8] == b"jP  ", "is a JPEG 2000 image, which is not supported"),
+        (data[:4] == b"\x00\x00\x01\x00", "is an icon, which is not supported"),
+        (data[:4] == b"8BPS", "is a Photoshop file, which is not supported"),
+        (data[:5] == b"%PDF-", "is a PDF document, not an image"),
+        (data[:2] == b"PK", "is a zip archive, not an image"),
+        (not any(data[:4096]), "holds only zero bytes, not an image"),
+    )
+    for found, text in known:
+        if found:
+            return text
+    head = data[:1024]
+    if b"<svg" in head:
+        return "is an SVG drawing, which is not supported"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as e:
+        text = head[: e.start].decode("utf-8") if len(head) - e.start < 4 else "\0"
+    if all(c.isprintable() or c in "\t\r\n\f\ufeff" for c in text):
+        return "is text, not an image"
+    return "is not an image of a known format"
+
+
+def _damage(kind: str, e: Exception) -> str:
+    # A field that should be there is not, which Pillow tells in words of Python, at times in a SyntaxError.
+    if isinstance(e.__cause__ or e, struct.error | IndexError):
+        return f"is a {kind} image that is cut short or damaged"
+    detail = shown(str(e) or type(e).__name__)[:200]
+    if "truncated" in detail.lower() or "Truncated" in detail or isinstance(e, EOFError):
+        return f"is a {kind} image that is cut short ({detail})"
+    return f"is a damaged {kind} image ({detail})"

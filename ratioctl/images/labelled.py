@@ -1,0 +1,390 @@
+"""Labelled SOURCEs: class folders in a folder or archive, decoded into one uint8 array."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ratioctl.errors import ImageError, SourceError
+from ratioctl.images import cache as decoded_cache
+from ratioctl.images.archive import ARCHIVE_SUFFIXES, DamagedArchiveError, Member, archive_members, is_archive
+from ratioctl.images.decode import decode
+from ratioctl.images.files import FORMATS
+from ratioctl.images.walk import folder_members
+from ratioctl.utils import resources
+from ratioctl.utils.ordered_pool import map_batches
+from ratioctl.utils.suggest import nearest
+from ratioctl.utils.text import readable, shown
+
+SPLIT_NAMES = frozenset(
+    ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
+)
+
+_MAX_WAITING_BYTES = 2**24  # encoded members of an archive that wait to be decoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceIndex:
+    """What a labelled SOURCE holds, without its pixels. `names`, sorted by class, then name."""
+
+    path: str
+    split: str | None
+    names: tuple[str, ...]  # POSIX paths inside the source
+    labels: np.ndarray | None  # (N,) int64 into label_names; None for a flat source
+    label_names: tuple[str, ...]  # sorted; empty for a flat source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A SOURCE in memory. Images that could not be read are left out and stand in `errors`."""
+
+    images: np.ndarray  # (N, H, W, C) uint8; may be a private (copy-on-write) memory map
+    labels: np.ndarray | None  # (N,) int64; None for a flat source
+    label_names: tuple[str, ...]
+    names: tuple[str, ...]  # (N,) POSIX paths inside the source
+    errors: tuple[tuple[str, str], ...]  # (name, reason)
+    fingerprint: str  # SHA-256 of pixels, labels and label names: the same however the images are packed
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """(path, split) of `PATH` or `PATH:SPLIT`. A colon belongs to the path where such a path exists.
+
+    Raises:
+        SourceError: nothing of that name exists.
+    """
+    if source and os.path.exists(source):
+        return source, None
+    left, colon, right = source.rpartition(":")
+    if colon and left and os.path.exists(left):
+        if not right.strip("/"):
+            raise SourceError(shown(source), "names no split after the colon", "Write for example :test.")
+        return left, right.strip("/")
+    raise SourceError(shown(source), "does not exist", "Check the spelling of the path.")
+
+
+def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    if os.path.isdir(path):
+        return _listable_members(path)
+    if is_archive(path) and os.path.isfile(path):
+        return archive_members(path, wanted)
+    kinds = ", ".join(ARCHIVE_SUFFIXES)
+    raise SourceError(shown(path), "is neither a folder nor an archive", f"Archives end in {kinds}.")
+
+
+def _listable_members(path: str) -> Iterator[Member]:
+    for member in folder_members(path):
+        if member.kind == "closed":
+            raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
+        yield member
+
+
+def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
+    """The names and labels of a SOURCE, nothing decoded; archives are read once.
+
+    Raises:
+        SourceError: as `load_source`.
+    """
+    path, split = split_source(source)
+    names, folders = _listing(source, path)
+    layout = _layout(source, names, folders, split, exclude)
+    order = layout.order
+    return SourceIndex(
+        path=path,
+        split=split,
+        names=tuple(names[i] for i in order),
+        labels=layout.labels,
+        label_names=layout.label_names,
+    )
+
+
+def _listing(source: str, path: str) -> tuple[list[str], list[str]]:
+    names: list[str] = []
+    folders: list[str] = []
+    try:
+        for member in _source_members(path, lambda name: False):
+            if member.kind == "image":
+                names.append(readable(member.name))
+            elif member.kind == "folder":
+                folders.append(readable(member.name))
+    except DamagedArchiveError as e:
+        raise _damaged_source(source, e) from e
+    return names, folders
+
+
+def _damaged_source(source: str, e: DamagedArchiveError) -> SourceError:
+    return SourceError(shown(source), f"is a damaged archive: {e}", "Fetch or pack it again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    order: list[int]  # which of the names belong to the source, in their final order
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+
+
+def _layout(
+    source: str, names: Sequence[str], folders: Iterable[str], split: str | None, exclude: Sequence[str]
+) -> _Layout:
+    """Classes of the image paths `names`; a folder that wraps all (`tar cf pets.tar pets`) is taken off."""
+    shown_source = shown(source)
+    if not names:
+        raise SourceError(shown_source, "holds no images", f"Images may be {FORMATS}.")
+    prefix = _prefix(shown_source, names, split)
+    inside = [(i, n[len(prefix) :]) for i, n in enumerate(names) if n.startswith(prefix)]
+    loose = [n for _, n in inside if "/" not in n]
+    known = tuple(sorted({n.split("/", 1)[0] for _, n in inside if "/" in n}))
+    if not known:
+        if exclude:
+            raise SourceError(shown_source, "has no classes, so none can be left out", "Drop the exclusion.")
+        order = [i for i, _ in sorted(inside, key=lambda pair: pair[1])]
+        return _Layout(order=order, labels=None, label_names=())
+    if loose:
+        reason = f"holds images beside its class folders, {shown(loose[0])} for one"
+        raise SourceError(shown_source, reason, "Move them into a class folder or out of the source.")
+    if len(known) > 1 and {k.lower() for k in known} <= SPLIT_NAMES:
+        reason = f"is divided into {', '.join(known)}"
+        raise SourceError(shown_source, reason, f"Say which, for example {shown_source}:{known[-1]}.")
+    present = {
+        f[len(prefix) :].split("/", 1)[0] for f in folders if f.startswith(prefix) and len(f) > len(prefix)
+    }
+    empty = sorted(present - set(known))
+    for name in exclude:
+        if name not in known and name not in empty:
+            raise SourceError(
+                f"class {shown(name)!r}",
+                f"is not in {shown_source}",
+                f"The nearest is {nearest(name, known, cutoff=0)!r}.",
+            )
+    empty = [e for e in empty if e not in exclude]
+    if empty:
+        reason = f"has no images for class {', '.join(shown(e) for e in empty)}"
+        raise SourceError(shown_source, reason, "Add images, remove the folder, or leave the class out.")
+    label_names = tuple(k for k in known if k not in set(exclude))
+    if not label_names:
+        raise SourceError(shown_source, "has no class left after the exclusion", "Leave out fewer classes.")
+    number = {k: k_i for k_i, k in enumerate(label_names)}
+    kept = sorted((number[n.split("/", 1)[0]], n, i) for i, n in inside if n.split("/", 1)[0] in number)
+    labels = np.array([k for k, _, _ in kept], dtype=np.int64)
+    return _Layout(order=[i for _, _, i in kept], labels=labels, label_names=label_names)
+
+
+def _prefix(shown_source: str, names: Sequence[str], split: str | None) -> str:
+    """What to take off the names: wrapping folders, then the split."""
+
+    def tops(prefix: str) -> set[str]:
+        return {n[len(prefix) :].split("/", 1)[0] for n in names}
+
+    def wrapper(prefix: str, depth: int) -> str:
+        first = tops(prefix)
+        alone = len(first) == 1 and all(n.count("/", len(prefix)) >= depth for n in names)
+        return prefix + first.pop() + "/" if alone else ""
+
+    if split is None:
+        # At most two: the folder that was packed, and a single split in it.
+        outer = wrapper("", 2)
+        return wrapper(outer, 2) or outer if outer else ""
+    for prefix in ("", wrapper("", 1)):
+        if any(n.startswith(f"{prefix}{split}/") for n in names):
+            return f"{prefix}{split}/"
+    outer = wrapper("", 2)
+    there = sorted({n[len(outer) :].split("/", 1)[0] for n in names if "/" in n[len(outer) :]})
+    has = (
+        f"its first-level folders are {', '.join(shown(t) for t in there[:12])}"
+        if there
+        else "it has no folders"
+    )
+    if len(there) > 12:
+        has += f" and {len(there) - 12} more"
+    near = nearest(split, there)
+    step = f"Did you mean :{shown(near)}?" if near else "Name one of them after the colon, or none."
+    raise SourceError(shown_source, f"has no split {shown(split)!r}; {has}", step)
+
+
+def load_source(
+    source: str,
+    size: int,
+    channels: int = 3,
+    *,
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+    cache: bool = True,
+) -> Loaded:
+    """A labelled SOURCE decoded into one uint8 array, in an order that does not depend on how it is packed.
+
+    SOURCE is a folder or a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip of one, either followed by `:SPLIT` for a
+    first-level folder. Its first-level folders are the classes, images may lie deeper; images without any
+    folder make an unlabelled source. Archives are streamed once; beside the array a few megabytes are used.
+
+    Args:
+        source: see above.
+        size, channels: as for `decode`.
+        exclude: classes to leave out.
+        workers: decoding threads; the number of processors by default.
+        cache: keep large results in `cache_dir()` and take them from there.
+    Raises:
+        SourceError: missing, damaged, without images, an empty class, splits but none chosen, an unknown
+            class in `exclude`, or no image that can be read.
+    """
+    path, split = split_source(source)
+    key = _cache_key(path, split, size, channels, exclude) if cache else None
+    if key is not None and (cached := _cached(key)) is not None:
+        return cached
+    names, folders, images, failed = _decode_all(source, path, split, size, channels, workers)
+    layout = _layout(source, names, folders, split, exclude)
+    at = {name_index: row for row, name_index in enumerate(i for i in range(len(names)) if i not in failed)}
+    good = [(place, i) for place, i in enumerate(layout.order) if i not in failed]
+    errors = tuple((names[i], failed[i]) for i in layout.order if i in failed)
+    if not good:
+        name, reason = errors[0]
+        raise SourceError(shown(source), f"has no readable image; {shown(name)} {reason}")
+    images = _reordered(images, [at[i] for _, i in good])
+    labels = None if layout.labels is None else layout.labels[[place for place, _ in good]]
+    loaded = Loaded(
+        images=images,
+        labels=labels,
+        label_names=layout.label_names,
+        names=tuple(names[i] for _, i in good),
+        errors=errors,
+        fingerprint=_fingerprint(images, labels, layout.label_names),
+    )
+    if key is not None and images.nbytes >= decoded_cache.CACHE_FROM_BYTES:
+        meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
+        decoded_cache.write(key, images, {**meta, "labels": None if labels is None else labels.tolist()})
+    return loaded
+
+
+def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
+    try:
+        members = folder_members(path) if os.path.isdir(path) else [Member(name="", file=path)]
+        files = ((member.name, member.file) for member in members)
+        return decoded_cache.key_of([os.path.realpath(path), split, size, channels, sorted(exclude)], files)
+    except OSError:
+        return None
+
+
+def _cached(key: str) -> Loaded | None:
+    """The cached result, checked against its fingerprint; None where there is none or it is damaged."""
+    found = decoded_cache.read(key)
+    if found is None:
+        return None
+    images, meta = found
+    try:
+        labels = None if meta["labels"] is None else np.array(meta["labels"], dtype=np.int64)
+        label_names = tuple(str(k) for k in meta["label_names"])
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(meta["names"])
+        if not fits or _fingerprint(images, labels, label_names) != meta["fingerprint"]:
+            return None
+        return Loaded(
+            images=images,
+            labels=labels,
+            label_names=label_names,
+            names=tuple(str(n) for n in meta["names"]),
+            errors=tuple((str(n), str(r)) for n, r in meta["errors"]),
+            fingerprint=meta["fingerprint"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _decode_all(
+    source: str, path: str, split: str | None, size: int, channels: int, workers: int | None
+) -> tuple[list[str], list[str], np.ndarray, dict[int, str]]:
+    """(image names, folders, images of those that could be read in the order of names, {index: reason})."""
+    names: list[str] = []
+    folders: list[str] = []
+    failed: dict[int, str] = {}
+
+    def wanted(name: str) -> bool:
+        return split is None or split in name.split("/", 2)[:2]
+
+    def listed() -> Iterator[tuple[int, Member]]:
+        for member in _source_members(path, wanted):
+            name = readable(member.name)
+            if member.kind == "folder":
+                folders.append(name)
+            if member.kind != "image":
+                continue
+            if not names and split is None and name.split("/", 1)[0].lower() in SPLIT_NAMES:
+                list_source(source)  # raises at once where a split must be chosen
+            names.append(name)
+            if wanted(name):
+                yield len(names) - 1, member
+            else:
+                failed[len(names) - 1] = ""
+
+    def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, np.ndarray | str]]:
+        return [(index, _pixels_or_reason(member, size, channels)) for index, member in batch]
+
+    images = np.empty((0, size, size, channels), dtype=np.uint8)
+    rows = 0
+    threads = workers or resources.processors()
+    batches = map_batches(
+        listed(),
+        work,
+        batch=64,
+        workers=threads,
+        weigh=lambda item: len(item[1].data or b""),
+        max_weight=_MAX_WAITING_BYTES,
+        name="decode",
+    )
+    try:
+        with contextlib.closing(batches):
+            for index, result in itertools.chain.from_iterable(batches):
+                if isinstance(result, str):
+                    failed[index] = result
+                    continue
+                if rows == len(images):
+                    # realloc moves the pages of a large block: growing neither copies nor doubles memory.
+                    images.resize((max(1024, rows + rows // 8), size, size, channels), refcheck=False)
+                images[rows] = result
+                rows += 1
+    except DamagedArchiveError as e:
+        raise _damaged_source(source, e) from e
+    images.resize((rows, size, size, channels), refcheck=False)
+    return names, folders, images, failed
+
+
+def _pixels_or_reason(member: Member, size: int, channels: int) -> np.ndarray | str:
+    try:
+        return decode(member.read(member.name), size, channels, name=member.name).pixels
+    except ImageError as e:
+        return e.reason
+
+
+def _reordered(images: np.ndarray, order: list[int]) -> np.ndarray:
+    """`images[order]` in the same memory: rows move along the cycles of the permutation."""
+    if order == list(range(len(images))):
+        return images
+    if len(order) < len(images):
+        return images[order]
+    done = np.zeros(len(order), dtype=bool)
+    for start in range(len(order)):
+        if done[start] or order[start] == start:
+            continue
+        first = images[start].copy()
+        here = start
+        while order[here] != start:
+            images[here] = images[order[here]]
+            done[here] = True
+            here = order[here]
+        images[here] = first
+        done[here] = True
+    return images
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray | None, label_names: tuple[str, ...]) -> str:
+    head = {"shape": images.shape, "label_names": label_names, "labelled": labels is not None}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode("utf-8"))
+    if labels is not None:
+        digest.update(labels.astype("<i8").tobytes())
+    for start in range(0, len(images), 4096):
+        digest.update(np.ascontiguousarray(images[start : start + 4096]).data)
+    return digest.hexdigest()

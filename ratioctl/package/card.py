@@ -1,0 +1,162 @@
+"""The model card: README.md with the YAML front matter that model hubs read."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ratioctl.package.config import Spec, parse_config
+from ratioctl.utils.text import safe_text
+
+# Sentences of earlier versions, so that their cards are recognised as rendered and brought up to date.
+_TAGS = 'tags: ["image-classification", "adversarial-robustness", "out-of-distribution-detection", "ratio"]'
+_KEEPS = (
+    "`tpr95` keeps 95 % of the in-distribution images it was chosen on.",
+    "`tpr95` accepts 95 % of the in-distribution images on which it was chosen.",
+)
+_KNOWS = (
+    "- It knows only the classes above. The flag is a statistical statement: some images of other things "
+    "pass, and about as many known ones are flagged as the threshold's name says.",
+    "- It knows only the classes above. The flag is statistical: it misses some out-of-distribution images, "
+    "and flags about as many in-distribution ones as the threshold's name says.",
+)
+_REACTS = (
+    "- Counterfactuals show what this model reacts to, which need not be what is true of the world.",
+    "- Counterfactuals show what this model responds to, which need not hold in the real world.",
+)
+
+
+def render_card(config: Mapping[str, Any]) -> str:
+    """README.md for a config.
+
+    States only what the config holds. `ratio.metrics` is a list of measurements (`{"name", "value", "n",
+    "interval", "dataset", "ball"}`), or a table with such `measurements` and a list of `warnings`.
+    `ratio.files` and `ratio.digest` are not used, so writing files does not change the card.
+    """
+    spec = parse_config({**config, "ratio": {**config["ratio"]}}, "config", name="model")
+    ratio = config["ratio"]
+    shown, rest = spec.label_names[:100], len(spec.label_names) - 100
+    more = f" and {rest} more, listed in config.json" if rest > 0 else ""
+    parts = [
+        _front(spec, ratio.get("objective")),
+        ["## Use", "", "```python", "import ratioctl", ""],
+        ['model = ratioctl.load_model("path/to/this/folder")  # pixels in [0,1], NCHW, to logits', "```", ""],
+        ["Normalisation is part of the model: give it pixels in [0,1] and nothing else.", ""],
+        ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""],
+        _calibration(spec, ratio.get("calibration")),
+        ["## Measurements", "", *_measurements(ratio.get("metrics")), ""],
+        ["## Limits", "", _KNOWS[1]],
+        [
+            "- Robustness holds for small changes in the norms and radii it was measured at, not for other "
+            "ones."
+        ],
+        [_REACTS[1], ""],
+        _provenance(ratio.get("provenance")),
+    ]
+    return "\n".join(line for part in parts for line in part)
+
+
+def rerender(card: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The card for the config `new`, with what was appended to the one for `old`; None for another card."""
+    rendered = render_card(old)
+    tags = next(line for line in rendered.splitlines() if line.startswith("tags: "))
+    for before, after in ((_TAGS, tags), _KEEPS, _KNOWS, _REACTS):
+        card = card.replace(before, after, 1)
+    return render_card(new) + card.removeprefix(rendered) if card.startswith(rendered) else None
+
+
+def _front(spec: Spec, objective: Any) -> list[str]:
+    sides = objective if isinstance(objective, Mapping) else {}
+    robust = [name for name, side in sides.items() if isinstance(side, Mapping) and side.get("robust")]
+    tags = ["image-classification"]
+    tags += ["adversarial-robustness"] if robust else []
+    tags += ["out-of-distribution-detection"] if spec.calibrated else []
+    tags += ["ratio"] if {"inside", "outside"} <= set(robust) else []
+    front = {"library_name": "ratioctl", "pipeline_tag": "image-classification", "tags": tags}
+    channels, height, width = spec.input_size
+    summary = f"A {_md(spec.architecture)}{_options(spec.architecture_options)} image classifier with "
+    summary += f"{len(spec.label_names)} classes for {channels}x{height}x{width} input, packaged by ratioctl."
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {_md(spec.name)}", "", summary, ""]
+    return lines + ([f"Training objective: {_md(_inline(objective))}.", ""] if objective else [])
+
+
+def _calibration(spec: Spec, calibration: Any) -> list[str]:
+    lines = ["## Calibration", ""]
+    if spec.calibrated:
+        lines += [
+            f"Logits are divided by the temperature {spec.temperature:.6g} before the softmax. An image "
+            "counts as out of distribution where its highest probability is below the threshold:"
+        ]
+        lines += ["", "| threshold | confidence |", "|---|---|"]
+        lines += [f"| {_md(key)} | {value:.6g} |" for key, value in sorted(spec.thresholds.items())]
+        lines += ["", _KEEPS[1]]
+    else:
+        lines += [
+            "**Not calibrated**: temperature 1, no thresholds. Its confidences mean little, and it cannot "
+            "flag images; run `ratioctl calibrate` first."
+        ]
+    if isinstance(calibration, Mapping) and calibration:
+        lines += ["", "| calibration | |", "|---|---|", *_rows(calibration)]
+    return [*lines, ""]
+
+
+def _provenance(provenance: Any) -> list[str]:
+    if not isinstance(provenance, Mapping) or not provenance:
+        return []
+    closing = "The complete recipe is in `recipe.toml` where the model was trained with ratioctl."
+    return ["## Provenance", "", "| | |", "|---|---|", *_rows(provenance), "", closing, ""]
+
+
+def _rows(table: Mapping[str, Any]) -> list[str]:
+    return [f"| {_md(key)} | {_md(_inline(value))} |" for key, value in table.items()]
+
+
+def _measurements(metrics: Any) -> list[str]:
+    warnings: Any = []
+    if isinstance(metrics, Mapping) and "measurements" in metrics:
+        metrics, warnings = metrics["measurements"], metrics.get("warnings", [])
+    if isinstance(metrics, Mapping):
+        metrics = [{"name": key, "value": value} for key, value in metrics.items()]
+    rows = [row for row in metrics if isinstance(row, Mapping)] if isinstance(metrics, list) else []
+    if not rows:
+        return ["None yet: nothing is claimed about its accuracy, robustness or detection."]
+    lines = ["| measurement | value | 95 % interval | n | data | ball |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        interval = row.get("interval")
+        shown = " to ".join(_inline(end) for end in interval) if isinstance(interval, list | tuple) else "-"
+        cells = [_inline(row.get("name")), _inline(row.get("value")), shown]
+        cells += [_inline(row[key]) if row.get(key) is not None else "-" for key in ("n", "dataset", "ball")]
+        if row.get("ball") is not None and row.get("attack"):  # a rate under attack is worth what attacked it
+            cells[-1] += f" ({_inline(row['attack'])})"
+        lines.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
+    if isinstance(warnings, list) and warnings:
+        lines += ["", *(f"- Warning: {_md(_inline(warning))}" for warning in warnings)]
+    return lines
+
+
+def _inline(value: object) -> str:
+    """A JSON value in one line of prose."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if set(value) == {"p", "eps"}:
+            return f"l{value['p']} {_inline(value['eps'])}"
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_inline(item) for item in value)
+    return str(value)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return f" ({_md(_inline(options))})" if options else ""
+
+
+def _md(text: str) -> str:
+    """Text that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(safe_text(text), quote=False))

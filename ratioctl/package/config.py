@@ -1,0 +1,342 @@
+"""`config.json`: its schema, its checks and its digest.
+
+**Digest.** The SHA-256 of the JSON (sorted keys, no spaces, ASCII) of `architecture`,
+`architecture_options`, `label_names`, `input_size`, `mean`, `std`, `interpolation`, `temperature`,
+`thresholds` and `weights`, the SHA-256 of the weights file; numbers that may be fractional are written as
+floats. Metrics, cards and exports do not change it. It is recorded as `ratio.digest`, so that a manual edit
+of those parts is noticed (`ModelPackage.edited`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from ratioctl.errors import PackageError, UncalibratedError, UsageError
+from ratioctl.utils.text import safe_text
+
+FORMAT = 1
+SCORE = "max-softmax"
+MAX_CONFIG_BYTES = 32 * 2**20
+MAX_DEPTH = 64
+LARGEST = 1e6  # of temperatures and normalisations, and its inverse the smallest: float32 computes with them
+AGAIN = "Get the package again, or package it again from its checkpoint."
+
+ROLES = WEIGHTS, RECIPE, CARD, ONNX = "model.safetensors", "recipe.toml", "README.md", "model.onnx"
+STAGED = re.compile(r"(model|recipe|README)-[0-9a-f]{8}(\.safetensors|\.toml|\.md|\.onnx)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A checked `config.json`, or the same block in an ONNX file's metadata.
+
+    Attributes:
+        config: the whole document, plain JSON values.
+        name: `ratio.name`, or the name of the folder or file.
+        label_names: K different names, in the order of the logits.
+        input_size: (C, H, W).
+        mean, std: C values each, of pixels in [0,1].
+        temperature: above 0; logits are divided by it before the softmax.
+        thresholds: name ("tpr95") to confidence in [0,1]; empty where the model is not calibrated.
+        ladders: counterfactual budgets by norm name ("1", "1.5", "2", "inf"), ascending.
+    """
+
+    config: dict[str, Any] = dataclasses.field(repr=False)
+    name: str
+    architecture: str
+    architecture_options: dict[str, Any]
+    label_names: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    temperature: float
+    thresholds: dict[str, float]
+    ladders: dict[str, tuple[float, ...]]
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.thresholds)
+
+
+def threshold(spec: Spec, which: str | float = "tpr95") -> float:
+    """The confidence below which an image is out of distribution.
+
+    Args:
+        which: a stored name such as "tpr95", or a number in [0,1] (also as text).
+
+    Raises:
+        UncalibratedError: a name, and the model has no thresholds.
+        UsageError: a name that the model does not have (its own are listed), or a number outside [0,1].
+    """
+    if isinstance(which, str) and which in spec.thresholds:
+        return spec.thresholds[which]
+    try:
+        number = float(which)
+    except ValueError:
+        number = None
+    if number is not None:
+        if 0 <= number <= 1:  # false for nan
+            return number
+        raise UsageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
+    named = re.fullmatch(r"tpr[0-9.]+", str(which))
+    if not spec.thresholds and named:
+        raise UncalibratedError(
+            spec.name, f"has no threshold {which}: it is not calibrated", "Run `ratioctl calibrate` on it."
+        )
+    stored = ", ".join(sorted(spec.thresholds)) or "none"
+    reason = f"{spec.name} has no such threshold" if named else "is neither a name nor a number"
+    step = f"{spec.name} has {stored}; a confidence in [0,1] works too, for example 0.35."
+    raise UsageError(f"threshold {str(which)!r:.40}", reason, step)
+
+
+def portable_config(spec: Spec) -> dict[str, Any]:
+    """The config without `ratio.files`: the block an ONNX file carries in its metadata."""
+    ratio = {key: value for key, value in spec.config["ratio"].items() if key != "files"}
+    return {**spec.config, "ratio": {"name": spec.name, **ratio}}
+
+
+def parse_config(config: object, where: object, *, name: str) -> Spec:
+    """Check a config document, from a package or from an ONNX file's metadata.
+
+    Args:
+        config: plain JSON values.
+        where: what messages call it.
+        name: the model's name where `ratio.name` is absent.
+
+    Raises:
+        PackageError: not ours, an unknown format, or an impossible value.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("ratio"), dict):
+        raise PackageError(
+            where, 'has no "ratio" part, so ratioctl did not write it', "Use `ratioctl package`."
+        )
+    ratio = config["ratio"]
+    version = ratio.get("format")
+    if type(version) is not int or version != FORMAT:
+        newer = type(version) is int and version > FORMAT
+        raise PackageError(
+            where,
+            f"has format {version!r:.40}; this ratioctl reads format {FORMAT}",
+            "Update ratioctl." if newer else AGAIN,
+        )
+    check = _Checks(where)
+    return Spec(
+        config=config,
+        name=ratio["name"] if isinstance(ratio.get("name"), str) and ratio["name"] else name,
+        label_names=check.labels(config),
+        **check.architecture(config),
+        **check.input(config.get("pretrained_cfg")),
+        **check.calibration(ratio),
+        ladders=check.ladders(ratio.get("ladders", {})),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checks:
+    """The parts of a config document, each checked and converted; `where` is what messages call it."""
+
+    where: object
+
+    def bad(self, key: str, what: str) -> NoReturn:
+        raise PackageError(self.where, f'"{key}" {what}', AGAIN)
+
+    def labels(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        labels = config.get("label_names")
+        if (
+            not isinstance(labels, list)
+            or len(labels) < 2
+            or not all(isinstance(x, str) and x for x in labels)
+        ):
+            self.bad("label_names", "must be a list of two or more names")
+        if any("\ud800" <= ch <= "\udfff" for label in labels for ch in label):
+            self.bad("label_names", "is not valid Unicode")
+        if len(set(labels)) != len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            self.bad("label_names", f'holds "{twice}" twice, and labels are matched by name')
+        count = config.get("num_classes", len(labels))
+        if count != len(labels):
+            self.bad("num_classes", f"is {count!r:.40}, but there are {len(labels)} label names")
+        return tuple(labels)
+
+    def architecture(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        architecture, options = config.get("architecture"), config.get("architecture_options", {})
+        if not isinstance(architecture, str) or not architecture:
+            self.bad("architecture", "must be a name")
+        if not isinstance(options, dict):
+            self.bad("architecture_options", "must be a table of options")
+        return {"architecture": architecture, "architecture_options": options}
+
+    def input(self, pixels: object) -> dict[str, Any]:
+        if not isinstance(pixels, dict):
+            self.bad("pretrained_cfg", "is missing")
+        size = pixels.get("input_size")
+        if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+            self.bad("pretrained_cfg.input_size", "must be [channels, height, width]")
+        if size[0] not in (1, 3) or max(size[1:]) > 16384:
+            self.bad("pretrained_cfg.input_size", f"is {size}; channels are 1 or 3, sides at most 16384")
+        mean = _numbers(pixels.get("mean"), size[0])
+        if mean is None or max(map(abs, mean)) > LARGEST:
+            self.bad("pretrained_cfg.mean", f"must be {size[0]} number(s) of at most {LARGEST:g} in size")
+        std = _numbers(pixels.get("std"), size[0])
+        if std is None or not 1 / LARGEST <= min(std) <= max(std) <= LARGEST:
+            self.bad("pretrained_cfg.std", f"must be {size[0]} number(s) from {1 / LARGEST:g} to {LARGEST:g}")
+        interpolation = pixels.get("interpolation", "bicubic")
+        if not isinstance(interpolation, str):
+            self.bad("pretrained_cfg.interpolation", "must be a name")
+        return {"input_size": tuple(size), "mean": mean, "std": std, "interpolation": interpolation}
+
+    def calibration(self, ratio: Mapping[str, Any]) -> dict[str, Any]:
+        score = ratio.get("score", SCORE)
+        if score != SCORE:
+            self.bad("ratio.score", f'is {score!r:.40}; this ratioctl knows "{SCORE}"')
+        temperature = _number(ratio.get("temperature", 1.0))
+        if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
+            self.bad("ratio.temperature", f"must be a number from {1 / LARGEST:g} to {LARGEST:g}")
+        thresholds = ratio.get("thresholds", {})
+        if not isinstance(thresholds, dict):
+            self.bad("ratio.thresholds", "must be a table")
+        checked = {key: _number(value) for key, value in thresholds.items()}
+        if any(value is None or not 0 <= value <= 1 for value in checked.values()):
+            self.bad("ratio.thresholds", "must be confidences in [0,1]")
+        return {"temperature": temperature, "thresholds": checked}
+
+    def ladders(self, table: object) -> dict[str, tuple[float, ...]]:
+        if not isinstance(table, dict):
+            self.bad("ratio.ladders", "must be a table")
+        ladders = {}
+        for norm, budgets in table.items():
+            ladder = _numbers(budgets, None)
+            if norm not in ("1", "1.5", "2", "inf") or not ladder or min(ladder) <= 0:
+                self.bad("ratio.ladders", "must hold lists of radii above 0 for the norms 1, 1.5, 2 and inf")
+            ladders[norm] = tuple(sorted(ladder))
+        return ladders
+
+
+def _number(value: object) -> float | None:
+    """A finite number as a float, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _numbers(value: object, count: int | None) -> tuple[float, ...] | None:
+    if not isinstance(value, list) or (count is not None and len(value) != count):
+        return None
+    numbers = [_number(item) for item in value]
+    return tuple(n for n in numbers if n is not None) if None not in numbers else None
+
+
+def parse_document(raw: bytes, where: object) -> Any:
+    """JSON without duplicate keys, NaN or infinity, at most MAX_DEPTH deep.
+
+    Raises:
+        PackageError: anything else; `where` is what the message calls it.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                raise ValueError(f'the key "{key}" occurs twice')
+            table[key] = value
+        return table
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text} is not a finite number")
+        return number
+
+    try:
+        document = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
+        if _deeper_than(document, MAX_DEPTH):
+            raise RecursionError
+        return document
+    except RecursionError:
+        reason = "nested too deeply"
+    except UnicodeDecodeError:
+        reason = "not UTF-8 text"
+    except ValueError as error:  # includes JSONDecodeError
+        reason = str(error)
+    raise PackageError(where, f"is not valid JSON: {reason}", AGAIN)
+
+
+def _deeper_than(value: object, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def recorded_files(config: Mapping[str, Any], where: object) -> dict[str, str]:
+    """`ratio.files`, checked: plain names inside the folder, one per role, weights among them."""
+    files = config["ratio"].get("files")
+    if not isinstance(files, dict):
+        raise PackageError(where, '"ratio.files" is missing', AGAIN)
+    for name, recorded in files.items():
+        inside = name and not name.startswith(".") and not any(ch in "/\\:\0" for ch in name)
+        if not inside or name == "config.json" or name != safe_text(name) or len(os.fsencode(name)) > 255:
+            raise PackageError(where, f'"ratio.files" holds {name!r:.80}, not a file name', AGAIN)
+        if not isinstance(recorded, str) or not re.fullmatch(r"[0-9a-f]{64}", recorded):
+            raise PackageError(where, f'"ratio.files" has no SHA-256 for {name}', AGAIN)
+    roles = [plain_name(name) for name in files]
+    if len(set(roles)) != len(roles):
+        raise PackageError(where, '"ratio.files" names two files for the same role', AGAIN)
+    if WEIGHTS not in roles:
+        raise PackageError(where, f'"ratio.files" does not name {WEIGHTS}', AGAIN)
+    return files
+
+
+def plain_name(name: str) -> str:
+    """ "README.md" for "README-1a2b3c4d.md"; other names unchanged."""
+    staged = STAGED.fullmatch(name)
+    return staged[1] + staged[2] if staged else name
+
+
+def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
+    """The model's digest, see the module; `files` maps file names to their SHA-256."""
+    decisive = {
+        "architecture": spec.architecture,
+        "architecture_options": spec.architecture_options,
+        "label_names": spec.label_names,
+        "input_size": spec.input_size,
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "temperature": spec.temperature,
+        "thresholds": spec.thresholds,
+        "weights": next(recorded for name, recorded in files.items() if plain_name(name) == WEIGHTS),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def names(specs: Sequence[Spec]) -> list[str]:
+    """The models' names, numbered where one occurs again."""
+    found: list[str] = []
+    for spec in specs:
+        name, k = spec.name, 2
+        while name in found:
+            name, k = f"{spec.name}-{k}", k + 1
+        found.append(name)
+    return found

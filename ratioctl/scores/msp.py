@@ -1,0 +1,61 @@
+"""Maximum softmax probability (MSP), the score of the RATIO paper and the default."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ratioctl.scores.registry import OodScore, register_score
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+def _score(logits: np.ndarray, temperature: float) -> np.ndarray:
+    from ratioctl import metrics
+
+    return 1.0 - metrics.confidence(logits, temperature)
+
+
+def _tensor(logits: Tensor, temperature: float) -> Tensor:
+    return 1 - (logits / temperature).softmax(dim=1).amax(dim=1)
+
+
+def _log_odds(logits: np.ndarray, temperature: float) -> np.ndarray:
+    from ratioctl import metrics
+
+    return metrics.log_odds(logits, temperature)
+
+
+def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
+    """log p_max - log(1 - p_max), without forming either probability."""
+    f = (logits / temperature).sort(dim=1, descending=True).values
+    return f[:, 0] - f[:, 1:].logsumexp(dim=1)
+
+
+def _logit(confidence: float) -> float:
+    if confidence <= 0:
+        return -math.inf
+    return math.inf if confidence >= 1 else math.log(confidence) - math.log1p(-confidence)
+
+
+def _sigmoid(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
+
+
+register_score(
+    OodScore(
+        name="msp",
+        config_name="max-softmax",
+        description="1 - max_k p_k, after temperature",
+        source="Hendrycks and Gimpel 2017; Augustin, Meinke and Hein 2020, section 4.3",
+        from_logits=_score,
+        from_tensor=_tensor,
+        acceptance=_log_odds,
+        acceptance_tensor=_log_odds_tensor,
+        acceptance_bound=_logit,  # a threshold of this score is a confidence
+        threshold_at=_sigmoid,
+        threshold_range=(0.0, 1.0),
+    )
+)

@@ -1,0 +1,119 @@
+"""The registry of out-of-distribution (OOD) scores, and what a score consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ratioctl.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+DEFAULT = "msp"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OodScore:
+    """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
+
+    An image is flagged as OOD where `acceptance(f, T) < acceptance_bound(threshold)`. The acceptance orders
+    images exactly as the negated score does and keeps doing so where the score itself is rounded to a
+    constant, so that a NumPy program and an exported graph raise the same flags.
+
+    Attributes:
+        name: on the command line and in Python.
+        config_name: in a package's `config.json`.
+        description: one line for `--help` and the documentation.
+        source: the paper.
+        from_logits: (N, K) array, temperature -> scores (N,) float64.
+        from_tensor: the same in torch, (N, K) -> (N,); differentiable and exportable to ONNX.
+        acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
+        acceptance_tensor: the same in torch; a worst-case attack on OOD images maximises it.
+        acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
+        threshold_at: from the acceptance at a bound back to the threshold that is stored.
+        threshold_range: smallest and largest threshold that makes sense.
+    """
+
+    name: str
+    config_name: str
+    description: str
+    source: str
+    from_logits: Callable[[np.ndarray, float], np.ndarray]
+    from_tensor: Callable[[Tensor, float], Tensor]
+    acceptance: Callable[[np.ndarray, float], np.ndarray]
+    acceptance_tensor: Callable[[Tensor, float], Tensor]
+    acceptance_bound: Callable[[float], float]
+    threshold_at: Callable[[float], float]
+    threshold_range: tuple[float, float]
+
+
+_SCORES: dict[str, OodScore] = {}
+
+
+def register_score(score: OodScore) -> OodScore:
+    """Add a score under its name. A module in this folder that calls it is found without being listed."""
+    taken = {other.config_name for other in _SCORES.values()}
+    if score.name in _SCORES or score.config_name in taken:
+        raise ValueError(f'there is already a score named "{score.name}" or "{score.config_name}"')
+    _SCORES[score.name] = score
+    return score
+
+
+def register_from_score(
+    *,
+    name: str,
+    description: str,
+    source: str,
+    from_logits: Callable[[np.ndarray, float], np.ndarray],
+    from_tensor: Callable[[Tensor, float], Tensor],
+    threshold_range: tuple[float, float],
+) -> OodScore:
+    """Register a score that is its own acceptance up to the sign; a threshold is a value of the score."""
+    return register_score(
+        OodScore(
+            name=name,
+            config_name=name,
+            description=description,
+            source=source,
+            from_logits=from_logits,
+            from_tensor=from_tensor,
+            acceptance=lambda logits, temperature: -from_logits(logits, temperature),
+            acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
+            acceptance_bound=lambda threshold: -threshold,
+            threshold_at=lambda acceptance: -acceptance,
+            threshold_range=threshold_range,
+        )
+    )
+
+
+def by_name(name: str) -> OodScore:
+    """The score of that name. Raises UsageError for an unknown one; the known names are listed."""
+    scores = _all()
+    if name not in scores:
+        raise UsageError(f"score {name}", "unknown OOD score", f"Use one of: {', '.join(names())}.")
+    return scores[name]
+
+
+def by_config_name(config_name: str) -> OodScore | None:
+    """The score that a `config.json` names, or None."""
+    return next((score for score in _all().values() if score.config_name == config_name), None)
+
+
+def names() -> tuple[str, ...]:
+    """Names of all scores, the default one first."""
+    return tuple(sorted(_all(), key=lambda name: (name != DEFAULT, name)))
+
+
+@cache
+def _all() -> dict[str, OodScore]:
+    """The registry after every module of this folder has been imported."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return _SCORES

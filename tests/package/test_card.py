@@ -1,0 +1,42 @@
+"""Model cards: only what the config states, safe to display, and appended text is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ratioctl import package
+
+
+def test_update_leaves_a_card_that_somebody_wrote(pkg: package.ModelPackage) -> None:
+    mine = package.update(pkg, card="# Mine\n")
+    assert package.update(mine, config_changes={"ratio": {"temperature": 0.6}}).card == "# Mine\n"
+
+
+def test_update_keeps_what_was_added_to_a_rendered_card(pkg: package.ModelPackage) -> None:
+    assert pkg.card is not None
+    mine = package.update(pkg, card=pkg.card + "\n## Looked at\n\nForty images.\n")
+    new = package.update(mine, config_changes={"ratio": {"temperature": 0.6}})
+    assert new.card == package.render_card(new.config) + "\n## Looked at\n\nForty images.\n"
+    assert "temperature 0.6 " in new.card
+
+
+def test_card_is_honest_and_inert(
+    tmp_path: Path, package_config: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> None:
+    hostile = ["<script>alert(1)</script>", "a|b\x1b[2J\n# c"]
+    made = package.write(
+        tmp_path / "p", config={**package_config, "label_names": hostile, "ratio": {}}, weights=tensors
+    )
+    assert made.label_names == tuple(hostile)
+    assert made.card is not None
+    assert made.card.startswith('---\nlibrary_name: "ratioctl"\n')
+    assert "<script>" not in made.card
+    assert "\x1b" not in made.card
+    assert "a\\|b\\\\x1b\\[2J\\\\n\\# c" in made.card
+    assert "**Not calibrated**" in made.card
+    assert "nothing is claimed" in made.card
+    assert made.card == package.render_card(made.config)
+    assert made.card == package.render_card(package.update(made, onnx=b"x").config)

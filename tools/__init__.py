@@ -1,0 +1,1 @@
+"""Checks that need more time than a test: faults, fuzzing, load; and the harness of all scripts."""
