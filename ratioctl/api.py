@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ratioctl.calibration.temperature import Calibrated
+    from ratioctl.calibration.calibrate import Calibrated
     from ratioctl.onnx.export import Exported
     from ratioctl.package import ModelPackage
     from ratioctl.types import Explanation, Report, ScoreRow
@@ -32,7 +32,7 @@ def train(
     init: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     download: bool = False,
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> ModelPackage:
@@ -44,17 +44,17 @@ def train(
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
         init: a model whose weights are the start.
-        seed: replaces the recipe's where it is not 0.
-        watch: called with progress events, see `ratioctl.train.fit`.
+        seed: replaces the recipe's seed; None keeps it.
+        callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
     import pathlib
 
     from ratioctl import package as packages
     from ratioctl import recipe as recipes
-    from ratioctl.calibration.temperature import calibrate as calibrate_package
+    from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training.loop import fit
 
-    loaded = recipes.load(str(recipe), [*settings, *([f"seed={seed}"] if seed else [])])
+    loaded = recipes.load(str(recipe), [*settings, *([] if seed is None else [f"seed={seed}"])])
     folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
     start = None if init is None else packages.resolve(init)
     package = fit(
@@ -79,10 +79,10 @@ def calibrate(
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
-    """Choose temperature and thresholds on held-out data; see `ratioctl.calibrate.calibrate`."""
+    """Choose temperature and thresholds on held-out data; see `ratioctl.calibration.calibrate.calibrate`."""
     import pathlib
 
-    from ratioctl.calibration.temperature import calibrate as run
+    from ratioctl.calibration.calibrate import calibrate as run
 
     target = None if out is None else pathlib.Path(out)
     return run(model, data=data, objective=objective, out=target, device=device, download=download)

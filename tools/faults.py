@@ -49,7 +49,7 @@ from tools import harness
 PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
 FILE_CALLS = ("fsync", "ftruncate")
 IMPORTED = (
-    *(f"ratioctl.{name}" for name in ("calibration.temperature", "cli", "counterfactuals", "evaluation")),
+    *(f"ratioctl.{name}" for name in ("calibration.calibrate", "cli", "counterfactuals", "evaluation")),
     *("ratioctl.onnx.export", "ratioctl.report.evaluation", "ratioctl.report.counterfactual_files"),
     *("ratioctl.training.loop", "torchvision", "torch._dynamo"),
     *("torch.onnx._internal.exporter._core", "sklearn.datasets", "pyarrow.parquet", "jinja2"),

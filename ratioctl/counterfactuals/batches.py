@@ -16,7 +16,7 @@ from ratioctl.counterfactuals.search import SearchRequest, seed_of
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
-from ratioctl.recipe import Ball
+from ratioctl.recipe import Attack, Ball
 
 Job = tuple[np.ndarray, int]  # 8-bit input (H, W, C), target class
 Progress = Callable[[float], None]  # is called with the share that is done
@@ -55,20 +55,25 @@ class BatchSearch:
             self.mask = torch.from_numpy(request.region).to(compute.device)[None, None]
 
     def __call__(self, requests: Sequence[tuple[Job, SearchRequest]], progress: Progress) -> list[np.ndarray]:
-        """For each request its points (R, C, H, W); requests must agree in steps, restarts and `init`."""
+        """For each request its points (R, C, H, W); requests of one stage."""
         first = requests[0][1]
         rows = [(job, eps) for job, request in requests for eps in request.radii]
         inits = [request.init for _, request in requests if request.init is not None]
         init = np.concatenate(inits) if inits else None
-        points = self._in_memory(rows, init, first.steps, first.restarts, progress)
+        attack = strongest(
+            Ball(p=self.request.p, eps=1.0),
+            first.steps,
+            restarts=first.restarts,
+            start="random" if first.random else "centre",
+        )
+        points = self._in_memory(rows, init, attack, progress)
         return np.split(points, np.cumsum([len(request.radii) for _, request in requests])[:-1])
 
     def _in_memory(
         self,
         rows: Sequence[tuple[Job, float]],
         init: np.ndarray | None,
-        steps: int,
-        restarts: int,
+        attack: Attack,
         progress: Progress,
     ) -> np.ndarray:
         """`_batch` on parts that fit into memory."""
@@ -82,7 +87,7 @@ class BatchSearch:
 
             try:
                 begin = None if init is None else init[start:end]
-                parts.append(self._batch(rows[start:end], begin, steps, restarts, part_done))
+                parts.append(self._batch(rows[start:end], begin, attack, part_done))
             except torch.OutOfMemoryError:
                 if end - start == 1:
                     raise
@@ -96,8 +101,7 @@ class BatchSearch:
         self,
         rows: Sequence[tuple[Job, float]],
         init: np.ndarray | None,
-        steps: int,
-        restarts: int,
+        attack: Attack,
         progress: Progress,
     ) -> np.ndarray:
         """Points (R, C, H, W) for rows of image, target and radius."""
@@ -109,7 +113,7 @@ class BatchSearch:
         def count(step: int, x: torch.Tensor, value: torch.Tensor) -> None:
             nonlocal calls
             calls += 1
-            progress(min(1.0, calls / (restarts * (steps + 1))))
+            progress(min(1.0, calls / (attack.restarts * (attack.steps + 1))))
 
         def logits_of(x: torch.Tensor) -> torch.Tensor:
             free = x if self.mask is None else torch.where(self.mask, x, x0[:1])
@@ -117,7 +121,7 @@ class BatchSearch:
                 return self.network(free)
 
         generators = None
-        if restarts > 1:
+        if attack.start == "random" or attack.restarts > 1:
             labels = self.spec.label_names
             generators = [
                 torch.Generator().manual_seed(seed_of(request.seed, image, labels[target], eps))
@@ -127,7 +131,7 @@ class BatchSearch:
             logits_of,
             x0,
             goals.log_probability(targets, self.spec.temperature),
-            strongest(Ball(p=request.p, eps=1.0), steps, restarts=restarts),
+            attack,
             generator=generators,
             eps=torch.tensor([min(eps, self.diameter) for _, eps in rows], dtype=torch.float64),
             init=None if init is None else self._on_device(init),

@@ -32,6 +32,7 @@ class CounterfactualRequest:
         eps: budgets, ascending, in the norm `p`, pixels in [0,1].
         until: the flip radius is where the target's confidence reaches this; None: where it is predicted.
         region: bool (H, W), true where the image may change; None everywhere.
+        threshold: confidence below which the model calls an image OOD; None where it has none.
         extra_radii: radii below all budgets that are searched as well (see `search_target`).
     """
 
@@ -43,6 +44,7 @@ class CounterfactualRequest:
     seed: int
     until: float | None = None
     region: np.ndarray | None = None
+    threshold: float | None = None
     extra_radii: tuple[float, ...] = ()
 
 
@@ -173,6 +175,7 @@ def prepare(
                 seed=seed,
                 until=until,
                 region=mask,
+                threshold=spec.thresholds.get("tpr95"),
                 # Searches from the image itself often miss what lies beyond the ladder's end.
                 extra_radii=(ladder[-1],) if eps_of_norm[0] > ladder[-1] else (),
             )

@@ -8,22 +8,26 @@ batches (`run_searches`) and each is still written from top to bottom.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ratioctl import images as pixels_of
 from ratioctl import recipe
 from ratioctl.counterfactuals.request import CounterfactualRequest
-from ratioctl.counterfactuals.rounding import distances, round_into_ball
+from ratioctl.counterfactuals.rounding import distances, into_ball, round_into_ball
 from ratioctl.types import Counterfactual, Target
 from ratioctl.utils.seeding import seed_from_bytes
 
-FLIP_RADII = 6  # radii of a flip search
-FLIP_SHARE = 10  # its steps are the ladder's over this
+# Shares of `steps` per radius: in the ball of twice the radius; from each start; from the best of these.
+WIDE, START, REFINE = 0.2, 0.1, 0.4
+FLIP_RADII, FLIP = 5, 0.1  # radii of a flip search, and the share of `steps` of each
+_NEIGHBORS = 3  # larger radii whose points are tried in a ball
 _PROBES = 16  # points per segment
 _LEAD = 2.5e-4  # a flip needs this lead: two backends differ by up to 1e-4 in every probability
-_BEHIND = 5e-3  # a search this far behind the confidence of a smaller radius is repeated from there
+_SATURATED = 1 - 1e-4  # no further search of a radius whose confidence is this high
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,9 +35,10 @@ class SearchRequest:
     """Request for the best point in each of several balls around an image.
 
     Attributes:
-        stage: requests of one stage agree in steps, restarts, and whether they have `init`.
+        stage: requests of one stage agree in steps, restarts, start, and whether they have `init`.
         radii: (R,), of the balls.
-        init: points (R, C, H, W) of these balls to start from; None starts at the image.
+        random: start at random points of the balls instead of the image.
+        init: points (R, C, H, W) of these balls to start from.
         work: share of the whole search that is done before and after.
     """
 
@@ -41,6 +46,7 @@ class SearchRequest:
     radii: tuple[float, ...]
     steps: int
     restarts: int = 1
+    random: bool = False
     init: np.ndarray | None = None
     work: tuple[float, float] = (0.0, 1.0)
 
@@ -48,6 +54,52 @@ class SearchRequest:
 Step = SearchRequest | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored
 # Is sent points (R, C, H, W) float32 for a SearchRequest, probabilities (N, K) for images.
 TargetSearch = Generator[Step, np.ndarray, Target]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flip:
+    """When a picture counts as flipped.
+
+    Attributes:
+        until: the target's confidence reaches this; None: the target is predicted.
+        threshold: the confidence must reach this as well (in distribution); None: any will do.
+    """
+
+    target: int
+    until: float | None = None
+    threshold: float | None = None
+
+    def reached(self, probabilities: np.ndarray, lead: float = 0.0) -> bool:
+        """Whether probabilities (K,) flip, by `lead`."""
+        confidence = probabilities[self.target]
+        if self.until is not None:
+            return bool(confidence >= self.until + lead)
+        if self.threshold is not None and confidence < self.threshold + min(lead, (1 - self.threshold) / 2):
+            return False
+        others = np.delete(probabilities, self.target)
+        if lead == 0.0:
+            return int(probabilities.argmax()) == self.target
+        return bool(others.size == 0 or confidence >= others.max() + lead)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Image:
+    """An image (H, W, C) uint8 and what is searched around it."""
+
+    pixels: np.ndarray
+    target: int
+    request: CounterfactualRequest
+
+    @property
+    def x(self) -> np.ndarray:
+        """(C, H, W) float64 in [0,1]."""
+        return pixels_of.to_pixels(self.pixels[None])[0].astype(np.float64)
+
+    def steps(self, share: float) -> int:
+        return max(round(self.request.steps * share), 1)
+
+    def distance(self, picture: np.ndarray) -> float:
+        return distances(picture, self.pixels)[norm_key(self.request.p)]
 
 
 def search_target(
@@ -58,149 +110,207 @@ def search_target(
     labels: Sequence[str],
     request: CounterfactualRequest,
 ) -> TargetSearch:
-    """All budgets of one image (H, W, C) and target, and the flip radius.
-
-    A search in a large ball can miss what lies in a smaller one (a CIFAR model, one image, 300 steps: 0.21
-    and 0.33 at l2 12 and 50, where l2 3 reaches 0.86). Such a search is repeated from the best point of the
-    smaller balls, so that confidences never fall with the radius.
+    """All budgets of one image (H, W, C) and target, and the radii of two flips.
 
     Args:
         original: probabilities (K,) of the image itself.
     """
+    image = _Image(pixels=pixels, target=target, request=request)
     radii = (*request.extra_radii, *request.eps)
-    flip_steps = max(request.steps // FLIP_SHARE, 1)
-    total = request.steps * request.restarts * len(radii)
-    ladder = total / (total + flip_steps * FLIP_RADII)  # the ladder's share of the work
-    points, exact = yield from _search_ladder(radii, target, request, ladder)
+    ladder = (WIDE + (2 + request.restarts) * START + REFINE) * len(radii)
+    ladder /= ladder + 2 * FLIP_RADII * FLIP  # the ladder's share of the work
+    points, exact = yield from _search_ladder(image, radii, ladder)
     pictures = np.stack(
         [round_into_ball(x, pixels, request.p, eps) for x, eps in zip(points, radii, strict=True)]
     )
     rounded = yield pictures
+    best: list[tuple[np.ndarray, np.ndarray, float]] = []  # picture, its probabilities, before rounding
+    for n in range(len(radii)):
+        last = best[-1] if best else (pixels, original, float(original[target]))
+        higher = rounded[n][target] > last[1][target]  # else the smaller budget's picture is better
+        best.append((pictures[n], rounded[n], float(exact[n][target])) if higher else last)
+    flipped, scores, in_distribution = yield from _flips(
+        image, radii, points, [(pixels, original), *((b[0], b[1]) for b in best)], ladder
+    )
 
-    budgets: list[Counterfactual] = []
-    first: int | None = None  # the first radius that flips
-    picture, probabilities, confidence_float = pixels, original, float(original[target])
-    for n, eps in enumerate(radii):
-        if rounded[n][target] > probabilities[target]:  # else the smaller budget's picture is better
-            picture, probabilities, confidence_float = pictures[n], rounded[n], float(exact[n][target])
-        if n >= len(request.extra_radii):
-            budgets.append(
-                Counterfactual(
-                    eps=eps,
-                    image=picture,
-                    confidence=float(probabilities[target]),
-                    confidence_float=confidence_float,
-                    predicted=labels[int(probabilities.argmax())],
-                    probabilities=plain(probabilities),
-                    distance=distances(picture, pixels),
-                )
-            )
-        if first is None and reached(probabilities, target, request.until):
-            first, flipping = n, picture
-    flip: np.ndarray | None = None
-    if reached(original, target, request.until):
-        flip = pixels
-    elif first is not None:
-        flip = yield from _flip(
-            pixels,
-            target,
-            points[first],
-            flipping,
-            low=radii[first - 1] if first else 0.0,
-            request=request,
-            steps=flip_steps,
-            done=ladder,
-        )
+    def is_ood(probabilities: np.ndarray) -> bool | None:
+        return None if request.threshold is None else bool(probabilities.max() < request.threshold)
+
     return Target(
         target=labels[target],
-        budgets=tuple(budgets),
-        flip_eps=None if flip is None else distances(flip, pixels)[norm_key(request.p)],
-        flip_image=flip,
+        budgets=tuple(
+            Counterfactual(
+                eps=eps,
+                image=picture,
+                confidence=float(probabilities[target]),
+                confidence_float=confidence_float,
+                predicted=labels[int(probabilities.argmax())],
+                is_ood=is_ood(probabilities),
+                probabilities=plain(probabilities),
+                distance=distances(picture, pixels),
+            )
+            for eps, (picture, probabilities, confidence_float) in zip(radii, best, strict=True)
+        )[len(request.extra_radii) :],
+        flip_eps=None if flipped is None else image.distance(flipped),
+        flip_image=flipped,
+        flip_confidence=None if scores is None else float(scores[target]),
+        flip_is_ood=None if scores is None else is_ood(scores),
+        in_distribution_eps=None if in_distribution is None else image.distance(in_distribution),
     )
+
+
+def _flips(
+    image: _Image,
+    radii: tuple[float, ...],
+    points: np.ndarray,
+    pictures: Sequence[tuple[np.ndarray, np.ndarray]],
+    done: float,
+) -> Generator[Step, np.ndarray, tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]]:
+    """The flip's picture and probabilities, and the closest picture that is in distribution as well.
+
+    Args:
+        points: (R, C, H, W), the best points of the radii.
+        pictures: the original and the radii's pictures, each with its probabilities (K,).
+        done: share of the work that is done.
+    """
+    request = image.request
+
+    def search(flip: Flip, stage: int, work: tuple[float, float]) -> Generator[Step, np.ndarray, Any]:
+        first = next((n for n, (_, found) in enumerate(pictures) if flip.reached(found)), None)
+        if first is None or first == 0:
+            return None if first is None else pictures[0][0]
+        low = radii[first - 2] if first > 1 else 0.0
+        return (
+            yield from _smallest_flip(image, flip, points[first - 1], pictures[first][0], low, stage, work)
+        )
+
+    half = (done + 1) / 2
+    flipped = yield from search(Flip(target=image.target, until=request.until), 4, (done, half))
+    scores = None if flipped is None else (yield flipped[None])[0]
+    if request.threshold is None:
+        return flipped, scores, None
+    known = Flip(target=image.target, threshold=request.threshold)
+    if request.until is None and scores is not None and known.reached(scores):
+        return flipped, scores, flipped
+    return flipped, scores, (yield from search(known, 5, (half, 1.0)))
 
 
 def _search_ladder(
-    radii: tuple[float, ...], target: int, request: CounterfactualRequest, work: float
+    image: _Image, radii: tuple[float, ...], work: float
 ) -> Generator[Step, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The best points (R, C, H, W) of the radii and their probabilities (R, K)."""
-    points = yield SearchRequest(
-        stage=0, radii=radii, steps=request.steps, restarts=request.restarts, work=(0.0, work)
+    """The best points (R, C, H, W) of the radii and their probabilities (R, K).
+
+    A search from the image alone can stay on a plateau: on 20 CIFAR-10 test images at l2 2, 500 steps reach
+    a mean confidence of 0.880. 100 steps in the ball of twice the radius, moved into the ball, and 50 from
+    there reach 0.927, and with the other starts and 200 more steps from the best of them 0.933. So every
+    radius has several short searches: from there, from the image, and from a random point. The best of
+    these, of the larger radii's points moved into the ball, and of the smaller radii's points is refined.
+    """
+    request, target, p = image.request, image.target, image.request.p
+    x, count = image.x, len(radii)
+    shares = np.cumsum([0, WIDE, 2 * START, request.restarts * START, REFINE])
+    done = [float(share) for share in work * shares / shares[-1]]
+    spans = list(itertools.pairwise(done))
+    doubled = tuple(2 * eps for eps in radii)
+    wide = yield SearchRequest(stage=0, radii=doubled, steps=image.steps(WIDE), work=spans[0])
+    moved = np.stack([into_ball(z, x, p, eps) for z, eps in zip(wide, radii, strict=True)])
+    start = np.repeat(x[None].astype(np.float32), count, 0)
+    both = yield SearchRequest(
+        stage=1,
+        radii=(*radii, *radii),
+        steps=image.steps(START),
+        init=np.concatenate([moved, start]),
+        work=spans[1],
     )
-    exact = yield points
-    behind = behind_smaller(exact[:, target])
-    if behind:
-        repeated = yield SearchRequest(
-            stage=1,
-            radii=tuple(radii[n] for n in behind),
-            steps=request.steps,
-            init=points[[int(exact[:n, target].argmax()) for n in behind]],
-            work=(work, work),
+    drawn = yield SearchRequest(
+        stage=2,
+        radii=radii,
+        steps=image.steps(START),
+        restarts=request.restarts,
+        random=True,
+        work=spans[2],
+    )
+    starts = np.concatenate([both, drawn])
+    confidences = (yield starts)[:, target].reshape(3, count)
+    points = starts.reshape(3, count, *x.shape)[confidences.argmax(0), np.arange(count)]
+    points, exact = yield from _exchange(image, points, radii)
+    open_ = [n for n in range(count) if exact[n][target] < _SATURATED]
+    if open_:
+        points[open_] = yield SearchRequest(
+            stage=3,
+            radii=tuple(radii[n] for n in open_),
+            steps=image.steps(REFINE),
+            init=points[open_],
+            work=spans[3],
         )
-        points = points.copy()
-        points[behind] = repeated
-        exact = yield points
+        points, exact = yield from _exchange(image, points, radii)
     return points, exact
 
 
-def behind_smaller(confidences: np.ndarray) -> list[int]:
-    """Indices of the radii, ascending, whose confidence (R,) is clearly below that of a smaller one."""
-    best = np.maximum.accumulate(confidences)
-    return [n for n in range(1, len(best)) if confidences[n] < best[n - 1] - _BEHIND]
+def _exchange(
+    image: _Image, points: np.ndarray, radii: tuple[float, ...]
+) -> Generator[Step, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """For every radius the best of its own point, larger radii's moved into its ball, and smaller radii's."""
+    x, p, count = image.x, image.request.p, len(radii)
+    sources = [range(n, min(n + _NEIGHBORS + 1, count)) for n in range(count)]
+    candidates = np.stack(
+        [
+            points[k] if k == n else into_ball(points[k], x, p, radii[n])
+            for n in range(count)
+            for k in sources[n]
+        ]
+    )
+    scores = yield candidates
+    best: list[int] = []  # indices of candidates
+    start = 0
+    for n in range(count):
+        own = start + int(scores[start : start + len(sources[n]), image.target].argmax())
+        smaller = best[-1] if best else own
+        best.append(smaller if scores[smaller, image.target] > scores[own, image.target] else own)
+        start += len(sources[n])
+    return candidates[best], scores[best]
 
 
-def reached(probabilities: np.ndarray, target: int, until: float | None, lead: float = 0.0) -> bool:
-    """Whether the target's probability reaches `until`, or is the largest if that is None; by `lead`."""
-    if until is not None:
-        return bool(probabilities[target] >= until + lead)
-    others = np.delete(probabilities, target)
-    if lead == 0.0:
-        return int(probabilities.argmax()) == target
-    return bool(others.size == 0 or probabilities[target] >= others.max() + lead)
-
-
-def _flip(
-    pixels: np.ndarray,
-    target: int,
+def _smallest_flip(
+    image: _Image,
+    flip: Flip,
     point: np.ndarray,
     picture: np.ndarray,
-    *,
     low: float,
-    request: CounterfactualRequest,
-    steps: int,
-    done: float,
+    stage: int,
+    work: tuple[float, float],
 ) -> Generator[Step, np.ndarray, np.ndarray]:
-    """The closest picture found that is predicted as the target, at most as far as `picture`, which is.
+    """The closest picture found that flips, at most as far as `picture`, which does: an upper bound.
 
     First along the segment from the input to the counterfactual; then by short searches at radii between
-    the last budget that did not flip and the best so far; then along the segment to the closest of these
-    that flips. Only rounded pictures that were measured and scored count.
+    the last budget that did not flip and the best so far, from the point moved into these balls; then along
+    the segment to the closest of these that flips. Only rounded pictures that were scored count.
 
     Args:
-        point: (C, H, W) float, the point `picture` (H, W, C) was rounded from.
-        low: the last budget that did not flip, or 0.
-        done: share of the work that is done.
+        point: (C, H, W) float, the point of the first radius that flips.
+        picture: (H, W, C) uint8, the picture of that radius.
+        low: the last radius that did not flip, or 0.
     """
-    p, key = request.p, norm_key(request.p)
-    best, radius = picture, distances(picture, pixels)[key]
+    pixels, x, p = image.pixels, image.x, image.request.p
+    best, radius = picture, image.distance(picture)
 
-    def try_(candidates: Sequence[np.ndarray]) -> Generator[Step, np.ndarray, int | None]:
+    def keep_closest(candidates: Sequence[np.ndarray]) -> Generator[Step, np.ndarray, int | None]:
         """Keep the closest that flips; returns the index of the first that flips."""
         nonlocal best, radius
         scores = yield np.stack(candidates)
-        flips = [reached(row, target, request.until, _LEAD) for row in scores]
+        flips = [flip.reached(row, _LEAD) for row in scores]
         for candidate, flipped in zip(candidates, flips, strict=True):
-            far = distances(candidate, pixels)[key]
+            far = image.distance(candidate)
             if flipped and far < radius:
                 best, radius = candidate, far
         return flips.index(True) if True in flips else None
 
     def along(end: np.ndarray) -> Generator[Step, np.ndarray, None]:
-        start = pixels_of.to_pixels(pixels[None])[0].astype(np.float64)
-        change = end - start
         before, after = 0.0, 1.0
         for _ in range(2):
             shares = [before + (after - before) * (k + 1) / (_PROBES + 1) for k in range(_PROBES)]
-            first = yield from try_([pixels_of.to_uint8((start + t * change)[None])[0] for t in shares])
+            steps = [pixels_of.to_uint8((x + t * (end - x))[None])[0] for t in shares]
+            first = yield from keep_closest(steps)
             if first is None:
                 before = shares[-1]
             else:
@@ -209,9 +319,15 @@ def _flip(
     yield from along(point)
     low = low if low < radius else 0.75 * radius
     radii = tuple(low + (radius - low) * (k + 1) / (FLIP_RADII + 1) for k in range(FLIP_RADII))
-    points = yield SearchRequest(stage=2, radii=radii, steps=steps, work=(done, 1.0))
-    first = yield from try_(
-        [round_into_ball(x, pixels, p, eps) for x, eps in zip(points, radii, strict=True)]
+    points = yield SearchRequest(
+        stage=stage,
+        radii=radii,
+        steps=image.steps(FLIP),
+        init=np.stack([into_ball(point, x, p, eps) for eps in radii]),
+        work=work,
+    )
+    first = yield from keep_closest(
+        [round_into_ball(z, pixels, p, eps) for z, eps in zip(points, radii, strict=True)]
     )
     if first is not None:
         yield from along(points[first])
