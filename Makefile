@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 SAMPLES ?= assets/samples/cat.jpg assets/samples/rocket.jpg
 TARGET ?= dog
 PYTEST_ARGS ?= -n auto --dist loadscope
@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo install dev test test-slow test-lowest check format bench bench-short comparison wheel sbom audit fuzz clean distclean
+.PHONY: help demo install dev test test-slow test-lowest lint check format docs bench bench-short comparison wheel sbom audit fuzz clean distclean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -35,11 +35,16 @@ test: $(VENV)/.dev  ## the whole suite, less the tests marked slow; PYTEST_ARGS=
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-check: $(VENV)/.dev  ## formatting, lint, types and tests: what has to pass before a commit
+lint: $(VENV)/.dev  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint test  ## lint and tests: what must pass before a commit
+
+docs: $(VENV)/.docs  ## build the documentation site into build/site
+	$(BIN)/python -m tools.generate_reference
+	$(BIN)/zensical build --clean
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -118,6 +123,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@
 
 $(VENV)/.release: $(VENV)/.installed

@@ -34,7 +34,7 @@ from ratioctl import package as packages
 from ratioctl.attacks.autoattack import STANDARD, backend_name, robust_verdicts
 from ratioctl.data import in_distribution
 from ratioctl.data.loader import to_float
-from ratioctl.evaluation.run import choice
+from ratioctl.evaluation.datasets import stratified_indices
 from ratioctl.metrics import wilson_interval
 from ratioctl.models import fold_batchnorm
 from ratioctl.recipe import Ball
@@ -57,7 +57,7 @@ def main() -> None:
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
     images = in_distribution.load_labelled(options.source, size, channels, package.label_names)
-    images = images.subset(choice(images, options.images, 0))
+    images = images.subset(stratified_indices(images, options.images, 0))
     x, y = to_float(images.pixels, torch.device("cpu")), torch.from_numpy(images.labels)
     plain = ratioctl.load_model(options.model)
     folded = fold_batchnorm(plain).to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ratioctl import package as packages
 from ratioctl.evaluation import run
-from ratioctl.report import evaluation as evaluation_report
+from ratioctl.report import evaluation_files
 from tools import harness
 
 
@@ -53,7 +53,7 @@ def main() -> None:
             **{name: getattr(options, name) for name in names},
             out=folder,
             callback=callback,
-            finish=lambda done: evaluation_report.write(done, Path(folder)),
+            finish=lambda done: evaluation_files.write(done, Path(folder)),
         )
         seconds = time.perf_counter() - began
     worked = time.perf_counter() - planned

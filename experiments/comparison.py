@@ -29,8 +29,13 @@ from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.evaluation import run as evaluate
 from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
+<<<<<<< HEAD
 from ratioctl.report import evaluation as evaluation_report
 from ratioctl.training.schedule import schedule_attacks
+=======
+from ratioctl.report import evaluation_files, markdown
+from ratioctl.training.loop import schedule_attacks
+>>>>>>> main
 from tools import harness
 
 METHODS = ("plain", "oe", "acet", "at-0.5", "at-0.25", "trades-0.5", "ratio-0.5", "ratio-0.25")
@@ -325,9 +330,9 @@ def main() -> None:
         out=folder,
         device=options.device,
         resume=True,
-        finish=lambda evaluation: evaluation_report.write(evaluation, folder),
+        finish=lambda evaluation: evaluation_files.write(evaluation, folder),
     )
-    print(evaluation_report.markdown(result).split("\n## ")[0], file=sys.stderr)
+    print(markdown.markdown(result).split("\n## ")[0], file=sys.stderr)
     harness.finish(
         {
             "benchmark": f"comparison: {options.what}",

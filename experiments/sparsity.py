@@ -21,7 +21,7 @@ from experiments import study
 from experiments.study import Study
 from ratioctl import metrics
 from ratioctl.counterfactuals import distances
-from ratioctl.evaluation.explanations import changed
+from ratioctl.evaluation.stages.explanations import changed
 
 KEYS = ("changed", "confidence", "l1", "l1.5", "l2", "linf")
 Found = dict[str, list[dict[str, float] | None]]

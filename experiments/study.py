@@ -17,7 +17,8 @@ from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
-from ratioctl.evaluation.explanations import some, target_of
+from ratioctl.evaluation.datasets import class_balanced
+from ratioctl.evaluation.stages.explanations import target_of
 from ratioctl.models.predict import predictor
 from tools import harness
 
@@ -71,7 +72,7 @@ def load(options: argparse.Namespace, model: str, rng: np.random.Generator | Non
         source = options.source or _samples(Path(scratch), package.label_names)
         images = in_distribution.load_labelled(source, size, channels, package.label_names)
     if rng is None:
-        images = some(images, options.images, options.seed)
+        images = class_balanced(images, options.images, options.seed)
     else:
         images = images.subset(np.sort(rng.permutation(len(images))[: options.images]))
     if images.labels is None:

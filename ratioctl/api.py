@@ -1,13 +1,19 @@
 """The commands of the command line as functions, with the same names, options and defaults.
 
-Each function imports what it needs when it is called, so that this module is cheap to import.
+Each function imports what it needs when it is called, so that this module is cheap to import. Errors are
+those of the command line (`ratioctl.errors`) and name parameters where those name options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from ratioctl.errors import RatioctlError, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -18,11 +24,90 @@ if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
     from ratioctl.onnx.export import Exported
     from ratioctl.package import ModelPackage
+    from ratioctl.scoring.sources import Images
     from ratioctl.types import Explanation, Report, ScoreRow
 
     Path = str | PathLike[str]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+_PARAMETER_OF = {"set": "settings", "input": "input_type"}  # options whose parameter has another name
+_TEXT = (str, os.PathLike)
+_NUMBER = (int, float)
+# What these parameters may be, checked here because they would fail far from the caller: types of a single
+# value, whether a sequence of them is accepted too, and how a message describes that.
+_ACCEPTED: dict[str, tuple[tuple[type, ...], bool, str]] = {
+    "recipe": (_TEXT, False, "a TOML file or the name of a bundled recipe"),
+    "model": (_TEXT, True, "a package folder, the name of a bundled model or a package"),
+    "target": ((str,), True, "a class name or a list of them"),
+    "eps": ((str, *_NUMBER), True, 'a number, numbers or a range such as "0.5..3"'),
+    "norm": ((str, *_NUMBER), True, '"2", "1.5", "1" or "inf"'),
+    "threshold": ((str, *_NUMBER), False, '"tpr95", "tpr99" or a number'),
+    "data": ((str,), False, "a folder, an archive or a named data set"),
+    "worst_case": (_NUMBER, False, "a radius above 0"),
+    "until": (_NUMBER, False, "a confidence between 0 and 1"),
+    "out": (_TEXT, False, "a folder"),
+}
+
+
+def verb(function: Callable[P, T]) -> Callable[P, T]:
+    """Check the types of arguments, and report faults in terms of Python.
+
+    Raises:
+        UsageError: an argument of a type in which `function` cannot use it, or a package that is not
+            installed.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            _check_type(name, value, signature.parameters[name].default)
+        try:
+            return function(*args, **kwargs)
+        except ImportError as error:
+            from ratioctl.utils.optional import missing_package
+
+            missing = missing_package(error, f"ratioctl.{function.__name__}")
+            if missing is None:
+                raise
+            raise missing from error
+        except RatioctlError as error:
+            for part in ("thing", "reason", "next_step"):
+                setattr(error, part, _with_parameters(getattr(error, part), signature.parameters))
+            raise
+
+    return checked
+
+
+def _check_type(name: str, value: object, default: object) -> None:
+    if name not in _ACCEPTED or value is default or hasattr(value, "config"):
+        return
+    kinds, several, described = _ACCEPTED[name]
+    values = (
+        list(value) if several and isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    )
+    if hasattr(value, "tolist"):  # a NumPy number or array
+        return
+    wrong = [one for one in values if not isinstance(one, kinds) and not hasattr(one, "config")]
+    if wrong:
+        kind = type(wrong[0]).__name__
+        raise UsageError(name, f"cannot be a value of type {kind}", f"Give {described}.")
+
+
+def _with_parameters(text: str, known: Mapping[str, object]) -> str:
+    """`text` with the options that are parameters here written as these: "--worst-case" as "worst_case"."""
+
+    def replaced(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        name = _PARAMETER_OF.get(name, name)
+        return name if name in known else option[0]
+
+    return re.sub(r"(?<!\S)--([a-z][a-z0-9-]*)", replaced, text)
+
+
+@verb
 def train(
     recipe: Path,
     *,
@@ -70,6 +155,7 @@ def train(
     return calibrate_package(package, device=device, download=download).package
 
 
+@verb
 def calibrate(
     model: Path | ModelPackage = DEFAULT_MODEL,
     *,
@@ -88,6 +174,7 @@ def calibrate(
     return run(model, data=data, objective=objective, out=target, device=device, download=download)
 
 
+@verb
 def evaluate(
     *models: Path | ModelPackage,
     data: str,
@@ -105,34 +192,31 @@ def evaluate(
     seed: int = 0,
     download: bool = False,
     callback: Callable[[dict[str, Any]], None] | None = None,
-) -> Report | tuple[Report, ...]:
-    """Measure accuracy, robustness, calibration and OOD detection; see `ratioctl.evaluation.run`.
+) -> list[Report]:
+    """Measure accuracy, robustness, calibration, OOD detection, or the quality of explanations.
 
     Args:
         models: package folders or names of bundled models; none means the default one.
-        ood: "NAME=SOURCE" each, or a mapping; none means the built-in noise.
-        out: also write the reports there, and continue what was interrupted there.
-        backend: of the robust accuracy: pyautoattack ("reference") or our own engine; None takes the suite's.
-        save_adversarial: also keep the attacked images, in `out`/adversarial.
-        judge: of the suite "explanations": another model that says how much of the target it sees.
-        watch: called with progress events.
+        ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
+        suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        out: also write the reports there, and continue a run that was interrupted there.
+        backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
+        save_adversarial: also save the attacked images in `out`/adversarial.
+        judge: suite "explanations": a second model that scores the counterfactuals.
+        callback: called with progress events, see `ratioctl.evaluation.run`.
 
     Returns:
-        A Report for one model, a tuple of them for several.
+        One Report per model, in the order of `models`.
+
+    Raises:
+        UsageError: also for an option that has no effect in the suite.
+        SourceError, PackageError, OutputError: see `ratioctl.evaluation.run`.
     """
     import pathlib
 
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.evaluation import run
+    from ratioctl.report import evaluation_files
 
-    run: Any
-    if suite == "explanations":
-        from ratioctl.evaluation.explanations import run
-
-        own: dict[str, Any] = {"judge": judge}
-    else:
-        from ratioctl.evaluation import run
-
-        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     folder = None if out is None else pathlib.Path(out)
     found = run(
         [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
@@ -142,18 +226,21 @@ def evaluate(
         resume=resume,
         write=write,
         out=folder,
-        **own,
+        suite=suite,
+        backend=backend,
+        save_adversarial=save_adversarial,
+        judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
         seed=seed,
         download=download,
         callback=callback,
-        finish=None if folder is None else lambda done: evaluation_report.write(done, folder),
+        finish=None if folder is None else lambda done: evaluation_files.write(done, folder),
     )
-    reports = tuple(model.report for model in found.models)
-    return reports[0] if len(reports) == 1 else reports
+    return [model.report for model in found.models]
 
 
+@verb
 def counterfactual(
     images: Any,
     *,
@@ -212,12 +299,14 @@ def counterfactual(
     )
 
 
+@verb
 def ood_score(
-    paths: Iterable[Path] | Path,
+    paths: Images,
     *,
     model: Path | ModelPackage = DEFAULT_MODEL,
     threshold: str | float = "tpr95",
     probabilities: bool = False,
+    limit: int | None = None,
     worst_case: float | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -226,11 +315,14 @@ def ood_score(
     """Score images, one row each, in their order; an image that cannot be read is a row with `error`.
 
     Args:
-        paths: images, folders, archives, or "-" for a list of paths on stdin.
+        paths: images, folders, archives, or "-" for a list of paths on stdin; or PIL images, encoded bytes,
+            uint8 arrays (H, W, C) or (N, H, W, C), or float arrays or tensors (C, H, W) or (N, C, H, W) in
+            [0,1]; one or several. Rows of the latter have the paths "image-0", "image-1", ...
         model: a package, a bundled model or an exported `.onnx` file. torch is imported only for a package
             without `model.onnx`, for `worst_case`, and for a GPU.
         threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
         probabilities: fill in `ScoreRow.probabilities`.
+        limit: score the first so many images only.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
@@ -242,9 +334,10 @@ def ood_score(
     opened = open_model(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
     )
-    return run(paths, opened, threshold=threshold, probabilities=probabilities)
+    return run(paths, opened, threshold=threshold, probabilities=probabilities, limit=limit)
 
 
+@verb
 def export(
     model: Path | ModelPackage = DEFAULT_MODEL,
     *,
@@ -273,6 +366,7 @@ def export(
     )
 
 
+@verb
 def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
     """The model's network in eval mode: pixels (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
 

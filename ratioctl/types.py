@@ -14,8 +14,31 @@ if TYPE_CHECKING:
     from ratioctl.recipe import Ball
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
+class _ShortRepr:
+    """A `repr` of one line: arrays as type and shape, long containers as their length."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        shown = ", ".join(f"{field.name}={short_repr(getattr(self, field.name))}" for field in fields)
+        return f"{type(self).__name__}({shown})"
+
+
+def short_repr(value: object) -> str:
+    """`repr(value)` for a line of text: at most about 60 characters, and no numbers of an array."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<{value.dtype} {tuple(value.shape)}>" if value.shape else repr(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list | dict) and (
+        len(value) > 4 or any(map(dataclasses.is_dataclass, value))
+    ):
+        return f"<{type(value).__name__} of {len(value)}>"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Measurement(_ShortRepr):
     """One number with what is needed to believe it.
 
     Attributes:
@@ -49,8 +72,8 @@ class Measurement:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Report(_ShortRepr):
     """Measurements of one model, and the doubts about them, which are shown beside the numbers."""
 
     package_digest: str
@@ -67,8 +90,8 @@ class Report:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Attacked:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Attacked(_ShortRepr):
     """An image and what an attack made of it, both uint8 (H, W, C), for people to look at.
 
     Attributes:
@@ -84,8 +107,8 @@ class Attacked:
     label: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluated:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluated(_ShortRepr):
     """One model's part of an evaluation.
 
     Attributes:
@@ -102,8 +125,8 @@ class Evaluated:
     examples: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluation(_ShortRepr):
     """What `ratioctl evaluate` found out, about one model or several on the same data.
 
     Attributes:
@@ -133,8 +156,8 @@ class Evaluation:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreRow:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class ScoreRow(_ShortRepr):
     """One scored image, or why it could not be read (`error`; the rest is then None).
 
     Attributes:
@@ -156,8 +179,39 @@ class ScoreRow:
     worst_case_is_ood: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Original:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Prediction(_ShortRepr):
+    """What a classifier says about one image.
+
+    Attributes:
+        label: the class of the largest logit.
+        confidence: max_k p_k after temperature.
+        ood_score: larger is more outlying; 1 - confidence for the default score.
+        is_ood: whether the image is flagged as out of distribution; None where the model has no threshold.
+        probabilities: (K,) float64, after temperature, in the order of `labels`.
+        labels: K class names.
+    """
+
+    label: str
+    confidence: float
+    ood_score: float
+    is_ood: bool | None
+    probabilities: np.ndarray
+    labels: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `probabilities` by class name."""
+        return {
+            "label": self.label,
+            "confidence": self.confidence,
+            "ood_score": self.ood_score,
+            "is_ood": self.is_ood,
+            "probabilities": dict(zip(self.labels, self.probabilities.tolist(), strict=True)),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Original(_ShortRepr):
     """How the model sees the unchanged image: its 8-bit input."""
 
     label: str
@@ -166,8 +220,8 @@ class Original:
     is_ood: bool | None  # None where the model has no threshold
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Counterfactual:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Counterfactual(_ShortRepr):
     """The counterfactual of one radius, as the 8-bit picture that is saved.
 
     Attributes:
@@ -204,8 +258,8 @@ class Counterfactual:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Target(_ShortRepr):
     """The counterfactuals for one target class, budgets ascending.
 
     The two radii are the smallest ones found, so upper bounds.
@@ -240,8 +294,8 @@ class Target:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Explanation:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(_ShortRepr):
     """One image explained by one model: an entry of `images` in counterfactuals.json.
 
     Attributes:

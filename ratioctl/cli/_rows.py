@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -19,11 +21,14 @@ FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
 PATH_WIDTH = 40
+LABEL_WIDTH = 40  # of a table; longer labels are cut there
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
 
 Format = Literal["table", "csv", "jsonl", "parquet"]
 _SUFFIXES: dict[str, Format] = dict.fromkeys(("", ".txt"), "table")
 _SUFFIXES |= {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Write = Callable[[Sequence["ScoreRow"]], None]
+Encode = Callable[[Sequence["ScoreRow"]], str]
 Value = str | float | bool | None
 
 
@@ -49,60 +54,101 @@ def values(row: ScoreRow, names: Sequence[str]) -> list[Value]:
     return [float(f"{v:.9g}") if isinstance(v, float) else v for v in (*fixed, *each, *worst)]
 
 
-def writer(kind: str, stream: IO[bytes], names: Sequence[str], labels: Sequence[str]) -> tuple[Write, Any]:
-    """(write, close) for rows in format `kind`. Writes the header at once; `close` leaves `stream` open."""
-    if kind == "parquet":
-        return _parquet(stream, names)
-    if kind == "jsonl":
+@contextlib.contextmanager
+def opened(
+    output: Path | None, kind: Format, names: Sequence[str], labels: Sequence[str], *, csv_safe: bool = False
+) -> Iterator[Write]:
+    """A function that writes rows to `output`, else to stdout; the header is written at once.
 
-        def encode(rows: Sequence[ScoreRow]) -> str:
-            return "".join(
-                json.dumps(dict(zip(names, values(row, names), strict=True))) + "\n" for row in rows
-            )
+    CSV in a file holds every name exactly. On stdout, which may lead to a terminal through a pipe, control
+    characters are escaped, in CSV as in a table; JSON lines are ASCII.
 
-    elif kind == "csv":
-        # A file gets every name as it is; a terminal would obey what stands in some.
-        shown = safe_text if stream.isatty() else str
+    Args:
+        names: of the columns.
+        labels: of the model, which set the width of a table's column.
+        csv_safe: put an apostrophe before text cells of CSV that a spreadsheet would run as a formula.
+    """
+    from ratioctl.utils.atomic_files import streaming
 
-        def encode(rows: Sequence[ScoreRow]) -> str:
-            return _csv([[shown(cell) for cell in _texts(values(row, names))] for row in rows])
-
-        stream.write(_csv([[shown(name) for name in names]]).encode())
-    else:
-        widths = [PATH_WIDTH, *(len(name) for name in names[1:])]
-        widths[1] = max(len("label"), *(len(safe_text(label)) for label in labels))
-        for k, name in enumerate(names):
-            if name not in ("path", "label", "is_ood", "error", "worst_case_is_ood"):
-                widths[k] = max(widths[k], len("0.123456789"))
-
-        def line(cells: Sequence[str]) -> str:
-            padded = [safe_text(cell).ljust(width) for cell, width in zip(cells, widths, strict=True)]
-            return "  ".join(padded).rstrip() + "\n"
-
-        def encode(rows: Sequence[ScoreRow]) -> str:
-            return "".join(line(_texts(values(row, names))) for row in rows)
-
-        stream.write(line([safe_text(name) for name in names]).encode())
-
-    def write(rows: Sequence[ScoreRow]) -> None:
-        stream.write(encode(rows).encode("utf-8", "backslashreplace"))
+    with contextlib.nullcontext(sys.stdout.buffer) if output is None else streaming(output) as stream:
+        if kind == "parquet":
+            write, close = _parquet(stream, names)
+            try:
+                yield write
+            finally:
+                close()
+            return
+        exact = output is not None and not stream.isatty()
+        if kind == "jsonl":
+            header, encode = "", _jsonl(names)
+        elif kind == "csv":
+            header, encode = _csv_with(names, str if exact else safe_text, csv_safe=csv_safe)
+        else:
+            header, encode = _table(names, labels)
+        stream.write(header.encode("utf-8", "backslashreplace"))
         stream.flush()
 
-    stream.flush()
-    return write, lambda: None
+        def put(rows: Sequence[ScoreRow]) -> None:
+            stream.write(encode(rows).encode("utf-8", "backslashreplace"))
+            stream.flush()
+
+        yield put
 
 
-def _texts(cells: Sequence[Value]) -> list[str]:
-    return [
-        ""
-        if v is None
-        else ("false", "true")[v]
-        if isinstance(v, bool)
-        else f"{v:.9g}"
-        if isinstance(v, float)
-        else v
-        for v in cells
-    ]
+def _jsonl(names: Sequence[str]) -> Encode:
+    def encode(rows: Sequence[ScoreRow]) -> str:
+        return "".join(json.dumps(dict(zip(names, values(row, names), strict=True))) + "\n" for row in rows)
+
+    return encode
+
+
+def _csv_with(names: Sequence[str], shown: Callable[[str], str], *, csv_safe: bool) -> tuple[str, Encode]:
+    def cell(value: Value) -> str:
+        text = _text(value)
+        if csv_safe and isinstance(value, str) and text.startswith(FORMULA_STARTS):
+            text = "'" + text
+        return shown(text)
+
+    def encode(rows: Sequence[ScoreRow]) -> str:
+        return _csv([[cell(value) for value in values(row, names)] for row in rows])
+
+    return _csv([[cell(name) for name in names]]), encode
+
+
+def _table(names: Sequence[str], labels: Sequence[str]) -> tuple[str, Encode]:
+    """Columns of fixed width, because rows are written as they come; a longer path pushes its row."""
+    heads = [_clipped(name) for name in names]
+    widths = [PATH_WIDTH, *(len(head) for head in heads[1:])]
+    widths[1] = max(len("label"), *(len(_clipped(label)) for label in labels))
+    for k, name in enumerate(names):
+        if name not in ("path", "label", "is_ood", "error", "worst_case_is_ood"):
+            widths[k] = max(widths[k], len("0.123456789"))
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join(padded).rstrip() + "\n"
+
+    def encode(rows: Sequence[ScoreRow]) -> str:
+        lines = []
+        for row in rows:
+            path, label, *rest = (_text(value) for value in values(row, names))
+            lines.append(line([safe_text(path), _clipped(label), *map(safe_text, rest)]))
+        return "".join(lines)
+
+    return line(heads), encode
+
+
+def _clipped(label: str) -> str:
+    text = safe_text(label)
+    return text if len(text) <= LABEL_WIDTH else text[: LABEL_WIDTH - 3] + "..."
+
+
+def _text(value: Value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
 
 
-@command
+@command(unused=("precision", "seed"))
 def calibrate(
     context: Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = DEFAULT_MODEL,

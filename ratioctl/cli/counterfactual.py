@@ -83,7 +83,7 @@ def counterfactual(
     from ratioctl import counterfactuals
     from ratioctl.errors import ImageError, Interrupted
     from ratioctl.report import counterfactual_files as report
-    from ratioctl.report import pictures
+    from ratioctl.report import terminal
 
     prepared = counterfactuals.prepare(
         images,
@@ -164,8 +164,8 @@ def counterfactual(
                 break
             labels = prepared.header["models"][explanation.model]["labels"]
             norm_of = explanation.norm or prepared.header["norm"]
-            pictures.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
-        for table in report.counterfactual_tables(prepared.header, done, context.out.width):
+            terminal.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
+        for table in terminal.counterfactual_tables(prepared.header, done, context.out.width):
             context.out.print(table)
     if not context.json and (done or not earlier):
         context.note(f"Pictures, page and numbers: {out / report.PAGE}")

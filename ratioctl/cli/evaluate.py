@@ -78,24 +78,13 @@ def evaluate(
     continues where it stopped when the same command is given again.
     """
     from ratioctl import package as packages
-    from ratioctl.errors import Interrupted, UsageError
+    from ratioctl.errors import Interrupted
+    from ratioctl.evaluation import run
 
-    explains = suite == "explanations"
-    if judge is not None and not explains:
-        raise UsageError("--judge", f"judges no pictures in the suite {suite}", "Use --suite explanations.")
-    run: Any
-    if explains:
-        from ratioctl.evaluation.explanations import run
-
-        own: dict[str, Any] = {"judge": judge}
-    else:
-        from ratioctl.evaluation import run
-
-        own = {"suite": suite, "backend": backend, "save_adversarial": save_adversarial}
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([package.name for package in loaded], suite)
 
-    from ratioctl.report import evaluation as evaluation_report
+    from ratioctl.report import evaluation_files, terminal
 
     written: list[Path] = []
     try:
@@ -109,13 +98,16 @@ def evaluate(
                 resume=resume,
                 write=write,
                 out=folder,
-                **own,
+                suite=suite,
+                backend=backend,
+                save_adversarial=save_adversarial,
+                judge=judge,
                 device=context.device,
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
                 callback=events,
-                finish=lambda found: written.extend(evaluation_report.write(found, folder)),
+                finish=lambda found: written.extend(evaluation_files.write(found, folder)),
             )
     except KeyboardInterrupt as stop:
         raise Interrupted(
@@ -133,7 +125,7 @@ def evaluate(
     if context.json:
         emit_json({**evaluation.to_json(), "files": [str(path) for path in written]})
         return code
-    for shown in evaluation_report.rich_tables(evaluation):
+    for shown in terminal.evaluation_tables(evaluation):
         context.out.print(shown)
     for path in written:
         context.out.print(f"Written: {path}")

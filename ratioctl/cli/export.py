@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import COMPUTE, MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from ratioctl.onnx.export import Cost
 
 
-@command
+@command(unused=COMPUTE)
 def export(
     context: Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = DEFAULT_MODEL,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE.onnx", help="Where to write the file or layout.")
+        Path | None,
+        typer.Option("--output", metavar="FILE.onnx", help="Where to write the file or layout."),
     ] = None,
     input_type: Annotated[
         Literal["float", "uint8"],

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import COMPUTE, Context, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
 
-@command
+@command(unused=COMPUTE)
 def inspect(
     context: Context,
     model: Annotated[

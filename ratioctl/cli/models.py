@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import COMPUTE, Context, command, emit_json
 from ratioctl.errors import PackageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
 
-@command
+@command(unused=COMPUTE)
 def models(context: Context) -> int | None:
     """List the models that come with ratioctl."""
     from ratioctl import package

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,7 +51,19 @@ def ood_score(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout.")
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout."),
+    ] = None,
+    csv_safe: Annotated[
+        bool,
+        typer.Option(
+            "--csv-safe",
+            help="Put an apostrophe before CSV cells that a spreadsheet would run as a formula (= + - @). "
+            "Off by default because it changes paths.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N images only.")
     ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add one column p:<class> per class.")
@@ -89,28 +102,32 @@ def ood_score(
         worst_case=worst_case,
         seed=context.seed,
     )
-    limit = package.threshold(opened.spec, threshold)
-    batches = pipeline.batches(paths, opened, threshold=threshold, probabilities=probabilities)
+    bound = package.threshold(opened.spec, threshold)
+    batches = pipeline.batches(paths, opened, threshold=threshold, probabilities=probabilities, limit=limit)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
-    _tell_model(context, opened, limit, torch_unasked=torch_unasked)
-    total = _estimate(context, opened, paths)
+    _tell_model(context, opened, bound, torch_unasked=torch_unasked)
+    total = _estimate(context, opened, paths, limit)
     labels = opened.spec.label_names
     names = _rows.columns(labels if probabilities else None, worst_case=worst_case is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(batches))
-        write = _opened_writer(stack, context, output, row_format, names, labels)
+        write = None
+        if output is not None or not context.json:  # with --json stdout holds the summary alone
+            writer = _rows.opened(output, row_format, names, labels, csv_safe=csv_safe)
+            write = stack.enter_context(writer)
         hidden = output is None and sys.stdout.isatty()
         progress = stack.enter_context(Progress(context, total, hidden=hidden))
         try:
             for rows in batches:
-                write(rows)
+                if write is not None:
+                    write(rows)
                 tally.add(rows)
                 progress.update(tally.images, tally.text(total))
         except KeyboardInterrupt as stop:
             raise _interrupted(stop, context, tally, output) from None
     if context.json:
-        emit_json(_summary(tally, opened, model, threshold, limit, output))
-    context.note(tally.sentence(limit, threshold if threshold in opened.spec.thresholds else None))
+        emit_json(_summary(tally, opened, model, threshold, bound, output))
+    context.note(tally.sentence(bound, threshold if threshold in opened.spec.thresholds else None))
     if fail_on_ood and tally.ood:
         return 4
     return 3 if tally.unreadable and not skip_errors else 0
@@ -139,12 +156,12 @@ class _Tally:
         unreadable = f", {self.unreadable:,} unreadable" if self.unreadable else ""
         return f"{images}, {self.ood:,} OOD{unreadable}"
 
-    def sentence(self, limit: float, name: str | None) -> str:
-        """For people, at the end; `limit` is the threshold, `name` what the model calls it."""
+    def sentence(self, bound: float, name: str | None) -> str:
+        """For people, at the end; `bound` is the threshold, `name` what the model calls it."""
         seconds = self.seconds()
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
-            f"{self.ood:,} out of distribution (confidence below {limit:.4g}{f', {name}' if name else ''}), "
+            f"{self.ood:,} out of distribution (confidence below {bound:.4g}{f', {name}' if name else ''}), "
             f"{self.unreadable:,} could not be read."
         )
 
@@ -153,38 +170,18 @@ def _count(images: int) -> str:
     return f"{images:,} image" if images == 1 else f"{images:,} images"
 
 
-def _tell_model(context: Context, opened: Model, limit: float, *, torch_unasked: bool) -> None:
+def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked: bool) -> None:
     """Notes about the model that a user should know before reading its rows."""
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
         context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
-    if own is not None and abs(own - limit) > 1e-6:
+    if own is not None and abs(own - bound) > 1e-6:
         context.note(
-            f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {limit:.4g}. "
+            f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
             f"Give --threshold {own:.9g} for the file's own flags."
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
-
-
-def _opened_writer(
-    stack: contextlib.ExitStack,
-    context: Context,
-    output: Path | None,
-    row_format: str,
-    names: Sequence[str],
-    labels: Sequence[str],
-) -> Callable[[Sequence[ScoreRow]], None]:
-    """Writes rows to `output` or stdout, closed with `stack`; discards them where --json has stdout."""
-    from ratioctl.cli import _rows
-    from ratioctl.utils.atomic_files import streaming
-
-    if output is None and context.json:
-        return lambda rows: None
-    stream = sys.stdout.buffer if output is None else stack.enter_context(streaming(output))
-    write, close = _rows.writer(row_format, stream, names, labels)
-    stack.callback(close)
-    return write
 
 
 def _interrupted(
@@ -201,7 +198,7 @@ def _interrupted(
 
 
 def _summary(
-    tally: _Tally, opened: Model, model: str, threshold: str, limit: float, output: Path | None
+    tally: _Tally, opened: Model, model: str, threshold: str, bound: float, output: Path | None
 ) -> dict[str, Any]:
     """The document that --json prints."""
     spec, seconds = opened.spec, tally.seconds()
@@ -209,7 +206,7 @@ def _summary(
         "images": tally.images,
         "out_of_distribution": tally.ood,
         "errors": tally.unreadable,
-        "threshold": {"name": threshold if threshold in spec.thresholds else None, "confidence": limit},
+        "threshold": {"name": threshold if threshold in spec.thresholds else None, "confidence": bound},
         "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
         "backend": opened.backend,
         "road": opened.backend,  # the former name of `backend`, kept for scripts
@@ -219,7 +216,7 @@ def _summary(
     }
 
 
-def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
+def _estimate(context: Context, model: Model, paths: list[str], limit: int | None) -> int | None:
     """Say how long the worst case of all images will take; their number, where that can be known."""
     from ratioctl.scoring import pipeline
 
@@ -229,7 +226,7 @@ def _estimate(context: Context, model: Model, paths: list[str]) -> int | None:
         each = model.worst_case_pace(pipeline.MAX_BATCH)
         context.note(f"The worst case takes about {each:.2g} s an image.")
         return None
-    total = sum(1 for _ in pipeline.items_of(paths))
+    total = sum(1 for _ in itertools.islice(pipeline.items_of(paths), limit))
     each = model.worst_case_pace(total)
     context.note(f"This takes about {duration(total * each)}: {_count(total)}, {each:.2g} s each.")
     return total

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import COMPUTE, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.errors import UsageError
 from ratioctl.utils.text import safe_text
 
 
-@command
+@command(unused=COMPUTE)
 def package(
     context: Context,
     weights: Annotated[

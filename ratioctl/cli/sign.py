@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import COMPUTE, Context, command, emit_json
 from ratioctl.errors import UsageError
 from ratioctl.utils.text import safe_text
 
 PASSWORD = "RATIOCTL_KEY_PASSWORD"
 
 
-@command
+@command(unused=COMPUTE)
 def sign(
     context: Context,
     model: Annotated[

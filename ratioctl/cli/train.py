@@ -23,7 +23,8 @@ def train(
         str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a bundled recipe.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Run folder [default: runs/<recipe name>].")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder [default: runs/<recipe name>]."),
     ] = None,
     settings: Annotated[
         list[str] | None,

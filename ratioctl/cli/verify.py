@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, Context, command, emit_json
+from ratioctl.cli._common import COMPUTE, MODEL_HELP, Context, command, emit_json
 from ratioctl.errors import PackageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
 
-@command
+@command(unused=COMPUTE)
 def verify(
     context: Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = DEFAULT_MODEL,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ratioctl import images
-from ratioctl.data import in_distribution, out_distribution
+from ratioctl.data import in_distribution, out_distribution, registry
 from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
@@ -120,7 +120,7 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
     """Class folders that differ between splits are an error before hours of training, not after."""
     assert recipe.data.test is not None
     source = recipe.data.test
-    if source.partition(":")[0] in in_distribution.SETS:
+    if registry.find(source) is not None:
         return
     found = set(images.list_source(source).label_names)
     extra, missing = sorted(found - set(names)), sorted(set(names) - found)

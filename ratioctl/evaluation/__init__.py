@@ -1,11 +1,23 @@
-"""Evaluation: clean, attacked, out of distribution, and the doubts about every number.
+"""Evaluation: accuracy, calibration, OOD detection, attacks, explanations, and checks of the numbers.
 
-Reading order: `suites` (what is measured), `attack_batches` (one batch of it), `measurements` (arrays to
-measurements), `sanity_checks` (an evaluation's checks of itself), `progress` (how long it takes),
-`adversarial` (attacked images kept on request), `run` (an evaluation from end to end).
+Reading order: `suites` (what is measured), `datasets`, `attack_batches` (one batch of one attack), `context`
+(what a stage receives and returns), `stages` (one module per part of a suite), `measurements` (arrays to
+measurements), `sanity_checks`, `progress`, `driver` (`run`: an evaluation from end to end), `compare`
+(significance between models). Names are imported on first use, so that `compare` loads no torch.
 """
 
-from ratioctl.evaluation.run import run
-from ratioctl.evaluation.suites import SUITES, Suite
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SUITES", "Suite", "run"]
+if TYPE_CHECKING:
+    from ratioctl.evaluation.driver import run
+    from ratioctl.evaluation.suites import SUITES, Suite
+
+_HOME = {"run": "driver", "SUITES": "suites", "Suite": "suites"}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOME:
+        return getattr(importlib.import_module(f"ratioctl.evaluation.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

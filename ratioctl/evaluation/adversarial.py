@@ -1,10 +1,10 @@
-"""Attacked images on disk, on request: `adversarial/<model>-<set>-<ball>.npz`, one file a set and attack.
+"""Attacked images on disk: `adversarial/<model>-<set>-<ball>.npz`, one file per set and attack.
 
-Plain numpy arrays, read with `numpy.load` (nothing pickled): `x` (N, C, H, W) float32 in [0,1], `index` (N,)
-of the image in its set, `distance` (N,) in the ball's norm, `predicted` (N,). Files of the robust accuracy
-also hold `label` and `broken_by`: -1 wrong without an attack, 0 survived (`x` is then the image itself), else
-the attack's number from 1; the others hold `confidence`. The pixels are floats because rounding them to 8
-bits would leave the ball, or undo the attack; every image lies in its ball as it is stored.
+Plain numpy arrays, without pickle: `x` (N, C, H, W) float32 in [0,1], `index` (N,) of the image in its set,
+`distance` (N,) in the ball's norm, `predicted` (N,). Files of the robust accuracy also contain `label` and
+`broken_by`: -1 wrong without an attack, 0 survived (`x` is then the image itself), else the attack's number
+from 1. The others contain `confidence`. Pixels are floats, because rounding to 8 bits could leave the ball or
+undo the attack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def save(folder: Path, name: str, **arrays: np.ndarray) -> Path:
-    """Write one file, whole or not at all.
+    """Write one file atomically.
 
     Raises:
         OutputError, DiskError: it cannot be written.

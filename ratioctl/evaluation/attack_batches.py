@@ -1,8 +1,8 @@
-"""The batches an evaluation consists of: pixels in, plain arrays out. Nothing here knows of sets or reports.
+"""One batch of each kind of computation in an evaluation: pixels in, plain arrays out.
 
-Attacks may compute in bf16; every verdict and every confidence is that of the fp32 network on the point
-found. Random numbers of an image come from (seed, attack, pixels), so its result does not depend on its
-companions in the batch.
+Attacks may compute in bf16; every decision and every confidence comes from the fp32 network on the point
+found. Random numbers of an image are derived from (seed, attack, pixels), so its result does not depend on
+the rest of the batch.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ from ratioctl.utils.result_cache import Arrays
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """A model under evaluation: `network`, which is searched on, is in eval mode, frozen and quick, and may
-    round otherwise than `predictor`, its exact fp32 road.
+    """A model under evaluation.
+
+    Attributes:
+        network: what attacks differentiate; in eval mode, BatchNorm folded. May round differently from
+            `predictor`.
+        predictor: the exact fp32 network, used for decisions and confidences.
     """
 
     package: ModelPackage
@@ -49,25 +53,25 @@ class Subject:
         return self.package.temperature
 
     def logits_of(self, x: Tensor) -> Tensor:
-        """What attacks differentiate: (B, C, H, W) -> (B, K)."""
+        """(B, C, H, W) -> (B, K) for attacks, in the precision of the compute configuration."""
         with self.compute.autocast():
             return self.network(x)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> np.ndarray:
-        """(B, C, H, W) -> (B, K): what every verdict and score is made of, the predictor's exact fp32."""
+        """(B, C, H, W) -> (B, K) in exact fp32, for decisions and confidences."""
         return self.predictor.exact(x).cpu().numpy()
 
     def confidences(self, x: Tensor) -> np.ndarray:
         """(B,) largest probability after the temperature."""
         return metrics.confidence(self.logits(x), self.temperature)
 
-    def odds(self, x: Tensor) -> np.ndarray:
-        """(B,) their log-odds, which rank alike and do not round to 1."""
+    def log_odds(self, x: Tensor) -> np.ndarray:
+        """(B,) log-odds of the confidence: the same order without ties at 1."""
         return metrics.log_odds(self.logits(x), self.temperature)
 
     def random(self, pixels: np.ndarray, purpose: str) -> list[torch.Generator]:
-        """One generator an image (N, H, W, C)."""
+        """One generator per image (N, H, W, C)."""
         return [
             torch.Generator().manual_seed(
                 int.from_bytes(
@@ -94,12 +98,12 @@ def robust(
     backend: Backend = "own",
     keep: bool = False,
 ) -> Arrays:
-    """One attack of an ensemble on images that survived those before it.
+    """One attack of an ensemble on the survivors of those before it.
 
     Returns:
-        "broken" (B,) bool; "confidence", "odds", "predicted" and "distance" (B,) of the point that broke it
-        (of the image itself where nothing did); "stuck" (B,) bool: the gradient was zero everywhere; with
-        `keep` "x" (B', C, H, W) float32, the points of the broken ones.
+        "broken" (B,) bool: the attack succeeded; "confidence", "log_odds", "predicted" and "distance" (B,) of
+        the adversarial point (of the image itself for survivors); "stuck" (B,) bool: the gradient was zero
+        everywhere; with `keep` "x" (B', C, H, W) float32, the adversarial points.
     """
     x = to_float(pixels, subject.compute.device)
     found = autoattack.robust_verdicts(
@@ -119,7 +123,7 @@ def robust(
     arrays = {
         "broken": broken.cpu().numpy(),
         "confidence": metrics.confidence(logits, subject.temperature),
-        "odds": metrics.log_odds(logits, subject.temperature),
+        "log_odds": metrics.log_odds(logits, subject.temperature),
         "predicted": logits.argmax(1),
         "distance": geometry.distance(found.x_adv, x, ball.p).cpu().numpy(),
         "stuck": found.stuck_images.cpu().numpy(),
@@ -137,13 +141,13 @@ def worst_case(
     targets: int,
     keep: bool = False,
 ) -> Arrays:
-    """The largest confidence in the ball, over several searches and the image itself.
+    """Highest confidence in the ball, over several searches and the image itself.
 
     Returns:
-        "confidence", "odds" (see `metrics.log_odds`), "predicted", "distance" (B,) of the best point, "by"
-        (B,) the number of its search from 1, 0 for the image itself; "clean" (B,) the image's own confidence;
-        "picture" (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: no search saw a gradient;
-        with `keep` "x" (B, C, H, W) float32, the best point itself.
+        "confidence", "log_odds", "predicted", "distance" (B,) of the best point; "by" (B,) the number of its
+        search from 1, 0 for the image itself; "clean" (B,) the image's own confidence; "picture"
+        (B, H, W, C) the best point rounded to 8 bits; "stuck" (B,) bool: every gradient was zero; with `keep`
+        "x" (B, C, H, W) float32, the best point.
     """
     x = to_float(pixels, subject.compute.device)
     found = worst_case_confidence(
@@ -162,7 +166,7 @@ def worst_case(
     arrays = {
         "clean": subject.confidences(x),
         "confidence": metrics.confidence(logits, subject.temperature),
-        "odds": metrics.log_odds(logits, subject.temperature),
+        "log_odds": metrics.log_odds(logits, subject.temperature),
         "predicted": logits.argmax(1),
         "distance": geometry.distance(found.x, x, ball.p).cpu().numpy(),
         "by": found.by.cpu().numpy().astype(np.int8),
@@ -173,29 +177,30 @@ def worst_case(
 
 
 def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep: bool = False) -> Arrays:
-    """The smallest largest probability in the ball: how outlying an in-image can be made to look.
+    """Lowest confidence in the ball, for ID images.
 
-    Searches: Auto-PGD downwards on the log-odds of the likeliest class, and on the cross-entropy to uniform.
+    Auto-PGD minimises the log-odds of the most likely class, and the cross-entropy to the uniform
+    distribution.
 
     Returns:
-        "confidence", "odds", "predicted", "distance" (B,) of the best point, the image itself included; with
-        `keep` "x" (B, C, H, W) float32, that point.
+        "confidence", "log_odds", "predicted", "distance" (B,) of the best point, the image itself included;
+        with `keep` "x" (B, C, H, W) float32, that point.
     """
     x = to_float(pixels, subject.compute.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
     searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
     attack = strongest(ball, steps)
-    best, best_x = subject.odds(x), x.clone()
+    best, best_x = subject.log_odds(x), x.clone()
     for goal in searches:
         ended = perturb(subject.logits_of, x, goal, attack)
-        reached = subject.odds(ended.x)
+        reached = subject.log_odds(ended.x)
         lower = torch.from_numpy(reached < best).to(x.device)
         best = np.minimum(best, reached)
         best_x[lower] = ended.x[lower]
     logits = subject.logits(best_x)
     arrays = {
         "confidence": metrics.confidence(logits, subject.temperature),
-        "odds": best,
+        "log_odds": best,
         "predicted": logits.argmax(1),
         "distance": geometry.distance(best_x, x, ball.p).cpu().numpy(),
     }
@@ -205,10 +210,10 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep
 def curve(
     subject: Subject, pixels: np.ndarray, labels: np.ndarray | None, radii: tuple[float, ...], steps: int
 ) -> Arrays:
-    """Figure 5: how confidence changes over the radius (l2), all radii of an image in one batch.
+    """Confidence over the l2 radius (Figure 5), all radii of an image in one batch.
 
-    With labels the lowest probability of the true class found within each radius, without them the largest
-    confidence. A smaller ball's point lies in the larger ball too, so the curves never turn.
+    With labels the lowest probability of the true class found within each radius, otherwise the highest
+    confidence. Points of a smaller ball also lie in the larger one, so the curves are monotone.
 
     Returns:
         "values" (B, 1 + R), the first column at radius 0.
@@ -233,7 +238,7 @@ def curve(
 
 
 def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> Arrays:
-    """Does a longer search in fp32, on the logit margin, break what survived?
+    """A longer fp32 attack on the logit margin, for survivors.
 
     Returns:
         "broken" (B,) bool; "stuck" (B,) bool: the gradient was zero everywhere.
@@ -249,7 +254,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
 
 
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
-    """The confidence a longer search in fp32 from a random start reaches: "confidence" (B,)."""
+    """Confidence reached by a longer fp32 search from a random start: "confidence" (B,)."""
     x = to_float(pixels, subject.compute.device)
     attack = strongest(ball, steps, start="random")
     goal = goals.log_odds(subject.temperature)
@@ -259,13 +264,13 @@ def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) 
     return {"confidence": subject.confidences(ended.x)}
 
 
-def steadiness(subject: Subject, pixels: np.ndarray) -> Arrays:
-    """Logits of the same images twice: "first" and "second" (B, K)."""
-    return {"first": subject.predictor.predict(pixels), "second": subject.predictor.predict(pixels)}
+def longer(steps: int) -> int:
+    """Steps of a self-check's search: enough to improve on a search that was too short."""
+    return max(4 * steps, 50)
 
 
-def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
-    """Seconds an image takes for a forward pass, and for a step of a gradient search, in such a batch."""
+def seconds_per_image(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
+    """Measured seconds per image of a forward pass, and of a step of a gradient search, in such a batch."""
     x = to_float(pixels, subject.compute.device)
     goal, attack = goals.log_confidence(), strongest(Ball(p=2.0, eps=1.0), 3)
     subject.logits(x)
@@ -279,8 +284,10 @@ def paces(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
     return forward, max((times[2] - times[1]) / len(x) - forward, forward) / attack.steps
 
 
-def survivors(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int) -> float:
-    """Share of images that a short search leaves standing: what a long one will mostly work on."""
+def surviving_fraction(
+    subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball: Ball, steps: int
+) -> float:
+    """Fraction of images that survive a short attack, for the time estimate of a long one."""
     found = robust(subject, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))
     return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
 

@@ -1,10 +1,10 @@
-"""From arrays to measurements and figures. Arrays are float64 confidences after the temperature."""
+"""Measurements and figure data from arrays. Confidences are float64, after the temperature."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,50 +22,65 @@ HISTOGRAM_BINS = 25
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What stands beside every measurement on a set: its name in the report, fingerprint, seed, duration.
+    """Origin of the measurements on a set, stored with each of them.
 
-    `seconds` is how long its batches took; the measurements of one set share them.
+    Attributes:
+        name: of the set in the report.
+        seconds: compute time of its batches, shared by its measurements.
+        common: details of all its measurements.
     """
 
     name: str
     images: Images
     seed: int
     seconds: float = 0.0
-
-    def timed(self, *parts: Sequence[Arrays]) -> Source:
-        """The same, for measurements on these batches."""
-        return dataclasses.replace(self, seconds=round(sum(seconds(part) for part in parts), 3))
+    common: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"attack": None})
 
     def details(self, **more: Any) -> dict[str, Any]:
-        return {
-            "fingerprint": self.images.fingerprint,
-            "seed": self.seed,
-            "duration_s": self.seconds,
-            "attack": None,
-            **more,
-        }
+        fixed = {"fingerprint": self.images.fingerprint, "seed": self.seed, "duration_s": self.seconds}
+        return {**fixed, **self.common, **more}
 
     def generator(self) -> np.random.Generator:
+        """Random numbers of bootstrap intervals, the same for every measurement."""
         return np.random.default_rng([self.seed, 0xB007])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confidences:
+    """`confidence` (N,) of images, and its `log_odds` (N,): the same order without ties at 1."""
+
+    confidence: np.ndarray
+    log_odds: np.ndarray
+
+    @classmethod
+    def of(cls, logits: np.ndarray, temperature: float) -> Confidences:
+        """Of logits (N, K)."""
+        return cls(
+            confidence=metrics.confidence(logits, temperature), log_odds=metrics.log_odds(logits, temperature)
+        )
+
+    def at(self, index: np.ndarray) -> Confidences:
+        """Copies of these images' values."""
+        return Confidences(confidence=self.confidence[index], log_odds=self.log_odds[index])
+
+
 def together(fingerprints: Sequence[str]) -> str:
-    """The fingerprint of several sets: SHA-256 over theirs."""
+    """Fingerprint of several sets: SHA-256 over theirs."""
     return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
 
 
-def seconds(parts: Sequence[Arrays]) -> float:
-    """How long batches took together."""
+def seconds(parts: Iterable[Arrays]) -> float:
+    """Total compute time of batches."""
     return sum(float(part["seconds"]) for part in parts)
 
 
 def clean(source: Source, logits: np.ndarray, temperature: float, spec: Calibration) -> list[Measurement]:
-    """Accuracy and calibration on all in-images; "_uncalibrated" is before the temperature."""
+    """Accuracy and calibration of logits (N, K) on ID images; "_uncalibrated" means temperature 1."""
     labels = source.images.labels
     assert labels is not None
     n, classes = logits.shape
     correct = logits.argmax(1) == labels
-    rows = [_rate("accuracy", int(correct.sum()), n, source)]
+    rows = [rate("accuracy", int(correct.sum()), n, source)]
     for suffix, t in (("", temperature), ("_uncalibrated", 1.0)):
         p = metrics.softmax(logits, t)
         c = p.max(1)
@@ -74,9 +89,9 @@ def clean(source: Source, logits: np.ndarray, temperature: float, spec: Calibrat
         rows.append(_ece(f"adaptive_ece{suffix}", c, correct, bins, None, source, temperature=t))
         losses = -metrics.log_softmax(logits, t)[np.arange(n), labels]
         squares = np.sum(p**2, 1) - 2 * p[np.arange(n), labels] + 1
-        rows.append(_mean(f"nll{suffix}", losses, source, bounds=(0.0, np.inf), temperature=t))
-        rows.append(_mean(f"brier{suffix}", squares, source, bounds=(0.0, 2.0), temperature=t))
-        rows.append(_mean(f"mmc{suffix}", c, source, temperature=t))
+        rows.append(mean(f"nll{suffix}", losses, source, bounds=(0.0, np.inf), temperature=t))
+        rows.append(mean(f"brier{suffix}", squares, source, bounds=(0.0, 2.0), temperature=t))
+        rows.append(mean(f"mmc{suffix}", c, source, temperature=t))
     return rows
 
 
@@ -88,12 +103,12 @@ def mixture(
     spec: Calibration,
     fingerprints: Sequence[str],
 ) -> list[Measurement]:
-    """ECE where half the images are in-images and half out-images with a random label (appendix C).
+    """ECE on a mixture of equally many ID and OOD images (appendix C of the RATIO paper).
 
-    As many images of every out-set as of every other one; an out-image counts as correct with 1/K.
+    Every OOD set contributes equally many images. An OOD image counts as correct with probability 1/K.
 
     Args:
-        fingerprints: of all sets, the in-images' first.
+        fingerprints: of all sets, the ID set first.
     """
     labels, rng = source.images.labels, source.generator()
     assert labels is not None
@@ -127,18 +142,18 @@ def mixture(
 def robust(
     source: Source, by: np.ndarray, ball: Ball, attacks: Sequence[str], name: str, **more: Any
 ) -> list[Measurement]:
-    """Robust accuracy after all attacks, and what each left standing.
+    """Robust accuracy after all attacks, and accuracy after each of them.
 
     Args:
-        by: (N,) -1 where the clean decision was wrong, 0 where it survived, else the attack's number from 1.
+        by: (N,) -1 where the clean prediction is wrong, 0 for survivors, else the attack's number from 1.
     """
     n = len(by)
     standing = [int(((by == 0) | (by > k)).sum()) for k in range(len(attacks) + 1)]
-    rows = [_rate("robust_accuracy", standing[-1], n, source, ball, attack=name, **more)]
-    rows += [_rate("accuracy_before_attack", standing[0], n, source)]
+    rows = [rate("robust_accuracy", standing[-1], n, source, ball, attack=name, **more)]
+    rows += [rate("accuracy_before_attack", standing[0], n, source)]
     for k, attack in enumerate(attacks):
         rows.append(
-            _rate(
+            rate(
                 f"accuracy_after_{attack.replace('-', '_')}",
                 standing[k + 1],
                 n,
@@ -150,33 +165,22 @@ def robust(
     return rows
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sure:
-    """How sure a model is of images: `confidence` (N,), and `odds` (N,), their order without ties at 1."""
-
-    confidence: np.ndarray
-    odds: np.ndarray
-
-    def at(self, index: np.ndarray) -> Sure:
-        """Copies of these images' values."""
-        return Sure(confidence=self.confidence[index], odds=self.odds[index])
-
-
 def detection(
     source: Source,
-    inside: Sure,
-    outside: Sure,
+    inside: Confidences,
+    outside: Confidences,
     ball: Ball | None = None,
     suffix: str = "",
     **details: Any,
 ) -> list[Measurement]:
-    """How well confidence tells `outside` from `inside`.
+    """OOD detection by confidence: `outside` (OOD images) against `inside` (ID images).
 
-    Ranks are those of the odds: a sharp model's confidences round to exactly 1, and ties that count one half
-    would flatter it. The conservative AUROC takes the confidences as they are, ties against us.
+    Images are ranked by log-odds, because confidences may round to 1 and ties count one half in the AUROC.
+    The conservative AUROC ranks by confidence and counts ties as errors. In `fpr_at_95_tpr` OOD images are
+    the positive class.
     """
-    scores = -inside.odds, -outside.odds
-    n_in, n_out = len(inside.odds), len(outside.odds)
+    scores = -inside.log_odds, -outside.log_odds
+    n_in, n_out = len(inside.log_odds), len(outside.log_odds)
     sizes = {"n_in": n_in, "n_out": n_out, **details}
     rows = []
     for name, value in (
@@ -184,7 +188,7 @@ def detection(
         ("conservative_auroc", metrics.conservative_auroc(-inside.confidence, -outside.confidence)),
     ):
         interval = metrics.auroc_interval(value, n_in, n_out)
-        rows.append(_row(name + suffix, value, n_in + n_out, interval, source, ball, **sizes))
+        rows.append(row(name + suffix, value, n_in + n_out, interval, source, ball, **sizes))
     if suffix:
         return rows
     groups = [[scores[0]], [scores[1]]]
@@ -194,7 +198,7 @@ def detection(
         ("aupr_in", metrics.aupr_in),
     ):
         rows.append(_bootstrapped(name, of, groups, n_in + n_out, source, ball, **sizes))
-    rows.append(_mean("mmc", outside.confidence, source, ball, **details))
+    rows.append(mean("mmc", outside.confidence, source, ball, **details))
     return rows
 
 
@@ -205,10 +209,14 @@ def operating(
     ball: Ball | None = None,
     **details: Any,
 ) -> list[Measurement]:
-    """Share with confidence at or above each stored threshold: in-images kept, out-images let through."""
+    """Acceptance rates of a set at each stored threshold (`kept_at_*` of ID, `let_through_at_*` of OOD sets).
+
+    An image is accepted where its confidence is at or above the threshold. For the threshold `tpr95` ID
+    images are the positive class.
+    """
     what = "kept" if source.images.labels is not None else "let_through"
     return [
-        _rate(
+        rate(
             f"{what}_at_{name}",
             int((confidences >= threshold).sum()),
             len(confidences),
@@ -224,10 +232,10 @@ def operating(
 def mean_over_sets(
     rows: Sequence[Measurement], sets: Sequence[str], inside: str, seed: int
 ) -> list[Measurement]:
-    """The unweighted mean over the out-distributions of what was measured on each of them.
+    """Unweighted means over the OOD sets of what was measured on each of them.
 
-    Its interval is the mean of theirs: they share the in-images, so their errors do not cancel out. Its n
-    counts these once.
+    The interval is the mean of their intervals: the sets share the ID images, so their errors are not
+    independent. n counts the ID images once.
     """
     means = []
     kinds = dict.fromkeys((row.name, row.ball) for row in rows if row.dataset in sets)
@@ -269,7 +277,7 @@ def mean_over_sets(
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, temperature: float, bins: int) -> dict[str, Any]:
-    """The reliability diagram's bins, before and after the temperature."""
+    """Bins of the reliability diagram, before and after the temperature."""
     found: dict[str, Any] = {}
     for name, t in (("calibrated", temperature), ("uncalibrated", 1.0)):
         drawn = metrics.reliability(
@@ -286,11 +294,11 @@ def reliability(logits: np.ndarray, labels: np.ndarray, temperature: float, bins
     return found
 
 
-def roc(inside: Sure, outside: Sure) -> dict[str, list[float]]:
-    """Share of out-images flagged ("tpr") over share of in-images flagged ("fpr"), thinned."""
-    thresholds = np.unique(np.concatenate([inside.odds, outside.odds]))
-    flagged_in = np.searchsorted(np.sort(inside.odds), thresholds, side="right") / len(inside.odds)
-    flagged_out = np.searchsorted(np.sort(outside.odds), thresholds, side="right") / len(outside.odds)
+def roc(inside: Confidences, outside: Confidences) -> dict[str, list[float]]:
+    """Fraction of OOD images flagged ("tpr") over fraction of ID images flagged ("fpr"), thinned."""
+    thresholds = np.unique(np.concatenate([inside.log_odds, outside.log_odds]))
+    flagged_in = np.searchsorted(np.sort(inside.log_odds), thresholds, side="right") / len(inside.log_odds)
+    flagged_out = np.searchsorted(np.sort(outside.log_odds), thresholds, side="right") / len(outside.log_odds)
     fpr, tpr = np.concatenate([[0.0], flagged_in]), np.concatenate([[0.0], flagged_out])
     along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(fpr)) + np.abs(np.diff(tpr)))])
     at = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))
@@ -299,14 +307,14 @@ def roc(inside: Sure, outside: Sure) -> dict[str, list[float]]:
 
 
 def histogram(confidences: np.ndarray, low: float) -> list[float]:
-    """Shares in HISTOGRAM_BINS equal bins on [low, 1]."""
+    """Fractions of confidences in HISTOGRAM_BINS equal bins on [low, 1]."""
     edges = np.linspace(low, 1.0, HISTOGRAM_BINS + 1)
     count, _ = np.histogram(np.clip(confidences, low, 1.0), edges)
     return np.round(count / len(confidences), 6).tolist()
 
 
 def radius_curve(values: np.ndarray, radii: Sequence[float]) -> dict[str, Any]:
-    """Mean and its 95 % interval over the radius: `values` (B, 1 + R)."""
+    """Mean confidence and its 95 % interval by radius, of `values` (B, 1 + R)."""
     ends = [metrics.mean_interval(column) for column in values.T]
     return {
         "radii": [0.0, *radii],
@@ -320,7 +328,7 @@ def radius_curve(values: np.ndarray, radii: Sequence[float]) -> dict[str, Any]:
 # --- rows --------------------------------------------------------------------------------------------------
 
 
-def _row(
+def row(
     name: str,
     value: float,
     n: int,
@@ -340,11 +348,11 @@ def _row(
     )
 
 
-def _rate(name: str, k: int, n: int, source: Source, ball: Ball | None = None, **details: Any) -> Measurement:
-    return _row(name, k / n, n, metrics.wilson_interval(k, n), source, ball, **details)
+def rate(name: str, k: int, n: int, source: Source, ball: Ball | None = None, **details: Any) -> Measurement:
+    return row(name, k / n, n, metrics.wilson_interval(k, n), source, ball, **details)
 
 
-def _mean(
+def mean(
     name: str,
     values: np.ndarray,
     source: Source,
@@ -353,7 +361,7 @@ def _mean(
     **details: Any,
 ) -> Measurement:
     interval = metrics.mean_interval(values, bounds=bounds) if len(values) > 1 or bounds[1] < 3 else None
-    return _row(name, float(values.mean()), len(values), interval, source, ball, **details)
+    return row(name, float(values.mean()), len(values), interval, source, ball, **details)
 
 
 def _ece(
@@ -365,14 +373,14 @@ def _ece(
     source: Source,
     **details: Any,
 ) -> Measurement:
-    """An ECE with bins on [low, 1], or adaptive ones where low is None."""
+    """An ECE with bins on [low, 1]; None uses the bins of `adaptive_ece`."""
     details["bins"] = bins
     if low is None:
         value = metrics.adaptive_ece(c, right, bins)
     else:
         value, details["range"] = metrics.ece(c, right, bins, low), [low, 1.0]
     interval = metrics.ece_interval(c, right, bins, low, generator=source.generator(), samples=SAMPLES)
-    return _row(name, value, len(c), interval, source, None, **details)
+    return row(name, value, len(c), interval, source, None, **details)
 
 
 def _bootstrapped(
@@ -386,4 +394,4 @@ def _bootstrapped(
 ) -> Measurement:
     value = statistic(*(array for group in groups for array in group))
     low, high = metrics.bootstrap_interval(statistic, groups, generator=source.generator(), samples=SAMPLES)
-    return _row(name, value, n, (max(0.0, low), min(1.0, high)), source, ball, **details)
+    return row(name, value, n, (max(0.0, low), min(1.0, high)), source, ball, **details)

@@ -1,10 +1,10 @@
-"""How long an evaluation takes: an estimate before it, corrected by what has been seen during it."""
+"""Remaining time of an evaluation: estimated beforehand, corrected by measured times during the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Callback = Callable[[dict[str, Any]], None]
@@ -12,13 +12,13 @@ Callback = Callable[[dict[str, Any]], None]
 
 @dataclasses.dataclass(kw_only=True)
 class Phase:
-    """One search on one set.
+    """One kind of computation on one set.
 
     Attributes:
-        what: its name, as steps announce it.
-        kind: phases of a kind go at the same pace ("square", "worst case").
-        seconds: estimated for all of it.
-        share: of it that is done, in [0, 1].
+        what: its name, as in progress events.
+        kind: phases of a kind share the ratio of measured to estimated time ("square", "search").
+        seconds: estimate for the whole phase.
+        share: finished fraction, in [0, 1].
         planned, spent: estimated and measured seconds of the batches computed so far.
     """
 
@@ -32,24 +32,28 @@ class Phase:
 
 
 class Plan:
-    """How much is to do, how fast it goes, and who wants to know."""
+    """Phases of an evaluation, their progress, and the callback that is told about it."""
 
-    def __init__(self, phases: Sequence[Phase], tell: Callback) -> None:
-        self.phases = {(phase.model, phase.what): phase for phase in phases}
+    def __init__(self, phases: Iterable[Phase], tell: Callback) -> None:
+        self.phases: dict[tuple[str, str], Phase] = {}
         self.tell = tell
         self.model = ""
+        self.add(phases)
+
+    def add(self, phases: Iterable[Phase]) -> None:
+        self.phases |= {(phase.model, phase.what): phase for phase in phases}
 
     def start(self, model: str) -> None:
-        """The next phases are this model's."""
+        """The following phases belong to this model."""
         self.model = model
 
     def announce(self) -> None:
-        """Say what is ahead, before it begins."""
+        """Send the "plan" event."""
         total = sum(phase.seconds for phase in self.phases.values())
         self.tell({"event": "plan", "seconds": total, "phases": len(self.phases)})
 
     def advance(self, what: str, share: float, seconds: float | None) -> None:
-        """A batch is done: `share` of its phase's images; `seconds` None where it came from the journal."""
+        """A batch is done: `share` of its phase's images; `seconds` is None for a cached batch."""
         phase = self.phases.setdefault(
             (self.model, what), Phase(model=self.model, what=what, kind=what, seconds=0.0)
         )
@@ -68,19 +72,19 @@ class Plan:
         )
 
     def skip(self, what: str) -> None:
-        """Nothing is left to do in a phase."""
+        """Mark a phase without images as finished."""
         if (self.model, what) in self.phases:
             self.phases[self.model, what].share = 1.0
 
     def share(self) -> float:
-        """Of the work, in [0, 1]; never falls."""
+        """Finished fraction of all work, in [0, 1]; never decreases."""
         total = sum(phase.seconds for phase in self.phases.values())
         if not total:
             return 1.0
         return min(sum(phase.seconds * phase.share for phase in self.phases.values()) / total, 1.0)
 
     def left(self) -> float:
-        """Seconds left: each phase at its own pace where that is known, else its kind's, else that of all."""
+        """Seconds left: estimates times measured/estimated of the phase, else its kind, else all phases."""
         everything = _ratio(self.phases.values(), 1.0)
         kinds: dict[str, list[Phase]] = {}
         for phase in self.phases.values():
@@ -94,6 +98,6 @@ class Plan:
 
 
 def _ratio(phases: Any, otherwise: float) -> float:
-    """Measured over estimated time of what was computed."""
+    """Measured over estimated time of the computed batches."""
     planned, spent = math.fsum(p.planned for p in phases), math.fsum(p.spent for p in phases)
     return spent / planned if planned > 0 else otherwise

@@ -1,4 +1,4 @@
-"""The self-checks: each takes what was found and returns a sentence, or None where all is well."""
+"""Checks of an evaluation's own numbers: each returns a warning sentence, or None where it passes."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from ratioctl.data.in_distribution import Images
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Ball, Calibration
 
-FEW = 1000
-STUCK = 0.01  # share of zero gradients that is worth a word
-CONVERGED = 0.05  # of the survivors, or of confidence, that a longer search may still find
-SATURATED = 0.02  # below this distance of the mean confidence from 1 there is nothing left to find
+FEW, FEW_EXPLANATIONS = 1000, 100  # examples
+STUCK = 0.01  # fraction of images with zero gradient that is reported
+CONVERGED = 0.05  # fraction of survivors, or confidence, that a longer search may still gain
+SATURATED = 0.02  # at this distance of the mean confidence from 1 a longer search cannot gain much
 
 
 def zero_gradients(what: str, stuck: int, attacked: int) -> str | None:
-    """An attack that saw no gradient searched nothing."""
+    """An attack whose gradient is zero does not search."""
     if attacked and stuck > STUCK * attacked:
         return (
-            f"{what}: the gradient was zero on {stuck} of {attacked} images, which it therefore did not "
-            "search; the number may be too good"
+            f"{what}: the gradient was zero on {stuck} of {attacked} images, so the attack did not search "
+            "there; the number may be too good"
         )
     return None
 
 
 def randomised(first: np.ndarray, second: np.ndarray) -> str | None:
-    """The same images twice must give the same logits."""
+    """The same images must give the same logits twice."""
     gap = float(np.abs(first - second).max()) if first.size else 0.0
     if gap > 1e-5 * max(1.0, float(np.abs(first).max())):
         return (
             f"the model is randomised: its logits for the same images differ by up to {gap:.3g}; attacks and "
-            "numbers would have to average over that"
+            "measurements would have to average over the randomness"
         )
     return None
 
 
 def probabilities(logits: np.ndarray) -> str | None:
-    """Outputs that are probabilities get a second softmax, and attacks vanishing gradients."""
+    """Probabilities in place of logits: a second softmax is applied, and gradients vanish."""
     rows = np.asarray(logits, np.float64)
     if rows.min() >= 0 and rows.max() <= 1 and np.abs(rows.sum(1) - 1).max() < 1e-3:
         return (
-            "the model's outputs are probabilities, not logits: confidences are softmaxed twice and attacks "
-            "see vanishing gradients; package it without its softmax"
+            "the model's outputs are probabilities, not logits: softmax is applied twice and gradients "
+            "vanish; package the model without its softmax"
         )
     return None
 
 
 def square_wins(ball: Ball, by: np.ndarray, attacks: Sequence[str]) -> str | None:
-    """A black-box attack that breaks what gradients could not is a sign of masked gradients."""
+    """A black-box attack that succeeds where gradient attacks failed indicates masked gradients."""
     if "square" not in attacks:
         return None
     number = attacks.index("square") + 1
@@ -64,11 +64,11 @@ def square_wins(ball: Ball, by: np.ndarray, attacks: Sequence[str]) -> str | Non
 
 
 def not_converged_inside(ball: Ball, broken: np.ndarray, steps: int) -> str | None:
-    """A longer search must not break much of what survived."""
+    """A longer attack must not succeed on many survivors."""
     if len(broken) and broken.sum() > max(1, CONVERGED * len(broken)):
         return (
             f"robust accuracy ({ball}): a search of {steps} steps broke {int(broken.sum())} of {len(broken)} "
-            "images that had survived; the attack is too weak, the number too good"
+            "survivors; the attack is too weak, the number too good"
         )
     return None
 
@@ -76,7 +76,7 @@ def not_converged_inside(ball: Ball, broken: np.ndarray, steps: int) -> str | No
 def not_converged_outside(
     name: str, ball: Ball, found: np.ndarray, longer: np.ndarray, steps: int
 ) -> str | None:
-    """A longer search must not raise the worst-case confidence much, nor halve what is missing to 1."""
+    """A longer search must not raise the mean worst-case confidence much, nor halve its distance to 1."""
     if not len(found):
         return None
     missing, after = 1 - float(found.mean()), 1 - float(np.maximum(longer, found).mean())
@@ -90,19 +90,22 @@ def not_converged_outside(
 
 
 def below_clean(name: str, clean: np.ndarray, attacked: np.ndarray) -> str | None:
-    """The image itself lies in the ball, so attacked confidence is never below clean confidence."""
+    """Attacked confidence must not be below clean confidence: the image itself is in the ball."""
     k = int((attacked < clean - 1e-6).sum())
     if k:
-        return f"worst case on {name}: attacked confidence is below clean confidence on {k} of {len(clean)}"
+        return (
+            f"worst case on {name}: attacked confidence is below clean confidence on {k} of {len(clean)} "
+            "images"
+        )
     return None
 
 
 def temperature_at_end(temperature: float, spec: Calibration, calibrated: bool) -> str | None:
-    """The best temperature may lie outside the grid it was searched on."""
+    """A temperature at the end of its grid: the optimum may be outside."""
     if calibrated and not spec.low * 1.0001 < temperature < spec.high * 0.9999:
         return (
             f"the temperature {temperature:.4g} is at the end of its grid [{spec.low:g}, {spec.high:g}]: the "
-            "best one may lie outside"
+            "optimum may be outside"
         )
     return None
 
@@ -116,17 +119,17 @@ def uncalibrated(package: ModelPackage) -> str | None:
     )
 
 
-def few(counts: Mapping[str, int]) -> str | None:
-    """Numbers on few examples, in one sentence."""
-    small = {name: n for name, n in counts.items() if n < FEW}
+def few(counts: Mapping[str, int], least: int = FEW) -> str | None:
+    """Sets with fewer than `least` examples."""
+    small = {name: n for name, n in counts.items() if n < least}
     if not small:
         return None
     listed = ", ".join(f"{name} ({n})" for name, n in small.items())
-    return f"fewer than {FEW:,} examples, mind the intervals: {listed}"
+    return f"fewer than {least:,} examples, so intervals are wide: {listed}"
 
 
 def duplicates(sets: Mapping[str, Images]) -> list[str]:
-    """Images that stand in two sets, or twice in one, pixel for pixel."""
+    """Images that are pixel-identical to another image of their set or of another set."""
     found: list[str] = []
     seen: dict[str, np.ndarray] = {}
     for name, images in sets.items():
@@ -135,30 +138,30 @@ def duplicates(sets: Mapping[str, Images]) -> list[str]:
         twice = int((counts - 1).sum())
         if twice:
             found.append(
-                f"duplicates: {twice} of the {len(keys)} images of {name} are copies of another one in it"
+                f"duplicates: {twice} of the {len(keys)} images of {name} are copies of another image in it"
             )
         for other, theirs in seen.items():
             k = int(np.isin(keys, theirs).sum())
             if k:
-                found.append(f"duplicates: {k} of the {len(keys)} images of {name} also stand in {other}")
+                found.append(f"duplicates: {k} of the {len(keys)} images of {name} are also in {other}")
         seen[name] = once
     return found
 
 
 def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[str]:
-    """Sets (name to fingerprint) that are the model's training or calibration data."""
+    """Sets (name to fingerprint) that are the model's training, selection or calibration data."""
     ratio: Any = package.config["ratio"]
     known = dict((ratio.get("provenance") or {}).get("data") or {})
     known["calibration"] = (ratio.get("calibration") or {}).get("fingerprint")
     said = {
         "train": "was trained on",
         "train_source": "was trained on",
-        "outside": "was trained on as its out-distribution",
+        "outside": "was trained on as OOD data",
     }
     found: dict[str, str] = {}
     for name, fingerprint in fingerprints.items():
         for role, theirs in known.items():
             if theirs is not None and theirs == fingerprint:
                 what = said.get(role, "was selected or calibrated on")
-                found.setdefault(name, f"{name} is the very data the model {what}")
+                found.setdefault(name, f"{name} is data that the model {what}")
     return list(found.values())

@@ -1,4 +1,4 @@
-"""What an evaluation runs: suites as values, and the balls they attack in."""
+"""Suites: which stages an evaluation runs with which budgets, and in which balls it attacks."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from ratioctl.recipe import Ball
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """How many images are attacked, and how hard.
+    """The stages of an evaluation and their budgets.
 
     Attributes:
-        inside: attacked in-images, a stratified subset; None attacks all.
-        balls: how many of the model's robustness balls are attacked in, the first ones; None takes all.
-        extra: balls attacked in besides, as (norm, radius at 32x32x3) that grow with the input.
-        attacks: of the robust accuracy, in order; each meets the survivors of those before it.
+        stages: names of `evaluation.stages`, in running order.
+        inside: attacked ID images, a stratified subset; None attacks all. In "explanations", the number of
+            ID images where no limit is given.
+        balls: number of the model's robustness balls, the first ones; None uses all.
+        extra: additional balls as (norm, radius at 32x32x3); radii grow with the input.
+        attacks: of the robust accuracy, in order; each runs on the survivors of those before it.
         budget: of these attacks; None is AutoAttack's standard one for the norm.
-        outside: attacked images of every out-distribution, and in-images whose confidence is attacked; None
-            attacks all.
-        outside_steps, outside_restarts, outside_targets: of the search for the largest confidence.
-        curve: images of the confidence-radius curves, inside and outside; curve_steps of every radius.
-        probe: images on which a longer search checks the attacks, of every ball and set.
-        exact: attacks search in fp32 unless bf16 is asked for; quick looks may search in bf16.
-        backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, where that exists.
+        outside: attacked images per OOD set, and ID images attacked towards low confidence; None attacks all.
+            In "explanations", the number of OOD images per set where no limit is given.
+        outside_steps, outside_restarts, outside_targets: of the search for the highest confidence.
+        curve: images of the confidence-radius curves, ID and OOD each; curve_steps: per radius.
+        probe: images per ball and set on which a longer search checks the attacks.
+        exact: attacks run in fp32 unless bf16 is requested.
+        backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, where it exists.
+        explanation_norm, explanation_steps: of the counterfactual searches.
     """
 
     name: str
+    stages: tuple[str, ...] = ("clean", "ood", "robust", "worst_case", "radius")
     inside: int | None
     balls: int | None = None
     extra: tuple[tuple[float, float], ...] = ()
@@ -54,35 +58,51 @@ class Suite:
     probe: int = 64
     exact: bool = True
     backend: Backend = "own"
+    explanation_norm: str = "2"
+    explanation_steps: int = 100
 
     def __str__(self) -> str:
+        """The protocol in words."""
+        if self.explains:
+            return (
+                f"counterfactuals in l{self.explanation_norm} balls, {self.explanation_steps} steps, of ID "
+                "images towards a random other class and of OOD images towards the predicted class"
+            )
+        if "robust" not in self.stages:
+            return "accuracy, calibration and OOD detection on unchanged images, no attacks"
         inside = "all" if self.inside is None else str(self.inside)
         outside = "all" if self.outside is None else str(self.outside)
         ensemble = ensemble_name(self.attacks, self.budget or AttackBudget(), 2.0, 10**6, self.backend)
         by = " by pyautoattack" if self.backend == "reference" else ""
         return (
-            f"{inside} in-images under {ensemble}{by}; worst case of {outside} images an out-distribution, "
+            f"{inside} ID images under {ensemble}{by}; worst case of {outside} images per OOD set, "
             f"{self.outside_steps} steps, {self.outside_restarts} restart{'s' * (self.outside_restarts > 1)}"
         )
 
     def attacks_for(self, ball: Ball) -> tuple[str, ...]:
-        """The attacks that exist for a ball: FAB-T and Square do not for l1.5."""
+        """The attacks that exist for a ball: FAB-T and Square do not support l1.5."""
         return tuple(a for a in self.attacks if ball.p != 1.5 or a in ("apgd-ce", "apgd-t"))
 
     def budget_for(self, ball: Ball) -> AttackBudget:
         return self.budget or standard_budget(ball.p)
 
     def backend_for(self, ball: Ball, classes: int) -> Backend:
-        """The reference where it was chosen and exists, else our own."""
+        """The reference where it is selected and exists, else "own"."""
         return self.backend if has_reference(ball.p, classes) else "own"
 
     @property
+    def explains(self) -> bool:
+        """Whether it measures counterfactuals, which uses other images and options."""
+        return "explanations" in self.stages
+
+    @property
     def standard(self) -> bool:
-        """Whether its ensemble is AutoAttack's standard one, so that the reference can stand for it."""
+        """Whether its ensemble is AutoAttack's standard one, which the reference backend runs."""
         return self.attacks == STANDARD and self.budget is None
 
 
 SUITES = {
+    "clean": Suite(name="clean", stages=("clean", "ood"), inside=None, outside=None),
     "quick": Suite(
         name="quick",
         inside=256,
@@ -109,16 +129,17 @@ SUITES = {
         probe=256,
         backend="reference",
     ),
+    "explanations": Suite(name="explanations", stages=("explanations",), inside=100, outside=50, exact=False),
 }
 
 
 def scale(p: float, size: tuple[int, int, int]) -> float:
-    """How a radius for 32x32x3 grows with the input (C, H, W): d^(1/p), so linf stays."""
+    """Factor of a radius for 32x32x3 at input (C, H, W): (CHW / 3072)^(1/p); 1 for linf."""
     return 1.0 if math.isinf(p) else (math.prod(size) / 3072.0) ** (1 / p)
 
 
 def robust_balls(package: ModelPackage, suite: Suite) -> tuple[Ball, ...]:
-    """The balls of the robust accuracies: the recipe's, else the paper's scaled to the input (Table 3)."""
+    """Balls of the robust accuracies: the recipe's, else the paper's (Table 3) scaled to the input."""
     chosen = _evaluation(package).robust
     if not chosen:
         factor = scale(2.0, package.input_size)
@@ -132,20 +153,20 @@ def robust_balls(package: ModelPackage, suite: Suite) -> tuple[Ball, ...]:
 
 
 def outside_ball(package: ModelPackage) -> Ball:
-    """The l2 ball of the worst case on out-images: the recipe's, else 1.0 scaled to the input (Table 5)."""
+    """The l2 ball of the worst case on OOD images: the recipe's, else 1.0 (Table 5) scaled to the input."""
     eps = _evaluation(package).outside_eps
     return Ball(p=2.0, eps=eps if eps is not None else round(scale(2.0, package.input_size), 6))
 
 
 def radii(package: ModelPackage) -> tuple[float, ...]:
-    """Radii of the confidence-radius curves (Figure 5): the l2 ladder, and half its first step."""
+    """Radii of the confidence-radius curves (Figure 5): the l2 ladder, and half its first radius."""
     channels, size, _ = package.input_size
     ladder = package.ladders.get("2") or recipes.default_ladder(2.0, size, channels)
     return (ladder[0] / 2, *ladder)
 
 
 def calibration(package: ModelPackage) -> recipes.Calibration:
-    """Bins and grid of the package's calibration."""
+    """Bins and temperature grid of the package's calibration."""
     filed: Any = package.config["ratio"].get("calibration") or {}
     grid = filed.get("grid") or {}
     known = {"bins": filed.get("bins"), "report_bins": filed.get("report_bins"), **grid}
@@ -157,5 +178,5 @@ def _evaluation(package: ModelPackage) -> recipes.Evaluation:
         return recipes.Evaluation()
     try:
         return recipes.loads(package.recipe_text, str(package.path)).evaluation
-    except RecipeError:  # written by a version with other keys: the defaults still fit the model
+    except RecipeError:  # written by a version with other keys; the defaults apply
         return recipes.Evaluation()

@@ -9,9 +9,9 @@ import lzma
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ratioctl.errors import ImageError
 from ratioctl.images import files
@@ -19,6 +19,8 @@ from ratioctl.images.files import is_hidden, read_file, sized, suffix_kind, too_
 from ratioctl.utils.text import readable, shown
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+MAX_XZ_MEMORY = 256 * 2**20
+MAX_RATIO, FREE_BYTES = 200, 2**30  # an archive may unpack to 200 times its size, or to 1 GiB
 MAX_TAR_HEADER = 2**20  # bytes of one extended header (a long name); honest ones stay below some kilobytes
 
 
@@ -64,15 +66,73 @@ def _opened_tar(path: str) -> BinaryIO:
     if magic[:2] == b"\x1f\x8b":
         return _buffered(gzip.open(path, "rb"))
     if magic == b"\xfd7zXZ\0":
-        return _buffered(lzma.open(path, "rb"))
+        return _buffered(_Xz(path))
     if magic[:3] == b"BZh":
         return _buffered(bz2.open(path, "rb"))
     return open(path, "rb", buffering=2**18)
 
 
-def _buffered(raw: io.BufferedIOBase) -> BinaryIO:
+def _buffered(raw: io.BufferedIOBase | io.RawIOBase) -> BinaryIO:
     # The decompressors' own reads cost more than a header's parsing.
     return io.BufferedReader(raw, 2**18)  # type: ignore
+
+
+class _Xz(io.RawIOBase):
+    """An .xz file, decompressed within a memory limit, which `lzma.open` does not offer.
+
+    A header may claim a dictionary of 4 GiB; that of `xz -9` is 64 MiB.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._decompressor: lzma.LZMADecompressor | None = None
+        self._input = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        while True:
+            self._input = self._input or self._file.read(2**16)
+            if self._decompressor is None:  # streams may be concatenated, with zeros between them
+                self._input = self._input.lstrip(b"\0")
+                if not self._input:
+                    if not self._file.peek(1):
+                        return 0
+                    continue
+                self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
+            elif not self._input and self._decompressor.needs_input:
+                raise EOFError("compressed data ended before the end of the stream")
+            try:
+                data = self._decompressor.decompress(self._input, len(view))
+            except lzma.LZMAError as e:
+                if "Memory usage" not in str(e):
+                    raise
+                limit = MAX_XZ_MEMORY >> 20
+                raise DamagedArchiveError(f"it needs more than {limit} MiB of memory to unpack") from None
+            self._input = self._decompressor.unused_data
+            if self._decompressor.eof:
+                self._decompressor = None
+            if data:
+                view[: len(data)] = data
+                return len(data)
+
+
+class _Limited:
+    """Counts what is unpacked from an archive. Raises DamagedArchiveError for a decompression bomb."""
+
+    def __init__(self, path: str) -> None:
+        self.packed, self.unpacked = os.path.getsize(path), 0
+
+    def add(self, size: int) -> None:
+        self.unpacked += size
+        if self.unpacked > max(FREE_BYTES, MAX_RATIO * self.packed):
+            raise DamagedArchiveError(f"it unpacks to more than {MAX_RATIO} times its size")
 
 
 def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
@@ -88,8 +148,8 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
     try:
         with _opened_tar(path) as raw:
             long_name, long_size = "", -1  # from extended headers, for the member that follows
-            while any(block := _exactly(raw, 512)):
-                name, size, kind = _tar_header(block)
+            limited = _Limited(path)
+            for name, size, kind in _tar_headers(raw):
                 if kind in b"LKxXg":
                     if size > MAX_TAR_HEADER:
                         raise DamagedArchiveError(f"it has a header of {size:,} bytes")
@@ -107,6 +167,7 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
                 size = size if long_size < 0 else long_size
                 name, long_name, long_size = _member_name(long_name or name), "", -1
                 size = 0 if kind in b"123456" else size  # links, devices and folders have no data
+                limited.add(size)
                 image = bool(name) and not is_hidden(name) and suffix_kind(name) == "image"
                 data = None
                 if image and kind in b"07\0" and size <= files.MAX_BYTES and wanted(name):
@@ -136,6 +197,27 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
         raise DamagedArchiveError(shown(e.strerror or str(e))) from e
     except Exception as e:  # zlib, lzma and number parsing raise many kinds on damaged input
         raise DamagedArchiveError(shown(str(e) or type(e).__name__)) from e
+
+
+def _tar_headers(raw: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
+    """The headers to the end of the file: archives may be concatenated, with zero blocks between them."""
+    ended = False
+    while block := raw.read(512):
+        if not any(block):
+            ended = True
+            continue
+        if len(block) < 512:
+            raise DamagedArchiveError("it breaks off before its end")
+        try:
+            header = _tar_header(block)
+        except (DamagedArchiveError, ValueError):
+            if ended:
+                raise DamagedArchiveError("there are other data after its end") from None
+            raise
+        ended = False
+        yield header
+    if not ended:
+        raise DamagedArchiveError("it breaks off before its end")
 
 
 def _tar_header(block: bytes) -> tuple[str, int, bytes]:
@@ -192,6 +274,8 @@ def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """Entries of a zip, sorted by name; otherwise like `_tar_members`."""
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_overlaps(archive.infolist())
+            limited = _Limited(path)
             for info in sorted(archive.infolist(), key=lambda i: i.filename):
                 name = _member_name(info.filename.replace("\\", "/"))
                 if not name or is_hidden(name):
@@ -203,15 +287,23 @@ def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
                 if kind != "image" or not wanted(name):
                     yield Member(name=name, kind=kind)
                 else:
+                    limited.add(info.file_size if info.file_size <= files.MAX_BYTES else 0)
                     yield _zip_member(archive, info, name)
-    except GeneratorExit:
+    except (DamagedArchiveError, GeneratorExit, MemoryError):
         raise
     except OSError as e:
         raise DamagedArchiveError(shown(e.strerror or str(e))) from e
-    except MemoryError:
-        raise
     except Exception as e:
         raise DamagedArchiveError(shown(str(e) or type(e).__name__)) from e
+
+
+def _refuse_overlaps(entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Entries that share bytes make a small file unpack to any size; no honest tool writes them."""
+    end = 0
+    for info in sorted(entries, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise DamagedArchiveError("its entries overlap")
+        end = info.header_offset + 30 + info.compress_size  # at least: the name and more lie between
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:

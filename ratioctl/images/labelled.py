@@ -28,6 +28,7 @@ SPLIT_NAMES = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
 )
 
+MISSING = "does not exist"  # the reason of a SourceError for a path that is not there
 _MAX_WAITING_BYTES = 2**24  # encoded members of an archive that wait to be decoded
 
 
@@ -67,7 +68,7 @@ def split_source(source: str) -> tuple[str, str | None]:
         if not right.strip("/"):
             raise SourceError(shown(source), "names no split after the colon", "Write for example :test.")
         return left, right.strip("/")
-    raise SourceError(shown(source), "does not exist", "Check the spelling of the path.")
+    raise SourceError(shown(source), MISSING, "Check the spelling of the path.")
 
 
 def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:

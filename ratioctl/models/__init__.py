@@ -1,5 +1,16 @@
 """Networks: pixels in [0,1] to logits, normalisation inside."""
 
-from ratioctl.models.network import Classifier, build, fold_batchnorm, from_package, load_weights, sync_folded
+from ratioctl.models.folding import fold_batchnorm, sync_folded
+from ratioctl.models.network import Classifier, build, from_package, load_weights
+from ratioctl.models.registry import architectures, register_architecture
 
-__all__ = ["Classifier", "build", "fold_batchnorm", "from_package", "load_weights", "sync_folded"]
+__all__ = [
+    "Classifier",
+    "architectures",
+    "build",
+    "fold_batchnorm",
+    "from_package",
+    "load_weights",
+    "register_architecture",
+    "sync_folded",
+]

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ratioctl.errors import UsageError
+from ratioctl.utils import resources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ def select_device(
     if chosen.type == "cuda":
         name = torch.cuda.get_device_name(chosen)
     else:
+        if torch.get_num_threads() > resources.processors():  # torch does not know of CPU quotas
+            torch.set_num_threads(resources.processors())
         count = torch.get_num_threads()
         name = "1 thread" if count == 1 else f"{count} threads, in attacks each with its part of the batch"
     said = reason or reasons[precision]

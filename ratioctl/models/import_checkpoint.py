@@ -21,7 +21,7 @@ from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.network import Classifier, build, load_weights
-from ratioctl.models.resnet import DEPTHS
+from ratioctl.models.registry import find_architecture
 from ratioctl.package import ModelPackage
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -186,9 +186,7 @@ def fit(
     first = next((v for k, v in state.items() if v.ndim == 4), None)
     grey = first is not None and first.shape[1] == 1 and ":" not in architecture
     channels = 1 if grey else 3
-    options = {}
-    if architecture in DEPTHS and first is not None and first.shape[0] != 64:
-        options["width"] = int(first.shape[0])
+    options = find_architecture(architecture).infer(state)
     per_channel = [list(v) * channels if len(v) == 1 else list(v) for v in (mean, std)]
     for name, values in zip(("--mean", "--std"), per_channel, strict=True):
         if len(values) != channels:

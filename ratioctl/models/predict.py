@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratioctl.models.network import Classifier, fold_batchnorm, from_package
+from ratioctl.models.folding import fold_batchnorm
+from ratioctl.models.network import Classifier, from_package
 from ratioctl.package import ModelPackage
 
 _CHUNK = 128

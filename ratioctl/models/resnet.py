@@ -1,14 +1,20 @@
 """CIFAR-style residual networks (He et al. 2016): 3x3 stem, no pooling, four stages, any width and size.
 
 Parameter names are the usual ones of CIFAR ResNets (conv1, bn1, layer1.0.conv1, shortcut.0, linear), so
-that foreign checkpoints load. `folds` names the convolutions that a batch norm follows directly: in eval
-mode the pair is one convolution (`nets.classifier.frozen`).
+that checkpoints of other implementations load. `folds` names the convolutions that a batch norm follows
+directly: in eval mode the pair is one convolution (`models.folding`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ratioctl.errors import UsageError
+from ratioctl.models.registry import register_architecture
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
@@ -127,6 +133,27 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 }
 
 
+def width_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The option `width` of a checkpoint, the channels of its stem, where they are not the usual 64."""
+    stem = next((v for v in state.values() if v.ndim == 4 and v.shape[1] in (1, 3)), None)
+    return {} if stem is None or stem.shape[0] == 64 else {"width": int(stem.shape[0])}
+
+
+def ambiguous_stem(option: str, input_size: int | None) -> str | None:
+    """Why `stem_stride` has no safe default: at 64 pixels and above both 1 and 2 are common."""
+    if option != "stem_stride" or input_size is None or input_size < 64:
+        return None
+    return f"a CIFAR-style stem for {input_size}x{input_size} images has stride 1 or 2, with the same weights"
+
+
+def checked_stride(stem_stride: int) -> int:
+    """Raises UsageError unless `stem_stride` is 1 to 8."""
+    if not 1 <= stem_stride <= 8:
+        raise UsageError(f"stem_stride {stem_stride}", "is out of range", "Use a whole number from 1 to 8.")
+    return stem_stride
+
+
+@register_architecture(*DEPTHS, infer=width_of, undetermined=("stem_stride",), ambiguous=ambiguous_stem)
 def resnet(
     depth: str, *, num_classes: int, channels: int = 3, width: int = 64, stem_stride: int = 1
 ) -> ResNet:
@@ -134,12 +161,7 @@ def resnet(
 
     Args:
         width: channels of the first stage (64 in the paper).
-        stem_stride: of the first convolution: with 2 an image of 64x64 costs what 32x32 costs with 1.
-
-    Raises:
-        ValueError: a stride that is no whole number from 1 to 8.
+        stem_stride: of the first convolution, 1 to 8. With 2 an image of 64x64 costs what 32x32 costs with 1.
     """
-    if not isinstance(stem_stride, int) or not 1 <= stem_stride <= 8:
-        raise ValueError(f"stem_stride must be a whole number from 1 to 8, not {stem_stride!r}")
     block, blocks = DEPTHS[depth]
-    return ResNet(block, blocks, num_classes, channels, width, stem_stride)
+    return ResNet(block, blocks, num_classes, channels, width, checked_stride(stem_stride))

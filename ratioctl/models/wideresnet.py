@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ratioctl.errors import UsageError
+from ratioctl.models.registry import register_architecture
 from ratioctl.models.resnet import Pointwise, conv3x3
 
 
@@ -52,3 +54,13 @@ class WideResNet(nn.Module):
         y = self.block3(self.block2(self.block1(self.conv1(x))))
         y = F.relu(self.bn1(y), inplace=True)
         return self.fc(y.mean(dim=(2, 3)))
+
+
+@register_architecture("wideresnet-28-10", "wideresnet-34-10", pattern=r"wideresnet-\d+-\d+")
+def wideresnet(name: str, *, num_classes: int, channels: int = 3) -> WideResNet:
+    """A WideResNet called wideresnet-DEPTH-WIDEN. Raises UsageError for a depth that is not 6n + 4."""
+    depth, widen = map(int, name.split("-")[1:])
+    if (depth - 4) % 6 or not 10 <= depth <= 1000 or not 1 <= widen <= 32:
+        step = "For example wideresnet-28-10; the width factor is 1 to 32."
+        raise UsageError(name, "a WideResNet's depth is 6n + 4", step)
+    return WideResNet(depth, widen, num_classes, channels)

@@ -350,12 +350,8 @@ def _scratch(data: bytes) -> Iterator[tuple[Path, runtime.Runtime]]:
 def _sample(package: Spec) -> np.ndarray:
     """uint8 (N, H, W, C): crops of two photographs, uniform and smooth noise, a quarter each."""
     channels, size, _ = package.input_size
-    sources = [
-        *(f"photos:{name}" for name in out_distribution.PHOTOS),
-        *(f"noise:{name}" for name in out_distribution.NOISE),
-    ]
     count = max(8, min(64, 2**20 // (size * size)))
-    return out_distribution.load(sources, size, channels, count=count).pixels
+    return out_distribution.load(out_distribution.GENERATED, size, channels, count=count).pixels
 
 
 def agreement(

@@ -1,7 +1,7 @@
-"""Recipes: TOML <-> frozen values that are both the schema of the file and what the code runs on.
+"""The schema of recipes: frozen values that are validated when read and used at run time.
 
-`Ball`, `Attack`, `Term` and `Objective` are the vocabulary of the method (Augustin, Meinke, Hein 2020,
-eq. 4-8); `Recipe` is a whole experiment. There is no second "config" class behind them.
+`Ball`, `Attack`, `Term` and `Objective` describe the method (Augustin, Meinke, Hein 2020, eq. 4-8); `Recipe`
+is a whole experiment. Upper bounds refuse slips of the keyboard; none of them limits a sensible experiment.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from ratioctl.utils.registry import Registry
 NORMS = (1.0, 1.5, 2.0, math.inf)
 LADDER_STEPS = 6
 ATTACKS: Registry[Any] = Registry("attack method", "attacks", "register_attack")
+MAX_EPOCHS = 1e6
+MAX_BATCH = 2**20
+MAX_BUDGETS = 1000
+RENAMED = {"optim.milestones": "optim.drops", "optim.gamma": "optim.drop_factor"}  # key: its earlier name
 
 
 def norm_name(p: float) -> str:
@@ -38,14 +42,14 @@ class _Value(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+    def _no_bool_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("true and false are no value for this")
+            raise ValueError("true and false are not allowed here")
         return value
 
 
 class Ball(_Value):
-    """The threat model {z : ||z - x||_p <= eps}, always intersected with the pixel box [0,1] (eq. 3)."""
+    """The threat model {z : ||z - x||_p <= eps}, always intersected with the pixel box [0, 1] (eq. 3)."""
 
     p: Annotated[float, Field(allow_inf_nan=True), PlainSerializer(norm_name, return_type=str)] = 2.0
     eps: float = Field(gt=0)
@@ -62,26 +66,26 @@ class Ball(_Value):
 
 
 class Attack(_Value):
-    """How the inner maximum over a ball is searched.
+    """Maximization over a ball.
 
     Attributes:
         method: a registered attack method: "pgd" is momentum PGD as in the paper's appendix B.1, "apgd"
             Auto-PGD (Croce and Hein 2020), "afw" Auto-Frank-Wolfe (Boreiko et al. 2022).
         steps: gradient steps per restart.
         step_size: length of a PGD step in the ball's norm; None means 2.5 eps / steps. APGD and AFW
-            choose their own.
-        momentum: PGD's momentum.
-        start: "centre" begins at the image itself, "random" inside the ball.
-        restarts: independent runs of which the best is kept; those after the first start at random.
+            adapt theirs.
+        momentum: of PGD.
+        start: "centre" starts at the image, "random" at a random point of the ball.
+        restarts: independent runs, of which the best is kept; all but the first start at random.
     """
 
     ball: Ball
     method: str = "pgd"
-    steps: int = Field(default=7, ge=1)
+    steps: int = Field(default=7, ge=1, le=100_000)
     step_size: float | None = Field(default=None, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     start: Literal["centre", "random"] = "centre"
-    restarts: int = Field(default=1, ge=1)
+    restarts: int = Field(default=1, ge=1, le=10_000)
 
     @field_validator("method")
     @classmethod
@@ -94,10 +98,10 @@ class Attack(_Value):
         if norm not in options["norms"]:
             able = [f'"{name}"' for name in ATTACKS.names() if norm in ATTACKS.options(name)["norms"]]
             raise ValueError(
-                f'method = "{self.method}" cannot search the l{norm} ball; its method is {" or ".join(able)}'
+                f'method = "{self.method}" cannot search the l{norm} ball; use method = {" or ".join(able)}'
             )
         if self.step_size is not None and not options.get("step_size"):
-            raise ValueError(f'method = "{self.method}" chooses its own step sizes; remove step_size')
+            raise ValueError(f'method = "{self.method}" adapts its step size; remove step_size')
         return self
 
 
@@ -105,30 +109,30 @@ GoalName = Literal["cross-entropy", "margin", "dlr", "uniform-cross-entropy", "k
 
 
 class Term(_Value):
-    """One side of the objective: clean * L(x) + robust * max_{z in ball} L(z), L the cross-entropy.
+    """One summand of the objective: clean * L(x) + robust * max_{z in ball} L(z), L the cross-entropy.
 
-    The target of L is the label inside and the uniform distribution outside. `against = "clean"` is the
-    TRADES term: the divergence from the prediction on the clean image instead of from the target.
+    The target of L is the label for ID images and the uniform distribution for OOD images.
+    `against = "clean"` is the TRADES term: the divergence from the prediction on the clean image.
 
     Attributes:
         clean, robust: weights.
-        attack: the search for the inner maximum; needed where `robust` is not 0.
-        goal: what the attack maximises where it is not the term's own loss, "margin" for eq. 8.
-        more_steps_per_drop, max_steps: the attack grows by this many steps at every learning-rate drop
-            of a step schedule, up to the limit (appendix B.1: ACET 20, 25, ..., 40).
+        attack: the inner maximization; required if `robust` is not 0.
+        goal: what the attack maximizes if it is not the term's own loss, "margin" for eq. 8.
+        more_steps_per_drop, max_steps: the attack gets this many more steps at every milestone of a step
+            schedule, up to the limit (appendix B.1: ACET 20, 25, ..., 40).
         ramp_epochs: the radius grows linearly from 0 to its value over these first epochs.
         ramp_steps_from: during the ramp, the steps grow from this number to `attack.steps`.
     """
 
-    clean: float = Field(default=0.0, ge=0)
-    robust: float = Field(default=0.0, ge=0)
+    clean: float = Field(default=0.0, ge=0, le=1e6)
+    robust: float = Field(default=0.0, ge=0, le=1e6)
     against: Literal["target", "clean"] = "target"
     attack: Attack | None = None
     goal: GoalName | None = None
-    more_steps_per_drop: int = Field(default=0, ge=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    ramp_epochs: float = Field(default=0.0, ge=0)
-    ramp_steps_from: int | None = Field(default=None, ge=1)
+    more_steps_per_drop: int = Field(default=0, ge=0, le=100_000)
+    max_steps: int | None = Field(default=None, ge=1, le=100_000)
+    ramp_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
+    ramp_steps_from: int | None = Field(default=None, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _attack_where_needed(self) -> Term:
@@ -144,14 +148,14 @@ class Term(_Value):
         attack = self.attack
         if goal == "kl" and attack is not None and attack.start == "centre" and attack.restarts == 1:
             raise ValueError(
-                "the divergence from the clean prediction has no gradient at the clean image itself, so its "
-                'attack needs start = "random"'
+                "the divergence from the clean prediction has zero gradient at the clean image; "
+                'its attack needs start = "random"'
             )
         return self
 
 
 class Objective(_Value):
-    """inside + outside, eq. 6: the paper's weighting, in + lambda * out, with lambda = outside weights.
+    """ID term + OOD term, eq. 6: in + lambda * out, lambda being the weights of `outside`.
 
     The authors' public code multiplies both by one half, which halves the effective learning rate.
     """
@@ -163,32 +167,32 @@ class Objective(_Value):
     def _no_labels_outside(self) -> Objective:
         if self.outside is not None and self.outside.goal in ("cross-entropy", "margin", "dlr"):
             raise ValueError(
-                f'outside.goal = "{self.outside.goal}" needs labels, which out-images do not have; legal are '
-                '"uniform-cross-entropy", "confidence" and "kl"'
+                f'outside.goal = "{self.outside.goal}" needs labels, which OOD images do not have; use '
+                '"uniform-cross-entropy", "confidence" or "kl"'
             )
         return self
 
 
 class Augment(_Value):
-    """Training augmentation, the same for in- and out-images.
+    """Training augmentation, the same for ID and OOD images.
 
     Attributes:
-        crop: zero padding in pixels before a random crop back to size.
+        crop: padding in pixels before a random crop back to size.
         flip: random horizontal flip.
-        autoaugment: the AutoAugment policy of Cubuk et al. 2019; "none" undoes that of a base.
+        autoaugment: the AutoAugment policy of Cubuk et al. 2019; "none" removes that of a base.
         cutout: side in pixels of a square set to the mean (DeVries and Taylor 2017).
-        resized_crop: random area fraction at least this, then resized (ImageNet style); 0 is off.
+        resized_crop: random area fraction of at least this, then resized (ImageNet style); 0 is off.
         color_jitter: strength of brightness, contrast and saturation jitter.
         lighting: standard deviation of the PCA lighting noise.
     """
 
-    crop: int = Field(default=0, ge=0)
+    crop: int = Field(default=0, ge=0, le=1024)
     flip: bool = False
     autoaugment: Literal["cifar10", "svhn", "imagenet"] | None = None
-    cutout: int = Field(default=0, ge=0)
+    cutout: int = Field(default=0, ge=0, le=2048)
     resized_crop: float = Field(default=0.0, ge=0, le=1)
-    color_jitter: float = Field(default=0.0, ge=0)
-    lighting: float = Field(default=0.0, ge=0)
+    color_jitter: float = Field(default=0.0, ge=0, le=10)
+    lighting: float = Field(default=0.0, ge=0, le=10)
 
     @field_validator("autoaugment", mode="before")
     @classmethod
@@ -197,24 +201,23 @@ class Augment(_Value):
 
 
 class Data(_Value):
-    """Where images come from; every entry is a SOURCE as on the command line.
+    """The data; every entry is a SOURCE as on the command line.
 
     Attributes:
-        train: labelled in-distribution.
+        train: labelled in-distribution (ID) training images.
         test: its test split, never used for training, selection or calibration.
-        validation: how many training images (or which fraction) are held out, stratified, for selection
-            and calibration.
+        validation: number (or fraction) of training images held out, stratified, for selection and
+            calibration.
         calibration: a labelled source to calibrate on instead of the held-out images.
-        outside: training out-distribution, one or several sources.
-        outside_test: held-out images of the out-distribution, for validation.
-        exclude: class folders of the outside sources that are left out, of `outside_test` where it has
-            them too.
+        outside: out-of-distribution (OOD) training images, one or several sources.
+        outside_test: held-out OOD images, for validation.
+        exclude: class folders that are removed from the OOD sources.
         size, channels: the model's input.
     """
 
     train: str
     test: str | None = None
-    validation: float = Field(default=0.05, gt=0)
+    validation: float = Field(default=0.05, gt=0, le=1e9)
     calibration: str | None = None
     outside: tuple[str, ...] = ()
     outside_test: tuple[str, ...] = ()
@@ -240,14 +243,14 @@ class Model(_Value):
     """The network.
 
     Attributes:
-        width: channels of a ResNet's first stage; None is 64.
-        stem_stride: of a ResNet's first convolution; None is 1. With 2 an image of 64x64 costs what one of
-            32x32 costs with 1.
-        mean, std: per channel of [0,1] pixels; None measures the training images.
+        width: channels of a ResNet's first stage; None means 64.
+        stem_stride: of a ResNet's first convolution; None means 1. An image of 64x64 with 2 costs as much
+            as one of 32x32 with 1.
+        mean, std: per channel, of pixels in [0, 1]; None measures the training images.
     """
 
     architecture: str = "resnet18"
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=4096)
     stem_stride: int | None = Field(default=None, ge=1, le=8)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -255,7 +258,7 @@ class Model(_Value):
     @model_validator(mode="after")
     def _both_or_neither(self) -> Model:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std belong together: give both or neither")
+            raise ValueError("mean and std belong together: set both or neither")
         if self.std is not None and any(s <= 0 for s in self.std):
             raise ValueError("every std must be above 0")
         return self
@@ -265,56 +268,60 @@ class Optim(_Value):
     """SGD with Nesterov momentum and its schedule.
 
     Attributes:
-        batch_size: in-distribution images per update; `batch_size_out` of the out-distribution.
+        batch_size, batch_size_out: ID and OOD images per update.
         weight_decay: on every parameter, as in the paper.
-        schedule: "step" divides by `drop_factor` at each epoch of `drops`; "cosine" falls to 0;
-            "onecycle" rises over the first 30 % and falls to 0.
+        schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
+            falls to 0; "onecycle" rises over the first 30 % and falls to 0.
         warmup_epochs: linear warm-up from 0.
         ema: decay of the averaged weights, min(ema, (1+n)/(10+n)) at update n, batch statistics
-            averaged too; None trains without.
-        select: "best" keeps the weights with the highest attacked validation accuracy (clean where
-            nothing inside is attacked), "last" the final ones.
+            included; None disables averaging.
+        select: "best" keeps the weights with the highest robust validation accuracy (clean accuracy if
+            the ID term has no attack), "last" the final ones.
         validate_every: epochs between validations.
-        grad_clip: largest gradient norm; None leaves gradients alone.
+        grad_clip: largest gradient norm; None disables clipping.
     """
 
-    epochs: float = Field(default=220, gt=0)
-    batch_size: int = Field(default=128, ge=1)
-    batch_size_out: int = Field(default=128, ge=1)
-    lr: float = Field(default=0.1, gt=0)
+    epochs: float = Field(default=220, gt=0, le=MAX_EPOCHS)
+    batch_size: int = Field(default=128, ge=1, le=MAX_BATCH)
+    batch_size_out: int = Field(default=128, ge=1, le=MAX_BATCH)
+    lr: float = Field(default=0.1, gt=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
     schedule: Literal["step", "cosine", "onecycle"] = "step"
-    drops: tuple[float, ...] = ()
-    drop_factor: float = Field(default=0.1, gt=0, lt=1)
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    milestones: tuple[float, ...] = Field(default=(), max_length=10_000)
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
     ema: float | None = Field(default=None, gt=0, lt=1)
     select: Literal["best", "last"] = "best"
     validate_every: float = Field(default=1.0, gt=0)
-    validate_images: int = Field(default=1024, ge=1)
+    validate_images: int = Field(default=1024, ge=1, le=2**40)
     grad_clip: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Optim:
+    def _consistent(self) -> Optim:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum > 0")
-        if self.drops and self.schedule != "step":
-            raise ValueError(f'drops belong to schedule = "step", not "{self.schedule}"')
-        if any(a >= b for a, b in zip((0.0, *self.drops), self.drops, strict=False)):
-            raise ValueError("drops must be epochs above 0 in ascending order")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f'milestones belong to schedule = "step", not "{self.schedule}"')
+        if any(a >= b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False)):
+            raise ValueError("milestones must be epochs above 0 in ascending order")
         return self
 
 
 class Calibration(_Value):
-    """Temperature search (appendix C): `temperatures` geometric values between `low` and `high`."""
+    """Temperature search (appendix C) over `temperatures` geometric steps from `low` to `high`.
+
+    Attributes:
+        bins: of the ECE that is minimized; `report_bins` of the one that is reported.
+    """
 
     objective: Literal["ece", "nll"] = "ece"
-    bins: int = Field(default=10, ge=2)
-    report_bins: int = Field(default=15, ge=2)
+    bins: int = Field(default=10, ge=2, le=10_000)
+    report_bins: int = Field(default=15, ge=2, le=10_000)
     low: float = Field(default=0.05, gt=0)
     high: float = Field(default=2.71, gt=0)
-    temperatures: int = Field(default=500, ge=2)
+    temperatures: int = Field(default=500, ge=2, le=100_000)
 
     @model_validator(mode="after")
     def _ordered(self) -> Calibration:
@@ -324,15 +331,15 @@ class Calibration(_Value):
 
 
 class Evaluation(_Value):
-    """What `evaluate` measures by default, and the counterfactual ladders.
+    """What `evaluate` measures by default, and the budgets of counterfactuals.
 
     Attributes:
         robust: balls of the robust accuracies; empty means the paper's, scaled to the input size.
-        outside_eps: l2 radius of the worst case on out-images; None means 1.0 scaled to the size.
-        ladders: budgets per norm ("1", "1.5", "2", "inf"); norms left out get `default_ladder`.
+        outside_eps: l2 radius of the worst case on OOD images; None means 1.0 scaled to the size.
+        ladders: budgets per norm ("1", "1.5", "2", "inf"); other norms get `default_ladder`.
     """
 
-    robust: tuple[Ball, ...] = ()
+    robust: tuple[Ball, ...] = Field(default=(), max_length=100)
     outside_eps: float | None = Field(default=None, gt=0)
     ladders: dict[Literal["1", "1.5", "2", "inf"], tuple[float, ...]] = {}
 
@@ -340,13 +347,15 @@ class Evaluation(_Value):
     @classmethod
     def _ascending(cls, ladders: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         for norm, budgets in ladders.items():
+            if len(budgets) > MAX_BUDGETS:
+                raise ValueError(f"norm {norm} has {len(budgets):,} budgets, more than {MAX_BUDGETS}")
             if not budgets or any(a >= b for a, b in zip((0.0, *budgets), budgets, strict=False)):
                 raise ValueError(f"the budgets for norm {norm} must be above 0 and in ascending order")
         return ladders
 
 
 class Recipe(_Value):
-    """A whole experiment: everything that decides the weights, and nothing about the machine."""
+    """A whole experiment: everything that determines the weights, and nothing about the machine."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
@@ -362,7 +371,7 @@ class Recipe(_Value):
     def _consistent(self, info: ValidationInfo) -> Recipe:
         if self.objective.outside is not None and not self.data.outside:
             raise ValueError(
-                "objective.outside needs images: name at least one SOURCE in data.outside, "
+                "objective.outside needs OOD images: name at least one SOURCE in data.outside, "
                 'for example --set data.outside="tinyimagenet.tar.xz:train"'
             )
         if self.model.mean is not None and len(self.model.mean) != self.data.channels:
@@ -379,10 +388,13 @@ class Recipe(_Value):
     def digest(self) -> str:
         """SHA-256 of the canonical form: JSON of every value, sorted keys, no spaces.
 
-        Keys that recipes have had since later versions count where they are set, so that the digests of
-        older recipes stay.
+        Keys that later versions added count only if they are set, and renamed keys count under their first
+        name, so the digests of older recipes stay.
         """
         values = self.model_dump(mode="json")
+        for key, earlier in RENAMED.items():
+            table, name = key.split(".")
+            values[table][earlier.split(".")[1]] = values[table].pop(name)
         if self.model.stem_stride is None:
             del values["model"]["stem_stride"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -392,13 +404,13 @@ class Recipe(_Value):
 def default_ladder(p: float, size: int, channels: int) -> tuple[float, ...]:
     """Six budgets for a norm, scaled to the input.
 
-    l2 is the paper's 0.5, 1, ..., 3 at 32x32x3, growing with sqrt(d), which makes 3.5, ..., 21 at 224
-    (Figures 2 and 36). The other norms' ladders are those at which an l2-robust CIFAR model shows
-    changes of a comparable strength: linf does not grow with d, l1 grows with d, l1.5 with d^(2/3).
+    l2 is the paper's 0.5, 1, ..., 3 at 32x32x3, growing with sqrt(d), which gives 3.5, ..., 21 at 224
+    (Figures 2 and 36). The budgets of the other norms are those at which an l2-robust CIFAR model shows
+    changes of comparable strength: linf does not grow with d, l1 grows with d, l1.5 with d^(2/3).
     """
     d = channels * size * size / 3072.0  # in units of a CIFAR image
     top = {2.0: 3.0 * d**0.5, math.inf: 24 / 255, 1.0: 60.0 * d, 1.5: 9.0 * d ** (2 / 3)}[p]
     if math.isinf(p):
-        # Rounded up: a hair below 4/255, the nearest 8-bit picture in the ball would be 3/255 away.
+        # Rounded up: just below 4/255, the nearest 8-bit image in the ball would be 3/255 away.
         return tuple(math.ceil(top * (k + 1) / LADDER_STEPS * 1e6) / 1e6 for k in range(LADDER_STEPS))
     return tuple(round(top * (k + 1) / LADDER_STEPS, 6) for k in range(LADDER_STEPS))

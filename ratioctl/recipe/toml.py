@@ -5,69 +5,89 @@ from __future__ import annotations
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ratioctl.errors import RecipeError
-from ratioctl.recipe.schema import Recipe
+from ratioctl.recipe.schema import RENAMED, Recipe
 from ratioctl.utils import resources
 from ratioctl.utils.suggest import did_you_mean, nearest
 from ratioctl.utils.text import reason_of
 
+Tree = dict[str, Any]
+_CURRENT = {earlier: key for key, earlier in RENAMED.items()}
+
 
 def available() -> list[str]:
-    """Names of the bundled recipes, sorted; files whose name starts with "_" are bases, not recipes."""
+    """Names of the bundled recipes, sorted. Files whose name starts with "_" are bases, not recipes."""
     return sorted(p.stem for p in resources.folder("recipes").glob("*.toml") if not p.name.startswith("_"))
 
 
-def find(name_or_path: str | Path) -> Path:
-    """The recipe file meant by a path, or by the name of a bundled recipe.
+def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    """The recipe file of a path, or of the name of a bundled recipe.
+
+    Args:
+        beside: folder in which relative names are looked up first (that of the file which names a base).
 
     Raises:
         RecipeError: there is no such file; the nearest bundled name is suggested.
     """
     path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise RecipeError(path, "is a folder, not a recipe", "Name the .toml file in it.")
+    local = path if beside is None else beside / path
+    for candidate in (local, local.with_name(local.name + ".toml") if beside else local):
+        if candidate.is_file():
+            return candidate
+    if local.is_dir():
+        raise RecipeError(local, "is a folder, not a recipe", "Name the .toml file in it.")
     bundled = resources.folder("recipes") / (path.name.removesuffix(".toml") + ".toml")
     looks_bundled = len(path.parts) == 1 or path.parts[:-1] == ("recipes",)
     if looks_bundled and bundled.is_file():
         return bundled
     names = available()
-    hint = did_you_mean(path.name.removesuffix(".toml"), names)
-    raise RecipeError(name_or_path, "no such recipe", f"{hint} Bundled recipes: {', '.join(names)}.".lstrip())
+    hint = f"{did_you_mean(path.name.removesuffix('.toml'), names)} Bundled recipes: {', '.join(names)}."
+    raise RecipeError(name_or_path, "no such recipe", hint.lstrip())
 
 
-def load(name_or_path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, its bases and `KEY=VALUE` settings into a checked `Recipe`.
+def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, its bases and `KEY=VALUE` settings into a validated `Recipe`.
 
     Args:
         name_or_path: a TOML file, or the name of a bundled recipe.
-        settings: "a.b=c" each; c is read as a TOML value where it is one, else as text.
+        settings: "a.b=c" each; c is read as a TOML value if it is one, else as text. "a.b=" without a value
+            restores the default.
 
     Raises:
-        RecipeError: unreadable file, invalid TOML, a circular base, an unknown key (the nearest known
-            one is named) or an impossible value.
+        RecipeError: unreadable file, invalid TOML, a circular base, an unknown key (the nearest known one is
+            named), an impossible value, or OOD images that no term of the objective uses.
     """
     path = find(name_or_path)
-    tree = _read_tree(path, ())
+    own = _read(path)
+    tree = _inherit(own, path, ())
     if "name" not in tree and path.name.startswith("_"):
         used = f'base = "{path.name}"'
         raise RecipeError(path, "is a base for other recipes and has no name", f"Name a recipe with {used}.")
+    data = own.get("data")
+    named_here = isinstance(data, dict) and "outside" in data
     for setting in settings:
-        _apply(tree, setting)
-    return parse(tree, str(path))
+        key = _apply(tree, setting)
+        named_here = named_here or key == "data.outside"
+    recipe = parse(tree, str(path))
+    if recipe.data.outside and recipe.objective.outside is None and (named_here or "objective" not in tree):
+        raise RecipeError(
+            path,
+            "data.outside names OOD images, but the objective has no OOD term (objective.outside)",
+            "Add an [objective.outside] table (clean = 1.0 for outlier exposure), or remove data.outside.",
+        )
+    return recipe
 
 
-def parse(tree: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Check a tree of plain values, as read from TOML without `base`, into a `Recipe`."""
+def parse(tree: Tree, where: str = "recipe") -> Recipe:
+    """Validate a tree of plain values, as read from TOML without `base`. Raises RecipeError."""
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(_with_current_names(tree, where))
     except ValidationError as error:
         raise RecipeError(where, _explain(error), "Correct the recipe, or the --set option.") from None
 
@@ -79,10 +99,12 @@ def loads(text: str, where: str = "recipe.toml") -> Recipe:
 
 def dumps(recipe: Recipe) -> str:
     """The complete recipe as TOML, every default written out; `loads` returns an equal value."""
+    import tomli_w  # not part of the installation that only scores
+
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def _toml(text: str, where: object) -> dict[str, Any]:
+def _toml(text: str, where: object) -> Tree:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; so is a number of 5,000 digits
@@ -90,30 +112,47 @@ def _toml(text: str, where: object) -> dict[str, Any]:
         raise RecipeError(where, f"not valid TOML: {reason}", "Correct that line.") from None
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The merged tree of a file and its bases; the file's own values win, tables merge key by key."""
-    here = path.resolve()
-    if here in seen:
-        chain = " -> ".join(p.name for p in (*seen, here))
-        raise RecipeError(path, f"bases form a circle: {chain}", 'Remove one of the "base" lines.')
+def _read(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(path, f"cannot be read: {reason}", "A recipe is a UTF-8 TOML file.") from None
-    tree = _toml(text, path)
-    base = tree.pop("base", None)
+    return _with_current_names(_toml(text, path), path)
+
+
+def _inherit(tree: Tree, path: Path, seen: tuple[Path, ...]) -> Tree:
+    """The merged tree of a file and its bases: the file's values win, tables merge key by key.
+
+    `unset = ["data.test", ...]` removes inherited values, which restores the defaults.
+    """
+    here = path.resolve()
+    if here in seen:
+        chain = " -> ".join(p.name for p in (*seen, here))
+        raise RecipeError(path, f"bases form a circle: {chain}", 'Remove one of the "base" lines.')
+    tree = dict(tree)
+    base, unset = tree.pop("base", None), tree.pop("unset", [])
+    if not isinstance(unset, list) or not all(isinstance(key, str) for key in unset):
+        raise RecipeError(path, "unset must be a list of keys", 'For example: unset = ["optim.grad_clip"].')
     if base is None:
+        if unset:
+            raise RecipeError(path, "unset has no effect without a base", "Remove the line, or add a base.")
         return tree
-    if not isinstance(base, str):
-        raise RecipeError(path, "base must be the name of a recipe file", 'For example: base = "other.toml".')
-    base_path = path.parent / base
-    if not base_path.is_file():
-        raise RecipeError(path, f'its base "{base}" does not exist', f"It is looked for at {base_path}.")
-    return _merge(_read_tree(base_path, (*seen, here)), tree)
+    if not isinstance(base, str) or not base:
+        raise RecipeError(path, "base must name a recipe", 'For example: base = "other.toml".')
+    try:
+        base_path = find(base, beside=path.parent)
+    except RecipeError as error:
+        step = f"It is looked for in {path.parent} and among the bundled recipes. {error.next_step}"
+        raise RecipeError(path, f'its base "{base}" does not exist', step) from None
+    under = _inherit(_read(base_path), base_path, (*seen, here))
+    for key in unset:
+        if not _remove(under, str(_CURRENT.get(key, key))):
+            raise RecipeError(path, f'unset names "{key}", which its base does not set', "Remove it.")
+    return _merge(under, tree)
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(under: Tree, over: Tree) -> Tree:
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -121,24 +160,52 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
+def _remove(tree: Tree, dotted: str) -> bool:
+    """Remove a key; whether it was there."""
+    *tables, last = dotted.split(".")
+    node: Any = tree
+    for part in tables:
+        node = node.get(part) if isinstance(node, dict) else None
+    return isinstance(node, dict) and node.pop(last, None) is not None
+
+
+def _with_current_names(tree: Tree, where: object) -> Tree:
+    """`tree` with the names that keys have today. Raises RecipeError where both are given."""
+    for earlier, key in _CURRENT.items():
+        table, name = earlier.split(".")
+        values = tree.get(table)
+        if isinstance(values, dict) and name in values:
+            new = key.split(".")[1]
+            if new in values:
+                reason = f"{table}.{name} is the earlier name of {key}, and both are given"
+                raise RecipeError(where, reason, f"Remove {table}.{name}.")
+            tree = {**tree, table: {new if k == name else k: v for k, v in values.items()}}
+    return tree
+
+
+def _apply(tree: Tree, setting: str) -> str:
+    """Apply one `KEY=VALUE` to the tree; the key under its current name."""
     key, equals, text = setting.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         raise RecipeError(f"--set {setting}", "is not KEY=VALUE", "For example: --set optim.epochs=10.")
+    dotted = _CURRENT.get(".".join(parts), ".".join(parts))
+    *tables, last = dotted.split(".")
+    if not text.strip():
+        _remove(tree, dotted)
+        return dotted
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         value = text.strip()
     node = tree
-    for part in parts[:-1]:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
+    for part in tables:
+        child = node.setdefault(part, {})
         if not isinstance(child, dict):
             raise RecipeError(f"--set {setting}", f'"{part}" is a value, not a table', "Set it as a whole.")
         node = child
-    node[parts[-1]] = value
+    node[last] = value
+    return dotted
 
 
 def _explain(error: ValidationError) -> str:
@@ -148,9 +215,12 @@ def _explain(error: ValidationError) -> str:
         loc = [str(part) for part in item["loc"]]
         dotted = ".".join(loc) or "recipe"
         if item["type"] == "extra_forbidden":
-            known = _fields_at(loc[:-1])
+            table = _schema_at(loc[:-1])
+            known = sorted(table.model_fields) if table else []
             near = nearest(loc[-1], known, cutoff=0.5)
             hint = f'did you mean "{near}"?' if near else f"known here: {', '.join(known)}"
+            if table:
+                hint += f" (documented by: python -m pydoc ratioctl.recipe.{table.__name__})"
             findings.append(f'unknown key "{dotted}"; {hint}')
         elif item["type"] == "missing":
             findings.append(f'"{dotted}" is missing')
@@ -160,7 +230,8 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(findings)
 
 
-def _fields_at(loc: typing.Sequence[str]) -> list[str]:
+def _schema_at(loc: Sequence[str]) -> type[BaseModel] | None:
+    """The model of the table at `loc`, None where there is no table."""
     model: Any = Recipe
     for part in loc:
         field = model.model_fields.get(part)
@@ -168,6 +239,6 @@ def _fields_at(loc: typing.Sequence[str]) -> list[str]:
         if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
             annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return None
         model = annotation
-    return sorted(model.model_fields)
+    return typing.cast(type[BaseModel], model)

@@ -1,36 +1,34 @@
-"""Results as people see them: pictures, grids, pages, tables in the terminal.
+"""The output folder of counterfactuals.
 
-Counterfactuals go to a folder: pictures as each image is done, then `index.html`, `counterfactuals.json`
-last, so that a folder with that file is complete. Where it is there already, the new answers grow in a hidden
-folder inside and take the old ones' place once they are complete; see `_take_over`.
+Pictures are written as each image is finished, then `index.html`, and `counterfactuals.json` last, so a
+folder with that file is complete. Where it already exists, the new result is written into a hidden folder
+inside and replaces the old one once it is complete; see `_take_over`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ratioctl.errors import OutputError
 from ratioctl.report import counterfactual_page
-from ratioctl.report.pictures import Animation, animated, grid, norm_symbol, png, png_of, two_digits
-from ratioctl.types import Explanation, Target
+from ratioctl.report.pictures import Animation, animated, grid, png, png_of
+from ratioctl.types import Explanation
 from ratioctl.utils import atomic_files as files
 from ratioctl.utils.text import safe_text
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 DOCUMENT, PAGE = "counterfactuals.json", "index.html"
-GROWING, COMPLETE, STOPPED = ".answers.partial", ".answers", ".interrupted"  # folders of new answers
-STALE = "stale.json"  # among complete answers: which files of the old ones go
+GROWING, COMPLETE, STOPPED = ".answers.partial", ".answers", ".interrupted"  # folders of new results
+STALE = "stale.json"  # in a complete result: the old files to remove
 OURS = re.compile(r"(input|grid|flip|eps-[0-9.e+-]+)\.png|animation\.(gif|webp)")
 
 
@@ -47,27 +45,26 @@ def write_counterfactuals(
     animation: Animation | None = None,
     cards: Sequence[str | None] = (),
 ) -> list[Explanation]:
-    """Write the folder of `ratioctl counterfactual`; explanations are taken as they come.
+    """Write the folder of `ratioctl counterfactual`, consuming the explanations one by one.
 
-    Files of an earlier answer that this one does not have are removed, other files are left alone; until the
-    new answer is complete the earlier one stays as it is, and for good where nothing could be answered. When
-    the explanations are interrupted, what is done is written with page and document, then the interrupt goes
-    on, with the folder as its attribute `saved`: `out`, or `out`/.interrupted beside an earlier answer.
+    Files of an earlier run that this one does not write are removed; other files are left alone. The earlier
+    result stays intact until the new one is complete, and for good where nothing could be explained. On
+    KeyboardInterrupt the finished part is written with page and document, and the exception gets an attribute
+    `saved`: `out`, or `out`/.interrupted beside an earlier result.
 
     Args:
         header: of the document, everything before "images".
         errors: {"path", "error"} of images that could not be read; may grow until the explanations end.
         inputs: files that must not be overwritten.
-        animation: also write one through the budgets.
+        animation: also write an animation through the budgets.
         cards: the models' cards in Markdown, for the page.
     Returns:
         The explanations with the paths of their pictures, relative to `out`.
     Raises:
-        OutputError: it cannot be written there, another run writes there, or it would overwrite an input.
+        OutputError: the folder cannot be written, another run writes there, or an input would be overwritten.
         DiskError: the disk is full or failed.
     """
     folder = files.make_folder(Path(out))
-    taken = {os.path.realpath(path) for path in inputs}
     done: list[Explanation] = []
     with contextlib.ExitStack() as stack:
         with files.writing(folder):
@@ -76,80 +73,97 @@ def write_counterfactuals(
         _take_over(folder)
         _discard(folder / GROWING)
         earlier = (folder / DOCUMENT).exists()
-        root = folder / GROWING if earlier else folder
         if earlier:
-            stack.callback(_discard, root)
-        written: set[str] = set()
-        pictures: dict[str, bytes] = {}  # those that the document names, for the page
-
-        def put(name: str, data: bytes) -> None:
-            if os.path.realpath(folder / name) in taken:
-                raise OutputError(
-                    folder / name,
-                    "is one of the images to explain and would be overwritten",
-                    "Name another --out.",
-                )
-            files.make_folder((root / name).parent)
-            files.write_file(root / name, data)
-            written.add(name)
-            if name.endswith(".png") and not name.endswith("/grid.png"):
-                pictures[name] = data
-
+            stack.callback(_discard, folder / GROWING)
+        taken = frozenset(os.path.realpath(path) for path in inputs)
+        output = _Output(folder=folder, root=folder / GROWING if earlier else folder, taken=taken)
         stopped: BaseException | None = None
         place = _places()
         try:
             for explanation in explanations:
                 labels = header["models"][explanation.model]["labels"]
+                norm = explanation.norm or header["norm"]
                 done.append(
-                    _put_pictures(
-                        explanation,
-                        place(explanation.path),
-                        labels,
-                        explanation.norm or header["norm"],
-                        put,
-                        animation,
-                    )
+                    _put_pictures(explanation, place(explanation.path), labels, norm, output.put, animation)
                 )
         except KeyboardInterrupt as interrupt:
             stopped = interrupt
         if done or (stopped is None and not earlier):
             document = {**header, **document_body(done, errors)}
             notes = [explanation.notes for explanation in done]
-            put(PAGE, counterfactual_page.page(document, pictures, notes=notes, cards=cards).encode())
-            put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-            if earlier and stopped is None:
-                stale = {
-                    name for name in _earlier_files(folder) if os.path.realpath(folder / name) not in taken
-                }
-                files.write_file(root / STALE, json.dumps(sorted(stale - written)).encode())
-                _make_room(folder, written)
-                with files.writing(folder):
-                    os.rename(root, folder / COMPLETE)
-                _take_over(folder)
-            elif earlier:
-                _discard(folder / STOPPED)
-                with files.writing(folder):
-                    os.rename(root, folder / STOPPED)
+            page = counterfactual_page.page(document, output.pictures, notes=notes, cards=cards)
+            output.put(PAGE, page.encode())
+            output.put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+            if earlier:
+                output.publish(interrupted=stopped is not None)
         if stopped is not None:
             if done:
-                setattr(stopped, "saved", folder / STOPPED if earlier else folder)  # noqa: B010 - as it comes
+                setattr(stopped, "saved", folder / STOPPED if earlier else folder)  # noqa: B010
             raise stopped
     return done
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Output:
+    """The files of a run.
+
+    Attributes:
+        root: where they are written: `folder`, or a hidden folder inside it beside an earlier result.
+        taken: real paths of inputs.
+        pictures: PNG bytes by name, for the page.
+    """
+
+    folder: Path
+    root: Path
+    taken: frozenset[str]
+    written: set[str] = dataclasses.field(default_factory=set)
+    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write one file; raises OutputError where it would replace an input."""
+        if os.path.realpath(self.folder / name) in self.taken:
+            reason = "is one of the images to explain and would be overwritten"
+            raise OutputError(self.folder / name, reason, "Choose another --out.")
+        files.make_folder((self.root / name).parent)
+        files.write_file(self.root / name, data)
+        self.written.add(name)
+        if name.endswith(".png") and not name.endswith("/grid.png"):
+            self.pictures[name] = data
+
+    def publish(self, *, interrupted: bool) -> None:
+        """Replace the earlier result, or keep an interrupted one beside it."""
+        if interrupted:
+            _discard(self.folder / STOPPED)
+            with files.writing(self.folder):
+                os.rename(self.root, self.folder / STOPPED)
+            return
+        stale = {
+            name
+            for name in _earlier_files(self.folder)
+            if os.path.realpath(self.folder / name) not in self.taken
+        }
+        files.write_file(self.root / STALE, json.dumps(sorted(stale - self.written)).encode())
+        _make_room(self.folder, self.written)
+        with files.writing(self.folder):
+            os.rename(self.root, self.folder / COMPLETE)
+        _take_over(self.folder)
+
+
 def _make_room(folder: Path, names: Iterable[str]) -> None:
-    """Make the folders that files of these names need; raises OutputError where something is in the way."""
+    """Create the parents of these names; raises OutputError where a folder is in the place of a file."""
     for name in sorted(names):
         files.make_folder((folder / name).parent)
         if (folder / name).is_dir():
-            raise OutputError(folder / name, "is a folder, and a file belongs there", "Name another --out.")
+            raise OutputError(
+                folder / name, "is a folder where a file is to be written", "Choose another --out."
+            )
 
 
 def _take_over(folder: Path) -> None:
-    """Put the complete answers of `folder`/.answers, if there are any, in the place of the old ones.
+    """Move a complete result from `folder`/.answers, if there is one, into the place of the old one.
 
-    The old document goes first and the new one comes last, so that no document ever speaks of other pictures;
-    whatever dies in between, all of the new answer is there, and the next command begins with the rest.
+    The old document is removed first and the new one moved last, so a document always matches the pictures
+    beside it. After an interruption in between, the next command moves the rest.
     """
     new = folder / COMPLETE
     if not new.is_dir() or new.is_symlink():
@@ -167,11 +181,11 @@ def _take_over(folder: Path) -> None:
         for name in _stale(folder, new / STALE):
             try:
                 (folder / name).unlink()
-            except OSError:  # costs nothing but tidiness; the next command tries again
+            except OSError:  # the next command tries again
                 left += 1
             with contextlib.suppress(OSError):
                 for parent in Path(name).parents[:-1]:
-                    (folder / parent).rmdir()  # only if that was the last
+                    (folder / parent).rmdir()  # succeeds only if it is empty
     if not left:
         _discard(new)
 
@@ -185,7 +199,7 @@ def _stale(folder: Path, listed: Path) -> list[str]:
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder of ours with what is in it, if it is there; of a link, the link."""
+    """Remove a folder with its contents if it exists; of a link, the link only."""
     with contextlib.suppress(OSError):
         if path.is_symlink():
             path.unlink()
@@ -238,16 +252,18 @@ def _put_pictures(
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raise OutputError where our page or document would take the place of a file that is not ours."""
+    """Raise OutputError where page or document would replace a file that ratioctl did not write."""
     for name, mark in ((PAGE, b'<meta name="generator" content="ratioctl">'), (DOCUMENT, b"ratioctl/")):
         with files.writing(folder / name):
             foreign = (folder / name).exists() and mark not in (folder / name).read_bytes()
         if foreign:
-            raise OutputError(folder / name, "is there already and not ours", "Name another --out.")
+            raise OutputError(
+                folder / name, "exists and was not written by ratioctl", "Choose another --out."
+            )
 
 
 def _earlier_files(folder: Path) -> set[str]:
-    """What an earlier run says it wrote here, as far as such names can be ours."""
+    """Files that an earlier run lists, restricted to names that ratioctl writes."""
     try:
         document = json.loads((folder / DOCUMENT).read_bytes())
         named = [image["input_png"] for image in document["images"]]
@@ -271,7 +287,7 @@ def _is_ours(folder: Path, name: str) -> bool:
 
 
 def _places() -> Callable[[str], str]:
-    """A function from paths to folder names, "-2", "-3", ... appended where a stem occurs again."""
+    """A function from paths to folder names; "-2", "-3", ... is appended to repeated stems."""
     used = {DOCUMENT, PAGE, ".lock", GROWING, COMPLETE, STOPPED}
 
     def place(path: str) -> str:
@@ -285,7 +301,7 @@ def _places() -> Callable[[str], str]:
 
 
 def class_folders(labels: Sequence[str]) -> dict[str, str]:
-    """A safe and different folder name for every class, the same whichever of them are asked for."""
+    """A safe and unique folder name for every class, independent of the requested targets."""
     used = {"input.png"}
     found: dict[str, str] = {}
     for label in labels:
@@ -296,98 +312,10 @@ def class_folders(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _unused(name: str, used: set[str]) -> str:
-    """`name`, or with the first free number behind it; differences in case alone do not count."""
+    """`name`, or `name` with the first free number appended; comparison ignores case."""
     found, number = name, 1
     while found.casefold() in used:
         number += 1
         found = f"{name}-{number}"
     used.add(found.casefold())
     return found
-
-
-# --- terminal -----------------------------------------------------------------------------------------------
-
-
-def counterfactual_tables(
-    header: Mapping[str, Any], explanations: Sequence[Explanation], width: int = 120
-) -> Iterator[Table]:
-    """One table for each model and norm: a row per image and target, confidences by budget, flip radius.
-
-    Confidences of pictures that the model sees as the target are marked with `*` (and in colour); a flip
-    radius with `?` where no budget's picture is both seen as the target and known, that is above the
-    threshold. A table too wide for `width` columns of the terminal tells image, label and target in one.
-    """
-    for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
-        mine = [e for e in explanations if (e.model, e.norm or header["norm"]) == (number, norm_name)]
-        table = _counterfactual_table(header, mine, number, norm_name, compact=False)
-        if _least_width(table) > width:
-            table = _counterfactual_table(header, mine, number, norm_name, compact=True)
-        yield table
-
-
-def _least_width(table: Table) -> int:
-    """Columns of the terminal below which cells are cut: what rich cannot go below."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    wide = Console(width=10_000)
-    return Measurement.get(wide, wide.options, table).minimum
-
-
-def _counterfactual_table(
-    header: Mapping[str, Any], mine: Sequence[Explanation], number: int, norm_name: str, compact: bool
-) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    model, norm = header["models"][number], norm_symbol(norm_name)
-    name = safe_text(model["name"])
-    table = Table(
-        title=f"{name}: confidence in the target by budget ({norm}; * seen as the target)",
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD if compact else box.HEAVY_HEAD,
-        padding=(0, 1, 0, 0) if compact else (0, 1),
-        show_edge=not compact,
-    )
-    for column in ("image",) if compact else ("image", "seen as", "target"):
-        table.add_column(column, overflow="fold", min_width=16)
-    for column in ("0", *(f"{budget.eps:.4g}" for budget in mine[0].targets[0].budgets)):
-        table.add_column(column, justify="right", no_wrap=True)
-    until = header.get("until")
-    flips = "flips at" if until is None else f"reaches {until:g} at"
-    table.add_column(flips, justify="right", no_wrap=not compact)
-    for explanation in mine:
-        original = explanation.original
-        seen = f"{safe_text(original.label)} {two_digits(original.confidence)}"
-        if original.is_ood:
-            seen += " (out of distribution)"
-        for target in explanation.targets:
-            before = original.probabilities[model["labels"].index(target.target)]
-            cells = [(before, original.label)] + [(b.confidence, b.predicted) for b in target.budgets]
-            about = [safe_text(explanation.path), seen, safe_text(target.target)]
-            if compact:
-                about = [f"{Path(about[0]).name}\n{seen}\nto {about[2]}"]
-            doubt = ""
-            if target.flip_eps is not None and not _known(target, model.get("threshold")):
-                doubt = "?"
-                table.caption = "? no budget's picture is known to the model: all stay below its threshold"
-            table.add_row(
-                *about,
-                *(
-                    Text(two_digits(value) + ("*" if hit else " "), style="bold green" if hit else "")
-                    for value, hit in ((value, label == target.target) for value, label in cells)
-                ),
-                "-" if target.flip_eps is None else f"{target.flip_eps:.3g}{doubt}",
-            )
-    return table
-
-
-def _known(target: Target, threshold: float | None) -> bool:
-    """Whether some budget's picture is seen as the target at a confidence that the model knows."""
-    return threshold is None or any(
-        budget.predicted == target.target and max(budget.probabilities) >= threshold
-        for budget in target.budgets
-    )

@@ -1,9 +1,8 @@
-"""The page of counterfactuals: one HTML file with everything inside, for a disk without a network.
+"""The page of counterfactuals: one self-contained HTML file.
 
-It holds counterfactuals.json as it is, every picture once (the bytes of the saved PNG) and the models' cards.
-All that is shown is drawn in the browser from these (`templates/explorer.js`), so that a number on the page
-is a number of the document, rounded for display only. Nothing can run in it but that one script: its hash
-stands in the content security policy, which also forbids every request.
+It contains counterfactuals.json, every picture once (the bytes of the saved PNG) and the models' cards. A
+script (`templates/explorer.js`) draws the page from them, so numbers on the page are numbers of the document,
+rounded for display only. The content security policy allows that script by its hash and forbids requests.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ratioctl.utils.text import safe_text
+from ratioctl.report.html import TEMPLATES, safe_lines, templates
 
 
 def page(
@@ -31,22 +30,12 @@ def page(
     Args:
         document: counterfactuals.json, plain JSON values.
         pictures: PNG bytes by the names that the document uses for them.
-        notes: for each entry of the document's images what its reader is told about it.
-        cards: for each of the document's models its card in Markdown, None where it has none.
+        notes: for each entry of the document's images the notes about its conversion.
+        cards: for each of the document's models its card in Markdown, or None.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("ratioctl.report", "templates")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(safe_text=safe_text)
-    style, script = (loader.get_source(environment, f"explorer.{kind}")[0] for kind in ("css", "js"))
+    style, script = ((TEMPLATES / f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
     data: list[str] = []  # each picture once, also where several names have it
     places: dict[bytes, int] = {}
     for content in pictures.values():
@@ -57,23 +46,27 @@ def page(
         "files": {name: places[content] for name, content in pictures.items()},
         "data": data,
     }
-    return environment.get_template("explorer.html").render(
-        document=document,
-        models=[
-            (model, None if card is None else Markup(card_html(card)))
-            for model, card in itertools.zip_longest(document["models"], cards)
-        ],
-        embedded=Markup(_json(document)),
-        extra=Markup(_json(extra)),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+    return (
+        templates()
+        .get_template("explorer.html")
+        .render(
+            document=document,
+            models=[
+                (model, None if card is None else Markup(card_html(card)))
+                for model, card in itertools.zip_longest(document["models"], cards)
+            ],
+            embedded=Markup(_json(document)),
+            extra=Markup(_json(extra)),
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+        )
     )
 
 
 def card_html(card: str) -> str:
-    """A model card as HTML: no markup of its own comes through, no image, headings from the third level."""
+    """A model card as HTML, without raw HTML and images; headings start at level 3."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -82,16 +75,11 @@ def card_html(card: str) -> str:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
     made = safe_lines(markdown.renderer.render(tokens, markdown.options, {}))
-    return made.replace("<th></th>", "<td></td>")  # a table without a head still has an empty one in Markdown
-
-
-def safe_lines(text: str) -> str:
-    """`text` made safe line by line, so that the lines stay."""
-    return "\n".join(safe_text(line) for line in text.split("\n"))
+    return made.replace("<th></th>", "<td></td>")  # Markdown tables always have a head
 
 
 def _json(value: Any) -> str:
-    """JSON that no HTML parser takes for the end of a script element."""
+    """JSON that cannot end a script element."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -23,7 +23,7 @@ WORST_CASE_STEPS = 100  # of each of the three searches for a worst case
 
 def open_model(
     model: Path | ModelPackage,
-    threshold: str | float,
+    threshold: str | float | None,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -32,7 +32,7 @@ def open_model(
 ) -> Model:
     """The model that `ratioctl.scoring.pipeline` takes: onnxruntime where that suffices, else torch.
 
-    A threshold that the model does not have is refused before torch is loaded.
+    A threshold that the model does not have is refused before torch is loaded; None skips that check.
     """
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
@@ -40,7 +40,7 @@ def open_model(
     from ratioctl.scoring.pipeline import Model
 
     if worst_case is not None and not 0 < worst_case < float("inf"):
-        raise UsageError(f"--worst-case {worst_case}", "is no radius", "Give a number above 0.")
+        raise UsageError(f"--worst-case {worst_case}", "is not a radius", "Give a number above 0.")
     gpu = device.startswith("cuda")
     if runtime.is_onnx_file(model):
         if worst_case is not None:
@@ -56,7 +56,8 @@ def open_model(
             own_threshold=alone.threshold,
         )
     found = packages.resolve(model)
-    packages.threshold(found, threshold)
+    if threshold is not None:
+        packages.threshold(found, threshold)
     if found.onnx_path is not None and worst_case is None and not gpu:
         inside = runtime.load(found, threads=1)
         return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True)

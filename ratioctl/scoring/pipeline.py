@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from ratioctl import images, metrics, package
-from ratioctl.errors import ImageError, PackageError, SourceError, UsageError
+from ratioctl.errors import ImageError, PackageError, UsageError
 from ratioctl.package import Spec
+from ratioctl.scoring.sources import Images, Unreadable, items_of
 from ratioctl.types import ScoreRow
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
@@ -56,20 +56,23 @@ class Model:
 
 
 def ood_score(
-    paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    paths: Images,
     model: Model,
     *,
     threshold: str | float = "tpr95",
     probabilities: bool = False,
+    limit: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Iterator[ScoreRow]:
     """One row per image, in the order of the paths; what cannot be read is a row with `error`.
 
     Args:
-        paths: as for `ratioctl.images.walk`: images, folders, archives, `-` for a list on stdin.
+        paths: images, folders, archives, or `-` for a list on stdin, as for `ratioctl.images.walk`; or
+            PIL images, encoded bytes and arrays, whose rows have the paths "image-0", "image-1", ...
         threshold: a stored name, or a confidence in [0,1].
         probabilities: fill in `ScoreRow.probabilities`.
+        limit: score the first so many images only.
         workers: threads; None takes one per processor this process may use.
 
     Raises (at once, not at the first row):
@@ -78,7 +81,13 @@ def ood_score(
         UncalibratedError: a name, and the model has no thresholds.
     """
     found = batches(
-        paths, model, threshold=threshold, probabilities=probabilities, stdin=stdin, workers=workers
+        paths,
+        model,
+        threshold=threshold,
+        probabilities=probabilities,
+        limit=limit,
+        stdin=stdin,
+        workers=workers,
     )
 
     def rows() -> Iterator[ScoreRow]:
@@ -90,27 +99,27 @@ def ood_score(
 
 
 def batches(
-    paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    paths: Images,
     model: Model,
     *,
     threshold: str | float = "tpr95",
     probabilities: bool = False,
+    limit: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
     """As `ood_score`, in lists as they are finished: a generator, to be closed."""
-    limit = package.threshold(model.spec, threshold)
+    bound = package.threshold(model.spec, threshold)
     _, height, width = model.spec.input_size
     if height != width:
         reason = f"takes {height}x{width} pixels, and images are made square"
         raise PackageError(model.spec.name, reason, "Score with a model of square input.")
-    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not listed:
-        raise UsageError("paths", "there are none", "Name images, folders or archives.")
-    items = items_of(listed, stdin=stdin)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
+    items = itertools.islice(items_of(paths, stdin=stdin), limit)
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
-        return rows_of(batch, model, threshold=limit, probabilities=probabilities)
+        return rows_of(batch, model, threshold=bound, probabilities=probabilities)
 
     return map_batches(
         items,
@@ -126,85 +135,6 @@ def batches(
 def batch_size(size: int) -> int:
     """Images of one batch at most, for inputs of `size` x `size` pixels."""
     return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // size**2))
-
-
-# --- what is scored -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Unreadable:
-    """An argument that names nothing to score, beside others that do."""
-
-    path: str
-    reason: str
-
-
-def items_of(
-    paths: Sequence[str | os.PathLike[str]], *, stdin: BinaryIO | None = None
-) -> Iterator[images.Item | Unreadable]:
-    """`images.walk` over all paths; one that names nothing is an item with its reason beside ones that do.
-
-    Raises (at once):
-        SourceError: no path names anything; a single one is a slip of the keyboard, not an unreadable image.
-            At its end, where the list on stdin is empty and all there is: what wrote it may have failed.
-    """
-    if stdin is None and any(os.fspath(path) == "-" for path in paths):
-        stdin = _unlocked_stdin()
-    if all(os.fspath(path) == "-" for path in paths):
-        return _listed(stdin, alone=True)
-    parts: list[Iterator[images.Item | Unreadable] | Unreadable] = []
-    refused: SourceError | None = None
-    listed = False
-    for path in paths:
-        text = os.fspath(path)
-        if text == "-" and listed:
-            continue  # a list is read once
-        if text == "-":
-            listed = True
-            parts.append(_listed(stdin, alone=False))
-            continue
-        try:
-            parts.append(images.walk([text], stdin=stdin))
-        except SourceError as error:
-            refused = refused or error
-            parts.append(Unreadable(path=images.shown(text), reason=error.reason))
-    if refused is not None and all(isinstance(part, Unreadable) for part in parts):
-        raise refused
-
-    def chained() -> Iterator[images.Item | Unreadable]:
-        for part in parts:
-            if isinstance(part, Unreadable):
-                yield part
-            else:
-                yield from part
-
-    return chained()
-
-
-def _listed(stdin: BinaryIO | None, *, alone: bool) -> Iterator[images.Item | Unreadable]:
-    """What the list on stdin names; an empty one is an error, or `Unreadable` where it is not alone."""
-    items = images.walk(["-"], stdin=stdin)
-    first = next(items, None)
-    if first is not None:
-        yield first
-        yield from items
-        return
-    reason = "the list of paths on standard input is empty"
-    if alone:
-        raise SourceError("-", reason, "Check the command that writes it.")
-    yield Unreadable(path="-", reason=reason)
-
-
-def _unlocked_stdin() -> BinaryIO:
-    """Standard input without Python's buffer: a thread that still waits there at the end of the process
-    would hold the buffer's lock, which the interpreter then reports as a fatal error.
-    """
-    try:
-        return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    except (OSError, ValueError, AttributeError):  # replaced by something without a descriptor, or closed
-        if sys.stdin is None:
-            raise UsageError("-", "there is no standard input", "Name the images as arguments.") from None
-        return sys.stdin.buffer
 
 
 def rows_of(
@@ -229,42 +159,60 @@ def rows_of(
     if not readable:
         return [ScoreRow(path=item.path, error=reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
-    logits = model.predict(pixels)
-    try:
-        p = metrics.softmax(logits, model.spec.temperature)
-    except ValueError as error:
-        step = "The model is broken; train or export it again."
-        raise PackageError(model.spec.name, f"computed no usable numbers: {error}", step) from None
-    confidences = p.max(axis=1)
-    labels = [model.spec.label_names[k] for k in logits.argmax(axis=1).tolist()]
-    scored = zip(
-        labels,
-        confidences.tolist(),
-        (1.0 - confidences).tolist(),
-        (confidences < threshold).tolist(),
-        [tuple(row) for row in p.tolist()] if probabilities else [None] * readable,
-        _attacked(model, pixels, confidences, readable),
-        strict=True,
-    )
-    rows = []
+    scores = score_logits(model.predict(pixels), model.spec, threshold)
+    worst = _attacked(model, pixels, scores.confidence, readable)
+    rows, k = [], 0
     for item, reason in zip(batch, reasons, strict=True):
         if reason is not None:
             rows.append(ScoreRow(path=item.path, error=reason))
             continue
-        label, confidence, score, is_ood, each, attacked = next(scored)
+        attacked = worst[k]
         rows.append(
             ScoreRow(
                 path=item.path,
-                label=label,
-                confidence=confidence,
-                ood_score=score,
-                is_ood=is_ood,
-                probabilities=each,
+                label=scores.labels[k],
+                confidence=float(scores.confidence[k]),
+                ood_score=float(scores.ood_score[k]),
+                is_ood=bool(scores.is_ood[k]),
+                probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
                 worst_case_is_ood=None if attacked is None else attacked < threshold,
             )
         )
+        k += 1
     return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Scores:
+    """What N logit vectors say: names (N,), probabilities (N, K), and (N,) of everything else."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    ood_score: np.ndarray
+    is_ood: np.ndarray
+
+
+def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
+    """Scores of logits (N, K) before temperature; `threshold` is the confidence below which an image is OOD.
+
+    Raises:
+        PackageError: logits that are not finite.
+    """
+    try:
+        p = metrics.softmax(logits, spec.temperature)
+    except ValueError as error:
+        step = "The model is broken; train or export it again."
+        raise PackageError(spec.name, f"computed no usable numbers: {error}", step) from None
+    confidence = p.max(axis=1)
+    return Scores(
+        labels=[spec.label_names[k] for k in logits.argmax(axis=1).tolist()],
+        probabilities=p,
+        confidence=confidence,
+        ood_score=1.0 - confidence,
+        is_ood=confidence < threshold,
+    )
 
 
 def _attacked(

@@ -16,9 +16,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ratioctl import models as nets
 from ratioctl import recipe as recipes
 from ratioctl.errors import PackageError, RecipeError, TrainingError, UsageError
-from ratioctl.models import network as nets
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe

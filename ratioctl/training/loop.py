@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratioctl import models as nets
 from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import Interrupted, TrainingError, UsageError
-from ratioctl.models import network as nets
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe

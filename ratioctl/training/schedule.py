@@ -21,7 +21,7 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     warm = min(1.0, epoch / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
     part = min(1.0, epoch / optim.epochs)
     if optim.schedule == "step":
-        factor = optim.drop_factor ** _drops(recipe, epoch)
+        factor = optim.gamma ** _drops(recipe, epoch)
     elif optim.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * part))
     else:
@@ -34,7 +34,7 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
 
 
 def _drops(recipe: Recipe, epoch: float) -> int:
-    return sum(epoch >= drop for drop in recipe.optim.drops)
+    return sum(epoch >= drop for drop in recipe.optim.milestones)
 
 
 def schedule_attacks(recipe: Recipe, epoch: float) -> tuple[Objective, tuple[float, float]]:

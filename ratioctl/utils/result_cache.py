@@ -1,7 +1,7 @@
-"""Finished batches on disk: a run that died continues where it stopped, whatever killed it.
+"""Results of finished batches on disk, so that an interrupted run continues where it stopped.
 
-A batch is filed under the SHA-256 of everything that decides its result (model, images, attack, seed,
-precision, versions), so nothing stale is ever taken up. Files are there whole or not at all.
+The key of a batch is the SHA-256 of everything that determines its result (model, images, attack, seed,
+precision, versions), so stale results are never used. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ _FINISHED = "finished"
 
 
 class ResultCache:
-    """A folder of finished batches, `<key>.npz` each; without a folder nothing is kept."""
+    """A folder of batches, `<key>.npz` each; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, *, keep: bool = False) -> None:
-        """Open the journal of an interrupted run; that of a finished one starts anew unless `keep`.
+        """Open the cache of an interrupted run. That of a finished run is emptied unless `keep`.
 
         Raises:
             OutputError, DiskError: the folder cannot be written.
         """
         self.folder = folder
-        self.reused = 0
         if folder is None:
             return
         make_folder(folder)
@@ -44,11 +43,10 @@ class ResultCache:
             (folder / _FINISHED).unlink(missing_ok=True)
 
     def get_or_compute(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The batch filed under `key`, else `compute()`, filed with the "seconds" it took."""
-        filed = self._read(key)
-        if filed is not None:
-            self.reused += 1
-            return filed
+        """The batch stored under `key`, else `compute()`, stored with the "seconds" it took."""
+        stored = self.get(key)
+        if stored is not None:
+            return stored
         started = time.monotonic()
         arrays = compute()
         arrays["seconds"] = np.float64(time.monotonic() - started)  # type: ignore[assignment]
@@ -58,7 +56,8 @@ class ResultCache:
             write_file(self.folder / f"{key}.npz", buffer.getvalue())
         return arrays
 
-    def _read(self, key: str) -> Arrays | None:
+    def get(self, key: str) -> Arrays | None:
+        """The batch stored under `key`; None where there is none or its file is damaged."""
         if self.folder is None:
             return None
         try:
@@ -66,7 +65,7 @@ class ResultCache:
             with np.load(io.BytesIO(data), allow_pickle=False) as filed:
                 return {name: filed[name] for name in filed.files}
         except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile):
-            return None  # not there, or damaged: it is computed (again)
+            return None
 
     def finish(self) -> None:
         """Mark the run as complete, after its reports are written."""
@@ -75,5 +74,5 @@ class ResultCache:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON table's canonical form."""
+    """SHA-256 of the canonical JSON of `facts`."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

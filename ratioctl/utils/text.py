@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ def safe_text(text: object) -> str:
 def shown(name: str | bytes | os.PathLike[str]) -> str:
     r"""A file name that is safe in a message: invalid UTF-8 as `\xff`, control characters as `\n`, `\x1b`."""
     return safe_text(readable(os.fspath(name)))
+
+
+def nfc(name: str) -> str:
+    """`name` in Unicode normalization form C: how labels, folders and split names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 def readable(name: str | bytes) -> str:

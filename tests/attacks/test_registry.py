@@ -64,7 +64,7 @@ def test_a_new_method_is_legal_at_once(corner: str) -> None:
     torch.testing.assert_close(found.confidence, strong.confidence, atol=1e-5, rtol=0)
     assert (found.confidence > found.clean + 0.01).all()
     with pytest.raises(
-        ValidationError, match=r'"corner" cannot search the l2 ball; its method is "afw" or "apgd" or "pgd"'
+        ValidationError, match=r'"corner" cannot search the l2 ball; use method = "afw" or "apgd" or "pgd"'
     ):
         Attack(ball=Ball(p=2, eps=1), method=corner)
 
@@ -83,9 +83,9 @@ def test_a_name_registered_twice_is_refused(corner: str) -> None:
         ),
         (
             {"method": "pgd", "ball": Ball(p=1.5, eps=1)},
-            r'"pgd" cannot search the l1.5 ball; its method is "afw"',
+            r'"pgd" cannot search the l1.5 ball; use method = "afw"',
         ),
-        ({"method": "apgd", "step_size": 0.1}, r"chooses its own step sizes"),
+        ({"method": "apgd", "step_size": 0.1}, r"adapts its step size"),
     ],
 )
 def test_illegal_attacks(change: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.evaluation import Suite, run
-from ratioctl.report import evaluation as evaluation_report
+from ratioctl.report import evaluation_files
 
 TINY = Suite(
     name="tiny",
@@ -39,7 +39,7 @@ def report(small_package: Path, cats_and_dogs: Path, tmp_path: Path) -> Path:
         device="cpu",
         precision="fp32",
     )
-    evaluation_report.write(found, tmp_path / "out")
+    evaluation_files.write(found, tmp_path / "out")
     return tmp_path / "out" / "report.html"
 
 

@@ -125,7 +125,7 @@ def test_people_get_a_table_and_are_told_where_to_look(
     ]
     assert run(*line, "--format", "gif") == 0
     captured = capsys.readouterr()
-    assert "flips at" in captured.out
+    assert "smallest radius" in captured.out
     assert str(photographs / "one.png") in captured.out
     assert captured.err == f"Pictures, page and numbers: {tmp_path}/o/index.html\n"
     assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
@@ -172,7 +172,7 @@ PREVIEW = """
 import sys
 import numpy as np
 from rich.console import Console
-from ratioctl.report import pictures
+from ratioctl.report import terminal
 from ratioctl.types import Counterfactual, Explanation, Original, Target
 grey, red = np.full((8, 8, 3), 128, np.uint8), np.full((8, 8, 3), (200, 10, 20), np.uint8)
 budgets = tuple(
@@ -183,7 +183,7 @@ budgets = tuple(
 target = Target(target="dog", budgets=budgets, flip_eps=1.0, flip_image=red)
 original = Original(label="cat", confidence=0.9, probabilities=(0.9, 0.1), is_ood=True)
 explanation = Explanation(path="a.png", sha256="", model=0, input=grey, original=original, targets=(target,))
-pictures.preview(Console(highlight=False), explanation, target, labels=["cat", "dog"], norm="2")
+terminal.preview(Console(highlight=False), explanation, target, labels=["cat", "dog"], norm="2")
 """
 
 
@@ -191,7 +191,7 @@ def test_a_preview_in_half_blocks_sixels_or_not_at_all() -> None:
     line = [sys.executable, "-c", PREVIEW]
     shown = in_a_terminal(line)
     assert "Traceback" not in shown
-    assert "a.png, seen as cat (out of distribution); towards dog" in shown
+    assert "a.png, predicted cat (out of distribution); towards dog" in shown
     assert "▀" in shown
     assert "38;2;128;128;128" in shown
     assert "38;2;200;10;20" in shown
@@ -213,7 +213,7 @@ def test_the_preview_stands_before_the_table_on_a_terminal(
     line += ["--model", str(small_package), "--target", "dog", "--out", str(tmp_path / "o")]
     line += ["--eps", "0.5", "--steps", "1", "--device", "cpu"]
     shown = in_a_terminal(line, columns=120)
-    assert 0 < shown.index("▀") < shown.index("flips at")
+    assert 0 < shown.index("▀") < shown.index("smallest radius")
     assert "Traceback" not in shown
 
 

@@ -50,7 +50,7 @@ def test_a_table_on_stdout_doubts_on_stderr_and_files(
     assert "Robust accuracy, l2 0.125 (APGD-CE 2 steps)" in out
     assert "AutoAttack" not in out
     assert "Worst-case mean AUROC, l2 0.25" in out
-    assert "uni: let through" in out
+    assert "uni: OOD acceptance rate" in out
     assert "Warning: fewer than 1,000 examples" in err
     assert "This takes about" in err
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {

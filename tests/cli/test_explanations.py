@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,17 @@ import pytest
 from PIL import Image
 
 from ratioctl.cli import main
-from ratioctl.evaluation import explanations as suite
+from ratioctl.evaluation import SUITES, measurements
+from ratioctl.evaluation.judge import Judge
+from ratioctl.evaluation.stages import explanations as suite
 
 BUDGETS = (0.25, 0.5, 1.0)  # the small package's ladder
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(suite.run.__kwdefaults__, "steps", 3)
+    short = dataclasses.replace(SUITES["explanations"], explanation_steps=3)
+    monkeypatch.setitem(SUITES, "explanations", short)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -106,16 +111,16 @@ def test_numbers_are_those_of_the_counterfactuals(
 
 
 PROGRAM = """
-import os, signal, sys
-from ratioctl.evaluation import explanations as suite
-suite.run.__kwdefaults__["steps"] = 3
+import dataclasses, os, signal, sys
+from ratioctl.evaluation import SUITES, run
+suite = dataclasses.replace(SUITES["explanations"], explanation_steps=3)
 seen = []
 def watch(event):
-    seen.append(event)
-    if len(seen) == 4:
+    seen.append(event["event"])
+    if seen.count("batch") == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-suite.run([{model!r}], data={data!r}, ood=["uni=noise:uniform"], limit=3, out={out!r}, device="cpu",
-          precision="fp32", callback=watch)
+run([{model!r}], data={data!r}, ood=["uni=noise:uniform"], suite=suite, limit=3, out={out!r}, device="cpu",
+    precision="fp32", callback=watch)
 """
 
 
@@ -157,7 +162,7 @@ def test_what_cannot_be_asked(
         (["--judge", str(small_package), "--suite", "quick"], "--judge"),
         (["--ood", "svhn"], "NAME=SOURCE"),
         (["--ood", "uni=noise:smooth"], "is given twice"),
-        (["--ood", "data=noise:smooth"], "is the name of the in-images"),
+        (["--ood", "data=noise:smooth"], "is the name of the ID images"),
     ):
         assert main([*line(small_package, cats_and_dogs, out), *more]) == 2
         assert words in capsys.readouterr().err
@@ -185,12 +190,9 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
 
     package = packages.read(small_package)
     p = np.array([[0.1, 0.8, 0.05, 0.05], [0.3, 0.4, 0.2, 0.1], [0.6, 0.3, 0.05, 0.05]])
-    judge = suite._Judge(package=package, predict=lambda pictures: next(answers)[None])
-    subject = suite._Subject(
-        package=package, name="small", norm="2", steps=1, seed=0, judge=judge,
-        compute=None, results=None, told=None,
-    )  # type: ignore[arg-type]  # fmt: skip
-    budgets = len(subject.eps)
+    judge = Judge(package=package, predict=lambda pictures: next(answers)[None])
+    context: Any = SimpleNamespace(package=package, suite=SUITES["explanations"], judge=judge)
+    budgets = len(suite._radii(context))
     one = np.zeros((3, budgets, 8, 8, 3), np.uint8)
     answers = iter(np.repeat(np.log(p)[None], budgets, 0).reshape(-1, 4) * package.temperature)
     found = {
@@ -199,7 +201,9 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
         "distance": np.ones((3, budgets, 3)), "changed": np.ones((3, budgets)), "pictures": one,
         "flip": np.ones(3), "flip_changed": np.ones(3),
     }  # fmt: skip
-    rows = suite._inside(subject, "data", found, {})
+    images: Any = SimpleNamespace(fingerprint="f")
+    source = measurements.Source(name="data", images=images, seed=0)
+    rows = suite._inside(context, source, found)
     for name, value in (("judge_agreement", 2 / 3), ("judge_validity", 1 / 3), ("judge_confidence", 0.5)):
         measured = [row.value for row in rows if row.name == name]
         assert measured == pytest.approx([value] * budgets), name

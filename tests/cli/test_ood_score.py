@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,70 @@ def test_names_survive_csv(tiny_onnx: Path, tmp_path: Path, colours: Path) -> No
     rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
     assert sorted(row["path"] for row in rows) == sorted(f"{folder}/{n}" for n in [*names, "bad-\\xff.png"])
     assert {row["label"] for row in rows} == {"red"}
+
+
+def test_csv_on_stdout_cannot_command_a_terminal(
+    tiny_onnx: Path, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "a\x1b[2Jb\n.png").write_bytes((colours / "red.png").read_bytes())
+    assert run(folder, "--model", tiny_onnx, "--format", "csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"{folder}/a\\x1b[2Jb\\n.png,red,")
+    assert len(lines) == 2
+
+
+def test_csv_safe_disarms_formulas_and_nothing_else(
+    tiny_onnx: Path, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "+1.png", "-1.png", "@sum.png", "a=b.png"]
+    for name in names:
+        Path(name).write_bytes((colours / "red.png").read_bytes())
+    line = ["--model", tiny_onnx, "--output", "rows.csv", "-q", "--", *names]
+    assert run("--csv-safe", *line) == 0
+    with open("rows.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["'=1+1.png", "'+1.png", "'-1.png", "'@sum.png", "a=b.png"]
+    assert all(0 < float(row["confidence"]) <= 1 for row in rows)
+    assert run(*line) == 0
+    with open("rows.csv", newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+
+
+def test_a_long_label_does_not_widen_a_table(
+    tmp_path: Path,
+    tiny_onnx: Path,
+    tiny_graph: Callable[..., bytes],
+    colours: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import onnx
+
+    config = json.loads(onnx.load(tiny_onnx).metadata_props[0].value)
+    config["label_names"] = ["red" * 30_000, "green", "blue"]
+    (tmp_path / "long.onnx").write_bytes(tiny_graph(config))
+    assert run(colours, "--model", tmp_path / "long.onnx", "--probabilities") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 250 + len(str(colours))
+    assert ("red" * 13)[:37] + "..." in lines[4]
+    assert run(colours, "--model", tmp_path / "long.onnx", "--format", "jsonl") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[3])["label"] == "red" * 30_000
+
+
+def test_limit_takes_the_first(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(colours, "--model", tiny_onnx, "--limit", "2", "--format", "jsonl") == 0
+    captured = capsys.readouterr()
+    names = [Path(json.loads(line)["path"]).name for line in captured.out.splitlines()]
+    assert names == ["blue.png", "green.png"]
+    assert captured.err.startswith("2 images in ")
+    assert run(colours, "--model", tiny_onnx, "--limit", "0") == 2
+
+
+def test_out_is_another_word_for_output(tiny_onnx: Path, colours: Path, tmp_path: Path) -> None:
+    assert run(colours, "--model", tiny_onnx, "--out", tmp_path / "rows.csv") == 0
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 5
 
 
 def test_json_is_the_summary_alone(

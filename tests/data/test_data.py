@@ -16,6 +16,7 @@ from ratioctl import recipe as recipes
 from ratioctl.data import in_distribution, loader, out_distribution
 from ratioctl.data.augment import augment, crop, cutout, flip
 from ratioctl.data.autoaugment import SIGNED, apply, autoaugment, policies
+from ratioctl.data.sources import synthetic
 from ratioctl.errors import SourceError
 from ratioctl.recipe import Augment
 
@@ -151,10 +152,10 @@ def test_excluded_classes_leave_the_held_out_out_images_too(tmp_path: Path) -> N
 
 
 def test_noise_is_what_it_says() -> None:
-    uniform = out_distribution.uniform_noise(50, 32, 3, seed=0).astype(float)
+    uniform = synthetic.uniform_noise(50, 32, 3, seed=0).astype(float)
     assert abs(uniform.mean() - 127.5) < 1
     assert abs(uniform.std() - 73.9) < 1  # of the uniform distribution on 0..255
-    smooth = out_distribution.smooth_noise(10, 32, 3, seed=0)
+    smooth = synthetic.smooth_noise(10, 32, 3, seed=0)
     assert smooth.reshape(10, -1).min(1).tolist() == [0] * 10
     assert smooth.reshape(10, -1).max(1).tolist() == [255] * 10
     rough = np.abs(np.diff(uniform, axis=2)).mean()

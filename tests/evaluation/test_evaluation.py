@@ -30,17 +30,18 @@ from ratioctl.evaluation import (
     SUITES,
     Suite,
     attack_batches,
+    compare,
     measurements,
     run,
     sanity_checks,
     suites,
 )
+from ratioctl.evaluation.datasets import evenly_spaced, stratified_indices
 from ratioctl.evaluation.progress import Phase, Plan
-from ratioctl.evaluation.run import choice, spread
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.recipe import Ball, Calibration
-from ratioctl.report import evaluation as evaluation_report
+from ratioctl.report import evaluation_files, evaluation_tables, markdown, table, terminal
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 from ratioctl.utils.result_cache import ResultCache, key_of
 
@@ -144,23 +145,23 @@ def test_the_quick_suite_is_not_called_autoattack() -> None:
 def test_a_choice_is_stratified_nested_and_reproducible() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     some = images(np.zeros((100, 1, 1, 1), np.uint8), labels)
-    chosen = choice(some, 20, 7)
+    chosen = stratified_indices(some, 20, 7)
     assert len(chosen) == len(set(chosen.tolist())) == 20
     assert np.bincount(labels[chosen]).tolist() == [12, 6, 2]
     assert (np.diff(chosen) > 0).all()
-    assert set(chosen) <= set(choice(some, 40, 7))
-    assert np.array_equal(chosen, choice(some, 20, 7))
-    assert not np.array_equal(chosen, choice(some, 20, 8))
-    assert len(choice(some, None, 0)) == len(choice(some, 1000, 0)) == 100
-    assert len(choice(images(some.pixels), 13, 0)) == 13
+    assert set(chosen) <= set(stratified_indices(some, 40, 7))
+    assert np.array_equal(chosen, stratified_indices(some, 20, 7))
+    assert not np.array_equal(chosen, stratified_indices(some, 20, 8))
+    assert len(stratified_indices(some, None, 0)) == len(stratified_indices(some, 1000, 0)) == 100
+    assert len(stratified_indices(images(some.pixels), 13, 0)) == 13
 
 
 def test_the_self_checks_look_at_every_part_of_a_set() -> None:
     """Sets are sorted by class: the first sixteen images would all be of the first one."""
-    assert spread(np.arange(100, 200), 4).tolist() == [100, 125, 150, 175]
-    assert spread(np.array([3, 5, 9]), 4).tolist() == [3, 5, 9]
-    assert spread(np.arange(3), 2).tolist() == [0, 1]
-    assert spread(np.arange(3), 0).tolist() == []
+    assert evenly_spaced(np.arange(100, 200), 4).tolist() == [100, 125, 150, 175]
+    assert evenly_spaced(np.array([3, 5, 9]), 4).tolist() == [3, 5, 9]
+    assert evenly_spaced(np.arange(3), 2).tolist() == [0, 1]
+    assert evenly_spaced(np.arange(3), 0).tolist() == []
 
 
 # --- journal -----------------------------------------------------------------------------------------------
@@ -361,7 +362,7 @@ def test_duplicates_within_and_between_sets_are_counted() -> None:
     mixed = {"a": images(first), "b": images(np.concatenate([second, first[:2], second[:1]]))}
     said = sanity_checks.duplicates(mixed)
     assert [text for text in said if "1 of the 13" in text and "in it" in text]
-    assert [text for text in said if "2 of the 13" in text and "also stand in a" in text]
+    assert [text for text in said if "2 of the 13" in text and "are also in a" in text]
 
 
 def test_evaluating_on_training_data_is_noticed() -> None:
@@ -391,7 +392,7 @@ def test_a_drawn_roc_has_the_area_that_is_reported() -> None:
     rng = np.random.default_rng(0)
     inside, outside = rng.beta(5, 2, 400), rng.beta(2, 4, 300)
     curve = measurements.roc(
-        *(measurements.Sure(confidence=c, odds=np.log(c / (1 - c))) for c in (inside, outside))
+        *(measurements.Confidences(confidence=c, log_odds=np.log(c / (1 - c))) for c in (inside, outside))
     )
     fpr, tpr = np.array(curve["fpr"]), np.array(curve["tpr"])
     area = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
@@ -405,7 +406,7 @@ def test_confidences_that_round_to_one_still_rank() -> None:
     assert len(set(metrics.confidence(sharp))) == 1
     assert metrics.log_odds(sharp) == pytest.approx([60, 50, 45])
     sets = [
-        measurements.Sure(confidence=metrics.confidence(f), odds=metrics.log_odds(f))
+        measurements.Confidences(confidence=metrics.confidence(f), log_odds=metrics.log_odds(f))
         for f in (sharp[1:], sharp[:1])  # the out-image is surest of all
     ]
     source = measurements.Source(name="o", images=images(noise(1)), seed=0)
@@ -472,7 +473,7 @@ def timeless(evaluation: Evaluation) -> Any:
     for model in document["models"]:
         for row in model["measurements"]:
             row.pop("duration_s", None)
-    return json.loads(json.dumps(evaluation_report.finite(document)))
+    return json.loads(json.dumps(evaluation_files.finite(document)))
 
 
 def test_an_evaluation_measures_everything_and_its_files_agree(
@@ -511,7 +512,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     assert shares[-1] == pytest.approx(1, abs=0.05)
     assert any("fewer than 1,000" in text for text in found.models[0].report.warnings)
 
-    paths = evaluation_report.write(found, tmp_path / "out")
+    paths = evaluation_files.write(found, tmp_path / "out")
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html", "examples.parquet"]
     document = json.loads(paths[0].read_text(encoding="utf-8"))
     assert document["schema"] == "ratioctl/evaluation/1"
@@ -530,9 +531,9 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     )
     assert all((r["distance"] > 0) is not r["verdict"] for r in left)
     assert found.protocol.endswith("3 steps, 1 restart; at most 9 images of a set")
-    titles = [shown.title for shown in evaluation_report.tables(found)]
+    titles = [shown.title for shown in evaluation_tables.tables(found)]
     assert titles[:3] == ["Summary of small", "Calibration", "Robust accuracy by attack"]
-    by = evaluation_report.tables(found)[2]
+    by = evaluation_tables.tables(found)[2]
     assert by.header == ("per cent", "before", "APGD-CE", "APGD-T", "n")
     assert [float(cell) for cell in by.rows[0][1:4]] == pytest.approx(
         [
@@ -541,27 +542,32 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
         ],
         abs=0.05,
     )
-    calibration = evaluation_report.tables(found)[1]
+    calibration = evaluation_tables.tables(found)[1]
     assert [row[0] for row in calibration.rows] == [
-        *("ECE", "ECE, bins of equal mass", "ECE, half out-images", "NLL", "Brier score")
+        *("ECE, %", "ECE, bins of equal mass, %", "ECE, half OOD images, %", "NLL", "Brier score")
     ]
     assert "15 bins on [0.25, 1]" in calibration.note
-    operating = next(t for t in evaluation_report.tables(found) if t.title == "Operating points")
+    ece = next(r for r in rows if r.name == "ece")
+    assert calibration.rows[0][1] == f"{100 * ece.value:.2f}", "in percent as in the summary"
+    operating = next(t for t in evaluation_tables.tables(found) if t.title == "Operating points")
     assert "(tpr95 0.5, tpr99 0.3)" in operating.note
-    assert "outlying in l2 0.125, out-images to look familiar in l2 0.25" in operating.note
+    assert (
+        "ID images towards low confidence in l2 0.125, OOD images towards high confidence in l2 0.25"
+        in operating.note
+    )
     kept_at = next(r for r in rows if r.name == "kept_at_tpr95" and r.ball is None)
     assert kept_at.interval is not None
     low, high = (100 * end for end in kept_at.interval)
     assert operating.intervals[0, 1] == f"{low:.1f} to {high:.1f}"
     assert f"| {100 * kept_at.value:.1f} ({low:.1f} to {high:.1f}) |" in paths[1].read_text(encoding="utf-8")
     assert f"<small>{low:.1f} to {high:.1f}</small>" in page
-    shares = [t for t in evaluation_report.tables(found) if t.header[0] == "per cent"]
+    shares = [t for t in evaluation_tables.tables(found) if t.header[0] == "per cent"]
     assert len(shares) == 5
     for shown in shares[1:]:  # the first one has a column for them
         cells = {(r, c) for r, row in enumerate(shown.rows) for c, cell in enumerate(row) if "." in cell}
         assert {at for at in cells if at[1]} == set(shown.intervals), "no share without its interval"
-    counts = {shown.title: [row[-2:] for row in shown.rows] for shown in evaluation_report.tables(found)}
-    assert counts["Out-distributions, precision and confidence"] == [("9", "5"), ("9", "5")]  # uni, mean
+    counts = {shown.title: [row[-2:] for row in shown.rows] for shown in evaluation_tables.tables(found)}
+    assert counts["OOD sets, precision and confidence"] == [("9", "5"), ("9", "5")]  # uni, mean
     assert counts["Operating points"] == [("9", "5")] * 3  # test, uni, mean
     kept = [r for r in table.to_pylist() if r["attack"].endswith(")") and r["verdict"]]
     robust = next(r for r in rows if r.name == "robust_accuracy")
@@ -669,9 +675,16 @@ def test_what_cannot_be_filed_loses_no_report(
     assert "metrics" not in package.read(copy).config["ratio"]
     events: list[Any] = []
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(OutputError, match="cannot be written, and the measurements are to go there"):
+    with pytest.raises(OutputError, match="cannot be written, and --write stores the measurements in it"):
         evaluated(copy, labelled, write=True, callback=events.append)
     assert not events, "said before anything is computed"
+
+
+def test_a_bundled_model_is_not_written(labelled: str) -> None:
+    config = (package.find("cifar10-ratio") / "config.json").read_bytes()
+    with pytest.raises(OutputError, match="is a bundled model, which is read-only"):
+        run(["cifar10-ratio"], data=labelled, suite=TINY, write=True, device="cpu")
+    assert (package.find("cifar10-ratio") / "config.json").read_bytes() == config
 
 
 def test_several_models_get_different_names_and_one_table(small_package: Path, labelled: str) -> None:
@@ -685,7 +698,7 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
         precision="fp32",
     )
     assert [model.name for model in found.models] == ["small", "small-2"]
-    table = evaluation_report.tables(found)[0]
+    table = evaluation_tables.tables(found)[0]
     assert table.header == ("per cent", "small", "small-2", "n")
     assert {row[0]: row[3] for row in table.rows}["Accuracy"] == "9"
     assert table.marked == frozenset()
@@ -695,14 +708,22 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"suite": "explanations"}, UsageError, "ratioctl.evaluation.explanations"),
+        ({"suite": "explanations", "write": True}, UsageError, "no effect in the suite explanations"),
+        ({"suite": "explanations", "backend": "own"}, UsageError, "--backend: has no effect"),
+        (
+            {"suite": "explanations", "save_adversarial": True},
+            UsageError,
+            "--save-adversarial: has no effect",
+        ),
+        ({"suite": "clean", "backend": "own"}, UsageError, "no effect in the suite clean"),
+        ({"judge": "cifar10-ratio"}, UsageError, "--judge: has no effect in the suite tiny"),
         ({"suite": "slow"}, UsageError, "quick, paper, full"),
         ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
         ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
         ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
         ({"ood": ["test=noise:uniform"]}, UsageError, "in-images"),
         ({"limit": 0}, UsageError, "positive"),
-        ({"ood": ["a=noise:blue"]}, SourceError, "no such noise"),
+        ({"ood": ["a=noise:blue"]}, SourceError, 'has no "blue"'),
     ],
 )
 def test_wrong_usage_says_what_is_right(
@@ -716,8 +737,8 @@ def test_the_verb_returns_reports(
     small_package: Path, labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SUITES, "quick", TINY)
-    report = ratioctl.evaluate(small_package, data=labelled, limit=9, device="cpu", out=tmp_path)
-    assert {row.dataset for row in report.measurements} >= {"uniform noise", "smooth noise", "mean"}  # type: ignore[union-attr]
+    (report,) = ratioctl.evaluate(small_package, data=labelled, limit=9, device="cpu", out=tmp_path)
+    assert {row.dataset for row in report.measurements} >= {"uniform noise", "smooth noise", "mean"}
     assert (tmp_path / "report.html").is_file()
 
 
@@ -734,8 +755,8 @@ def test_only_significantly_worse_entries_are_marked() -> None:
         measured("accuracy", 0.8, (0.75, 0.86)),
         measured("accuracy", 0.7, (0.6, 0.8)),
     )
-    assert evaluation_report._worse([close, best, far, None], True) == [2]
-    assert evaluation_report._worse([close, best, far, None], False) == [1]
+    assert compare.significantly_worse([close, best, far, None], True) == [2]
+    assert compare.significantly_worse([close, best, far, None], False) == [1]
 
 
 def test_a_narrow_terminal_cuts_no_name_off() -> None:
@@ -755,26 +776,25 @@ def test_a_narrow_terminal_cuts_no_name_off() -> None:
     console = Console(width=60, file=io.StringIO(), color_system=None)
     table = next(
         drawn
-        for drawn in evaluation_report.rich_tables(
+        for drawn in terminal.evaluation_tables(
             Evaluation(suite="s", protocol="p", data=(), environment={}, models=(model,))
         )
         if "Operating" in str(getattr(drawn, "title", ""))
     )
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert "".join(line.split("│")[1].strip() for line in lines if "│" in line) == f"{name}: kept".replace(
-        " ", ""
-    )
+    cells = "".join(line.split("│")[1] for line in lines if "│" in line)
+    assert cells.replace(" ", "") == f"{name}: ID acceptance rate".replace(" ", "")
 
 
 def test_linf_radii_are_read_in_255ths() -> None:
-    assert evaluation_report.ball_text(Ball(p=math.inf, eps=8 / 255)) == "linf 8/255"
-    assert evaluation_report.ball_text(Ball(p=math.inf, eps=0.1)) == "linf 0.1"
-    assert evaluation_report.ball_text(Ball(p=2, eps=0.5)) == "l2 0.5"
+    assert table.ball_text(Ball(p=math.inf, eps=8 / 255)) == "linf 8/255"
+    assert table.ball_text(Ball(p=math.inf, eps=0.1)) == "linf 0.1"
+    assert table.ball_text(Ball(p=2, eps=0.5)) == "l2 0.5"
 
 
 def test_names_cannot_break_out_of_markdown_and_html() -> None:
-    assert evaluation_report._md("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
+    assert markdown.escaped("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
 
 
 # --- one road to every score, saved images, the plan -------------------------------------------------------
@@ -837,7 +857,7 @@ def test_saved_images_lie_in_their_ball_and_do_what_the_report_says(
 
     events: list[dict[str, Any]] = []
     found = evaluated(small_package, labelled, out=tmp_path, save_adversarial=True, callback=events.append)
-    evaluation_report.write(found, tmp_path)
+    evaluation_files.write(found, tmp_path)
     files = [Path(event["path"]) for event in events if event["event"] == "file"]
     assert [path.name for path in files] == [
         "small-test-l2-0.125.npz",
@@ -890,7 +910,7 @@ def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
     plan.advance("a", 0.5, 20.0)
     plan.advance("c", 0.5, 15.0)  # another kind goes twice as fast as thought
     assert events[-1]["seconds_left"] == pytest.approx(4 * 30 + 0.5 * 30)
-    plan.advance("b", 1.0, None)  # taken from the journal: nothing is learnt
+    plan.advance("b", 1.0, None)  # cached: no time was measured
     plan.advance("c", 0.7, 15.0)
     assert events[-1]["share"] == 1
     assert events[-1]["seconds_left"] == 0
@@ -1020,7 +1040,7 @@ def warnings_of(
 ) -> tuple[str, ...]:
     """What an evaluation of this network says, on images that it gets right."""
     built = network().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: built)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.driver"], "fold_batchnorm", lambda model: built)
     pixels = noise(40, 5) // 8 + 110
     labels = built(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1)
     for k, (picture, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
@@ -1050,24 +1070,24 @@ def test_significantly_worse_models_are_found_by_paired_tests() -> None:
     right = np.arange(n) % 10 < 8
     found = [paired_model("good", right), paired_model("bad", right & (np.arange(n) % 20 != 0))]
     evaluation = Evaluation(suite="s", protocol="p", data=(), environment={}, models=tuple(found))
-    table = evaluation_report.tables(evaluation)[0]
+    table = evaluation_tables.tables(evaluation)[0]
     titles = [row[0] for row in table.rows]
-    assert titles == ["Accuracy", "Mean AUROC", "Mean confidence on out-images"]
+    assert titles == ["Accuracy", "Mean AUROC", "Mean confidence on OOD images"]
     assert table.marked == {(0, 2), (1, 2), (2, 2)}
     assert table.header == ("per cent", "good", "bad", "n")
     assert set(table.intervals) == {(r, c) for r in range(3) for c in (1, 2)}
     assert [row[3] for row in table.rows] == ["200", "400", "200"]
-    lines = evaluation_report.markdown(evaluation).splitlines()
+    lines = markdown.markdown(evaluation).splitlines()
     assert [line.count("\\*") for line in lines if line.startswith("| Accuracy")] == [1]
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    for drawn in evaluation_report.rich_tables(evaluation):
+    for drawn in terminal.evaluation_tables(evaluation):
         console.print(drawn)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert [line.count(" *") for line in said.splitlines() if "Accuracy" in line] == [1]
     assert "significantly worse" in said
     apart = [dataclasses.replace(model, examples=shuffled(model.examples)) for model in found]
     assert (
-        evaluation_report._worse(
+        compare.significantly_worse(
             [model.report.measurements[0] for model in found], True, [found[0], apart[1]]
         )
         == []

@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import lzma
+import re
 import stat
 import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -204,3 +207,88 @@ def test_memory_does_not_grow_with_the_members_of_a_tar(tmp_path):
     tracemalloc.stop()
     assert count == 2000
     assert peak < 1_200_000
+
+
+# --- small files that unpack to much, and archives one after the other -------------------------------------
+
+
+def xz_with_dictionary(exponent):
+    """An empty .xz file whose header claims a dictionary of 2^(exponent / 2 + 12) bytes."""
+    raw = bytearray(lzma.compress(b"x" * 2000, lzma.FORMAT_XZ, check=lzma.CHECK_NONE))
+    at = raw.index(b"\x21\x01") + 2  # filter LZMA2, one byte of properties
+    raw[at] = exponent
+    header = raw[12 : 12 + 4 * (raw[12] + 1) - 4]
+    raw[12 + len(header) : 12 + len(header) + 4] = struct.pack("<I", zlib.crc32(header))
+    return bytes(raw)
+
+
+def test_an_xz_that_claims_gigabytes_is_refused(tmp_path):
+    (tmp_path / "a.tar.xz").write_bytes(xz_with_dictionary(40))  # 4 GiB
+    (item,) = images.walk([tmp_path / "a.tar.xz"])
+    with pytest.raises(ImageError, match="needs more than 256 MiB of memory to unpack"):
+        item.read()
+    with pytest.raises(SourceError, match="needs more than 256 MiB"):
+        images.load_source(str(tmp_path / "a.tar.xz"), 8)
+
+
+@pytest.mark.parametrize("preset", [0, 6, 9])
+def test_xz_of_every_preset_and_several_streams(tmp_path, preset):
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for k in range(20):
+            info = tarfile.TarInfo(f"{k}.png")
+            info.size = len(PNG)
+            archive.addfile(info, io.BytesIO(PNG))
+    data, half = tar.getvalue(), len(tar.getvalue()) // 2
+    parts = [lzma.compress(part, preset=preset) for part in (data[:half], data[half:])]
+    (tmp_path / "a.tar.xz").write_bytes(parts[0] + bytes(8) + parts[1] + bytes(4))
+    assert [item.read() for item in images.walk([tmp_path / "a.tar.xz"])] == [PNG] * 20
+
+
+def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path):
+    path = pack(tmp_path / "a.zip", {f"{k}.png": PNG for k in range(3)})
+    raw = path.read_bytes()
+    at = raw.index(b"PK\x01\x02")
+    directory = bytearray(raw[at:])
+    starts = [m.start() for m in re.finditer(b"PK\x01\x02", directory)]
+    for start in starts:
+        directory[start + 42 : start + 46] = bytes(4)  # every entry begins at the first one's bytes
+    path.write_bytes(raw[:at] + directory)
+    (item,) = images.walk([path])
+    with pytest.raises(ImageError, match="overlap"):
+        item.read()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_bombs_are_left_at_the_limit(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(archive, "FREE_BYTES", 2**20)
+    bomb = {f"{k}.png": bytes(200_000) for k in range(10)}
+    path = pack(tmp_path / f"bomb{suffix}", bomb)
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, data in bomb.items():
+                packed.writestr(name, data)
+    items = list(images.walk([path]))
+    with pytest.raises(ImageError, match="unpacks to more than 200 times its size"):
+        items[-1].read()
+    assert len(items) == 6  # five of 200,000 bytes, and the error
+    honest = {f"{k}.png": np.random.default_rng(k).bytes(200_000) for k in range(10)}
+    assert len(list(images.walk([pack(tmp_path / f"honest{suffix}", honest)]))) == 10
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_concatenated_tars_are_read_to_the_end(tmp_path, suffix):
+    parts = [pack(tmp_path / f"{k}{suffix}", {f"{k}.png": PNG}) for k in range(3)]
+    (tmp_path / f"all{suffix}").write_bytes(b"".join(part.read_bytes() for part in parts))
+    items = list(images.walk([tmp_path / f"all{suffix}"]))
+    assert [item.path.rpartition(":")[2] for item in items] == ["0.png", "1.png", "2.png"]
+    assert images.load_source(str(tmp_path / f"all{suffix}"), 8).names == ("0.png", "1.png", "2.png")
+
+
+def test_data_after_the_end_of_a_tar_are_reported(tmp_path):
+    path = pack(tmp_path / "a.tar", {"a.png": PNG})
+    path.write_bytes(path.read_bytes() + b"something else" * 100)
+    items = list(images.walk([path]))
+    assert items[0].read() == PNG
+    with pytest.raises(ImageError, match="other data after its end"):
+        items[1].read()

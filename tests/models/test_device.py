@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ratioctl
 from ratioctl.cli import main
@@ -13,6 +14,7 @@ from ratioctl.errors import RatioctlError
 from ratioctl.models import device as hardware
 from ratioctl.models.device import has_bf16, select_device
 from ratioctl.scoring import backends
+from ratioctl.utils import resources
 
 
 def test_the_choice_and_its_reason_are_logged_for_verbose(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,6 +31,20 @@ def test_a_precision_asked_for_overrules(precision: str) -> None:
     compute = select_device("cpu", precision)
     assert compute.bf16 == (precision == "bf16")
     assert f"{precision}: asked for" in compute.why
+
+
+def test_threads_stay_within_the_cpu_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        monkeypatch.setattr(resources, "processors", lambda: 3)
+        assert "3 threads" in select_device("cpu").why
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(resources, "processors", lambda: 8)
+        select_device("cpu")
+        assert torch.get_num_threads() == 3, "a smaller number that was set stays"
+    finally:
+        torch.set_num_threads(before)
 
 
 SUITE = ("--data", "digits:test", "--limit", "1", "--suite")

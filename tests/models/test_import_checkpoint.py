@@ -153,7 +153,7 @@ def test_files_that_are_no_checkpoints(
         "text.pth": (b"hello, I am text", PackageError, "is damaged or no PyTorch file"),
         "empty.pt": (b"", PackageError, "is damaged or no PyTorch file"),
         "evil.pt": (pickle.dumps(Evil(), protocol=2), PackageError, "holds more than tensors|damaged"),
-        "short.safetensors": (b"abc", PackageError, "too short"),
+        "short.safetensors": (b"abc", PackageError, "header too small"),
         "w.h5": (b"", UsageError, "unknown kind"),
     }
     for name, (data, kind, said) in cases.items():

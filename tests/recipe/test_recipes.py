@@ -152,10 +152,10 @@ def test_schedule_and_evaluation_are_the_papers(name: str) -> None:
     recipe = recipes.load(name)
     optim = recipe.optim
     assert (optim.lr, optim.momentum, optim.nesterov) == (0.1, 0.9, True)
-    assert (optim.batch_size, optim.batch_size_out, optim.drop_factor) == (128, 128, 0.1)
+    assert (optim.batch_size, optim.batch_size_out, optim.gamma) == (128, 128, 0.1)
     assert recipe.calibration == recipes.Calibration()
     if name.startswith("restricted-imagenet"):
-        assert (optim.epochs, optim.drops, optim.weight_decay) == (75, (30, 60, 75), 1e-4)
+        assert (optim.epochs, optim.milestones, optim.weight_decay) == (75, (30, 60, 75), 1e-4)
         assert recipe.model.architecture == "torchvision:resnet50"
         assert recipe.evaluation.ladders["2"] == (3.5, 7, 10.5, 14, 17.5, 21)
         assert [str(b) for b in recipe.evaluation.robust] == ["l2 3.5", "l2 7", "linf 0.0313725"]
@@ -168,13 +168,13 @@ def test_schedule_and_evaluation_are_the_papers(name: str) -> None:
     assert recipe.data.augment.cutout == 16
     assert recipe.data.augment.flip == (not name.startswith("svhn"))
     if name.startswith("svhn") or name == "cifar10-acet":
-        assert (optim.epochs, optim.drops) == (100, (50, 75, 90))
+        assert (optim.epochs, optim.milestones) == (100, (50, 75, 90))
         assert recipe.model.architecture == "resnet18"
     elif name == "cifar10-ratio-wrn":
-        assert (optim.epochs, optim.schedule, optim.drops, optim.ema) == (300, "cosine", (), 0.999)
+        assert (optim.epochs, optim.schedule, optim.milestones, optim.ema) == (300, "cosine", (), 0.999)
         assert recipe.model.architecture == "wideresnet-34-10"
     else:
-        assert (optim.epochs, optim.drops) == (220, (100, 150, 200))
+        assert (optim.epochs, optim.milestones) == (220, (100, 150, 200))
         assert recipe.model.architecture == "resnet50"
 
 
@@ -188,10 +188,10 @@ def test_default_ladder_gives_the_papers_two_ladders() -> None:
 
 def test_a_base_gives_what_the_file_does_not_say(write: Callable[..., Path]) -> None:
     write('[data]\ntrain = "digits:train"\nsize = 8\n[optim]\nepochs = 3\nlr = 0.5\n', "far.toml")
-    write('base = "far.toml"\n[optim]\nepochs = 4\ndrops = [1, 2]\n', "near.toml")
-    recipe = recipes.load(write('base = "near.toml"\nname = "mine"\n[optim]\ndrops = [3]\n'))
+    write('base = "far.toml"\n[optim]\nepochs = 4\nmilestones = [1, 2]\n', "near.toml")
+    recipe = recipes.load(write('base = "near.toml"\nname = "mine"\n[optim]\nmilestones = [3]\n'))
     assert (recipe.data.size, recipe.optim.epochs, recipe.optim.lr) == (8, 4, 0.5)
-    assert recipe.optim.drops == (3,), "lists are replaced, not joined"
+    assert recipe.optim.milestones == (3,), "lists are replaced, not joined"
 
 
 def test_a_base_is_looked_for_beside_its_file(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_recipe_that_is_its_own_base(write: Callable[..., Path]) -> None:
 
 
 def test_base_must_be_a_name(write: Callable[..., Path]) -> None:
-    assert "base must be" in refusal(write("base = 3\n" + MINIMAL))
+    assert "base must name" in refusal(write("base = 3\n" + MINIMAL))
 
 
 # --- --set ---------------------------------------------------------------------------------------------
@@ -227,7 +227,9 @@ def test_base_must_be_a_name(write: Callable[..., Path]) -> None:
         ("optim.epochs=7", lambda r: r.optim.epochs, 7.0),
         (" optim.epochs = 7", lambda r: r.optim.epochs, 7.0),
         ("optim.nesterov=false", lambda r: r.optim.nesterov, False),
-        ("optim.drops=[1, 2]", lambda r: r.optim.drops, (1.0, 2.0)),
+        ("optim.milestones=[1, 2]", lambda r: r.optim.milestones, (1.0, 2.0)),
+        ("optim.drops=[1, 2]", lambda r: r.optim.milestones, (1.0, 2.0)),
+        ("optim.drop_factor=0.5", lambda r: r.optim.gamma, 0.5),
         ("data.train=a b.tar.xz:train", lambda r: r.data.train, "a b.tar.xz:train"),
         ('data.train="c:/x=y"', lambda r: r.data.train, "c:/x=y"),
         ("data.train=a=b", lambda r: r.data.train, "a=b"),
@@ -241,7 +243,8 @@ def test_base_must_be_a_name(write: Callable[..., Path]) -> None:
 def test_set(
     write: Callable[..., Path], setting: str, read: Callable[[Recipe], object], value: object
 ) -> None:
-    assert read(recipes.load(write(MINIMAL), [setting])) == value
+    text = MINIMAL + 'outside = "noise:uniform"\n[objective.outside]\nclean = 1.0\n'
+    assert read(recipes.load(write(text), [setting])) == value
 
 
 def test_the_last_set_wins_and_changes_the_digest(write: Callable[..., Path]) -> None:
@@ -284,8 +287,8 @@ INSIDE = "[objective.inside]\nrobust = 1.0\n[objective.inside.attack]\n"
         ('name = "a"\n', '"data" is missing'),
         ('[data]\ntrain = "x"\n', '"name" is missing'),
         ('name = "../a"\n[data]\ntrain = "x"\n', '"name"'),
-        (MINIMAL + INSIDE + "ball = { p = 1.5, eps = 1 }\n", 'its method is "afw"'),
-        (MINIMAL + INSIDE + 'method = "apgd"\nball = { p = 1.5, eps = 1 }\n', 'its method is "afw"'),
+        (MINIMAL + INSIDE + "ball = { p = 1.5, eps = 1 }\n", 'use method = "afw"'),
+        (MINIMAL + INSIDE + 'method = "apgd"\nball = { p = 1.5, eps = 1 }\n', 'use method = "afw"'),
         (MINIMAL + INSIDE + 'method = "apgd"\nstep_size = 1\nball = { eps = 1 }\n', "step_size"),
         (MINIMAL + INSIDE + "ball = { p = 3, eps = 1 }\n", "1, 1.5, 2, inf"),
         (MINIMAL + INSIDE + "ball = { p = nan, eps = 1 }\n", "1, 1.5, 2, inf"),
@@ -302,8 +305,8 @@ INSIDE = "[objective.inside]\nrobust = 1.0\n[objective.inside.attack]\n"
             MINIMAL + INSIDE.replace("1.0", '1.0\nagainst = "clean"') + "ball = { eps = 1 }\n",
             'start = "random"',
         ),
-        (MINIMAL + '[optim]\nschedule = "cosine"\ndrops = [1]\n', 'schedule = "step"'),
-        (MINIMAL + "[optim]\ndrops = [3, 2]\n", "ascending"),
+        (MINIMAL + '[optim]\nschedule = "cosine"\nmilestones = [1]\n', 'schedule = "step"'),
+        (MINIMAL + "[optim]\nmilestones = [3, 2]\n", "ascending"),
         (MINIMAL + "[optim]\nmomentum = 0.0\n", "nesterov"),
         (MINIMAL + "[optim]\nlr = inf\n", "finite"),
         (MINIMAL + "[optim]\nepochs = 0\n", "must be above 0"),
@@ -325,6 +328,126 @@ def test_a_mistake_is_named(write: Callable[..., Path], text: str, says: str) ->
     message = refusal(path)
     assert says in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optim.batch_size=1000000000000",
+        "optim.batch_size_out=1000000000000",
+        "model.width=100000000000000000000",
+        "optim.epochs=1e12",
+        "optim.warmup_epochs=1e12",
+        "calibration.temperatures=1000000000",
+        "calibration.bins=1000000000",
+        "objective.inside.attack.steps=1000000000",
+        "data.augment.crop=1000000",
+        "optim.lr=1e300",
+    ],
+)
+def test_absurd_values_are_refused(setting: str) -> None:
+    assert "must be at most" in refusal("digits-ratio", setting)
+
+
+def test_a_ladder_has_a_limit(write: Callable[..., Path]) -> None:
+    budgets = ", ".join(str(k) for k in range(1, 2001))
+    assert "2,000 budgets, more than 1000" in refusal(
+        write(MINIMAL + f"[evaluation.ladders]\n2 = [{budgets}]\n")
+    )
+
+
+def test_unknown_keys_name_their_documentation() -> None:
+    message = refusal("digits-plain", "optim.zzzz=1")
+    assert "python -m pydoc ratioctl.recipe.Optim" in message
+    assert "schedule: " in (recipes.Optim.__doc__ or "")
+
+
+# --- contradictions --------------------------------------------------------------------------------------
+
+OUTSIDE = 'outside = "noise:uniform"\n'
+
+
+def test_ood_images_without_an_ood_term_are_refused(write: Callable[..., Path]) -> None:
+    assert "no OOD term" in refusal(write(MINIMAL + OUTSIDE))
+    assert "no OOD term" in refusal(write(MINIMAL + OUTSIDE + "[objective.inside]\nclean = 1.0\n"))
+    assert "no OOD term" in refusal("digits-plain", "data.outside=noise:uniform")
+    assert "no OOD term" in refusal("cifar10-plain", "data.outside=noise:uniform")
+    legal = recipes.load(write(MINIMAL + OUTSIDE + "[objective.outside]\nclean = 1.0\n"))
+    assert legal.objective.outside == Term(clean=1.0)
+
+
+def test_a_base_may_supply_ood_images_to_recipes_that_do_not_use_them(write: Callable[..., Path]) -> None:
+    assert recipes.load("digits-plain").data.outside
+    write(MINIMAL + OUTSIDE, "base.toml")
+    assert "no OOD term" in refusal(write('base = "base.toml"\n'))
+
+
+def test_packages_with_unused_ood_images_stay_readable() -> None:
+    assert recipes.loads(MINIMAL + OUTSIDE).data.outside == ("noise:uniform",)
+
+
+# --- bases and unset values ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["digits-ratio", "digits-ratio.toml", "recipes/digits-ratio.toml"])
+def test_a_base_is_found_by_name(write: Callable[..., Path], base: str) -> None:
+    derived = recipes.load(write(f'base = "{base}"\nname = "mine"\n'))
+    assert derived.model_copy(update={"name": "digits-ratio"}) == recipes.load("digits-ratio")
+
+
+def test_a_base_beside_the_file_wins(write: Callable[..., Path]) -> None:
+    write(MINIMAL + "seed = 5\n".replace("seed", "size"), "digits-ratio.toml")
+    assert recipes.load(write('base = "digits-ratio"\nname = "mine"\n')).data.size == 5
+
+
+def test_a_missing_base_suggests_the_nearest(write: Callable[..., Path]) -> None:
+    assert 'Did you mean "digits-ratio"?' in refusal(write('base = "digits-rato"\nname = "mine"\n'))
+
+
+def test_inherited_values_can_be_unset(write: Callable[..., Path]) -> None:
+    write(MINIMAL + 'test = "digits:test"\n[optim]\ngrad_clip = 1.0\ndrops = [1]\n', "base.toml")
+    inherit = 'base = "base.toml"\nname = "mine"\n'
+    assert recipes.load(write(inherit)).optim.grad_clip == 1.0
+    cleared = recipes.load(write(inherit + 'unset = ["optim.grad_clip", "data.test", "optim.drops"]\n'))
+    assert (cleared.optim.grad_clip, cleared.data.test, cleared.optim.milestones) == (None, None, ())
+    assert recipes.load(write(inherit), ["optim.grad_clip=", "data.test="]).optim.grad_clip is None
+    without_outside = recipes.load("digits-ratio", ["objective.outside=", "data.outside="])
+    assert (without_outside.objective.outside, without_outside.data.outside) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('base = "base.toml"\nunset = ["optim.ema"]\n', "which its base does not set"),
+        ('base = "base.toml"\nunset = "optim.ema"\n', "must be a list of keys"),
+        (MINIMAL.replace("[data]", 'unset = ["seed"]\n[data]'), "no effect without a base"),
+        ('base = ""\n', "must name a recipe"),
+    ],
+)
+def test_a_wrong_unset_is_explained(write: Callable[..., Path], text: str, says: str) -> None:
+    write(MINIMAL, "base.toml")
+    assert says in refusal(write(text))
+
+
+# --- renamed keys ----------------------------------------------------------------------------------------
+
+
+def test_earlier_names_mean_the_same_and_keep_the_digest(write: Callable[..., Path]) -> None:
+    old = recipes.load(write(MINIMAL + "[optim]\ndrops = [1, 2]\ndrop_factor = 0.5\n"))
+    new = recipes.load(write(MINIMAL + "[optim]\nmilestones = [1, 2]\ngamma = 0.5\n"))
+    assert old == new
+    assert old.optim.milestones == (1, 2)
+    # Of the last version that wrote `drops` and `drop_factor`.
+    assert recipes.load("cifar10-acet").digest.startswith("e190165d")
+    assert recipes.load("cifar10-ratio").digest.startswith("8135f78c")
+
+
+def test_a_base_with_earlier_names_is_overridden_by_current_ones(write: Callable[..., Path]) -> None:
+    write(MINIMAL + "[optim]\ndrops = [1, 2]\n", "base.toml")
+    inherit = 'base = "base.toml"\n[optim]\n'
+    assert recipes.load(write(inherit + "milestones = [3]\n")).optim.milestones == (3,)
+    assert recipes.load(write(inherit), ["optim.drops=[4]", "optim.milestones=[5]"]).optim.milestones == (5,)
+    assert "both are given" in refusal(write(MINIMAL + "[optim]\ndrops = [1]\nmilestones = [1]\n"))
 
 
 def test_several_mistakes_are_told_at_once(write: Callable[..., Path]) -> None:
@@ -444,7 +567,7 @@ def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
         *("data.size=8", "data.channels=3", "data.validation=0.05"),
         *("optim.batch_size=2", "optim.batch_size_out=2", "optim.epochs=0.001", "optim.validate_images=4"),
     ]
-    if recipe.data.outside:
+    if recipe.objective.outside:
         settings.append("data.outside=noise:uniform")
     architecture = recipe.model.architecture.removeprefix("torchvision:")  # those have no width, ours do
     if architecture.startswith("wideresnet"):
@@ -490,7 +613,7 @@ def test_a_bundled_recipe_trains_a_step_at_its_own_depth_and_steps(name: str, tm
     "setting", ["optim.epochs=true", "optim.lr=true", "data.augment.crop=false", "seed=true"]
 )
 def test_true_and_false_are_no_numbers(setting: str) -> None:
-    assert "true and false are no value for this" in refusal("digits-plain", setting)
+    assert "true and false are not allowed here" in refusal("digits-plain", setting)
     assert recipes.load("digits-plain", ["optim.nesterov=false"]).optim.nesterov is False
 
 

@@ -268,5 +268,5 @@ def test_the_attacked_confidence_is_never_below_the_clean_one(tiny_onnx: Path, c
 def test_an_onnx_file_has_no_worst_case(tiny_onnx: Path, colours: Path) -> None:
     with pytest.raises(UsageError, match="needs a package"):
         ratioctl.ood_score([colours], model=tiny_onnx, worst_case=0.5)
-    with pytest.raises(UsageError, match="no radius"):
+    with pytest.raises(UsageError, match="not a radius"):
         ratioctl.ood_score([colours], model=tiny_onnx, worst_case=float("nan"))

@@ -17,7 +17,7 @@ import ratioctl
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.evaluation import SUITES, Suite, run
 from ratioctl.package import ModelPackage
-from ratioctl.report import evaluation as evaluation_report
+from ratioctl.report import evaluation_files, evaluation_tables
 from ratioctl.types import Report
 
 SETS = {"flower": "photos:flower", "uniform": "noise:uniform"}
@@ -89,7 +89,7 @@ def test_the_long_suites_run_to_their_end(
     """As they stand, with pyautoattack's standard version, on few images of a network that costs nothing."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     network = Means().eval()
-    monkeypatch.setattr(sys.modules["ratioctl.evaluation.run"], "fold_batchnorm", lambda model: network)
+    monkeypatch.setattr(sys.modules["ratioctl.evaluation.driver"], "fold_batchnorm", lambda model: network)
     pixels = np.random.default_rng(0).integers(96, 160, (6, 8, 8, 3), dtype=np.uint8)
     right = network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).tolist()
     names = ("cat", "dog", "red panda", "dog")
@@ -104,7 +104,7 @@ def test_the_long_suites_run_to_their_end(
         limit=6,
         device="cpu",
         out=tmp_path / "out",
-        finish=lambda done: evaluation_report.write(done, tmp_path / "out"),
+        finish=lambda done: evaluation_files.write(done, tmp_path / "out"),
     )
     rows = [row for row in found.models[0].report.measurements if row.name == "robust_accuracy"]
     norms = [2.0, 2.0, math.inf, *([1.0, 1.5] if suite == "full" else [])]
@@ -115,7 +115,7 @@ def test_the_long_suites_run_to_their_end(
         assert row.details["backend"].startswith("pyautoattack" if reference else "own")
         assert (row.details["attack"] == "AutoAttack (standard)") is reference
         assert row.n == 6
-    by = next(t for t in evaluation_report.tables(found) if t.title == "Robust accuracy by attack")
+    by = next(t for t in evaluation_tables.tables(found) if t.title == "Robust accuracy by attack")
     assert by.header[2:6] == ("APGD-CE", "APGD-T", "FAB-T", "SQUARE")
     assert len(by.rows) == len(norms)
     assert sum(cell == "-" for cells in by.rows for cell in cells) == (2 if suite == "full" else 0)

@@ -9,7 +9,7 @@ import pytest
 
 import ratioctl
 from ratioctl import images, metrics, package
-from ratioctl.evaluation.explanations import changed
+from ratioctl.evaluation.stages.explanations import changed
 from ratioctl.models.predict import predictor
 from ratioctl.utils.resources import folder
 

@@ -37,14 +37,14 @@ def test_cosine_and_onecycle_end_at_zero() -> None:
 def test_acet_attack_grows_at_every_drop() -> None:
     recipe = recipes.load("cifar10-acet")
     steps = []
-    for epoch in (0, 49, *recipe.optim.drops, 99):
+    for epoch in (0, 49, *recipe.optim.milestones, 99):
         outside = schedule_attacks(recipe, epoch)[0].outside
         assert outside is not None
         assert outside.attack is not None
         steps.append(outside.attack.steps)
     assert steps[0] == 20
     assert steps == sorted(steps)
-    assert steps[-1] == 20 + 5 * len(recipe.optim.drops)
+    assert steps[-1] == 20 + 5 * len(recipe.optim.milestones)
     assert steps[-1] <= 40
 
 

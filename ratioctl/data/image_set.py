@@ -1,0 +1,64 @@
+"""A set of images at the model's size, and what identifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images of one or several sources at the model's size.
+
+    Attributes:
+        pixels: (N, H, W, C) uint8; a memory map where the source is large.
+        labels: (N,) int64, or None for unlabelled images.
+        label_names: names by label; empty without labels.
+        fingerprint: SHA-256 over pixels and labels.
+        source: as the user wrote it.
+        errors: (name, reason) of images that could not be read.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    fingerprint: str
+    source: str
+    errors: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def subset(self, index: np.ndarray) -> Images:
+        """The images at `index` (n,), copied; the fingerprint names the parent and the selection."""
+        index = np.asarray(index)
+        digest = hashlib.sha256(self.fingerprint.encode() + index.astype("<i8").tobytes()).hexdigest()
+        labels = None if self.labels is None else self.labels[index]
+        return dataclasses.replace(self, pixels=self.pixels[index], labels=labels, fingerprint=digest)
+
+
+def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
+    """SHA-256 over shape, pixels and labels."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    for start in range(0, len(pixels), 4096):
+        digest.update(np.ascontiguousarray(pixels[start : start + 4096]).tobytes())
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """(N, H, W, C) uint8 to the model's size and channels, Pillow bicubic; unchanged where they fit."""
+    if pixels.shape[1:] == (size, size, channels):
+        return pixels
+    mode = "RGB" if channels == 3 else "L"
+    out = np.empty((len(pixels), size, size, channels), np.uint8)
+    for k, image in enumerate(pixels):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        out[k] = np.asarray(picture).reshape(size, size, channels)
+    return out

@@ -1,0 +1,1 @@
+"""Named data sources, one module each; `ratioctl.data.registry` imports them all."""

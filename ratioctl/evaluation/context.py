@@ -1,0 +1,225 @@
+"""What a stage receives (`Context`) and what it adds to (`Results`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ratioctl.data.in_distribution import Images
+from ratioctl.evaluation import adversarial, attack_batches, measurements
+from ratioctl.evaluation.attack_batches import Subject
+from ratioctl.evaluation.datasets import EvaluationData
+from ratioctl.evaluation.judge import Judge
+from ratioctl.evaluation.measurements import Confidences
+from ratioctl.evaluation.progress import Phase, Plan
+from ratioctl.evaluation.suites import Suite
+from ratioctl.package import ModelPackage
+from ratioctl.types import Attacked, Measurement
+from ratioctl.utils.result_cache import Arrays, ResultCache, key_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Splits sets into batches and computes each one that is not in the result cache.
+
+    Attributes:
+        facts: everything besides images and settings that determines a result; part of the cache key.
+        size: images per batch.
+    """
+
+    cache: ResultCache
+    plan: Plan
+    facts: Mapping[str, Any]
+    size: int
+
+    def run(
+        self,
+        what: str,
+        pixels: np.ndarray,
+        compute: Callable[[slice], Arrays],
+        *,
+        labels: np.ndarray | None = None,
+        settings: Sequence[Any] = (),
+        size: int | None = None,
+    ) -> list[Arrays]:
+        """`compute(batch)` for every batch; see `stream`."""
+        return self.stream(
+            what, pixels, lambda missing: map(compute, missing), labels=labels, settings=settings, size=size
+        )
+
+    def stream(
+        self,
+        what: str,
+        pixels: np.ndarray,
+        compute: Callable[[list[slice]], Iterator[Arrays]],
+        *,
+        labels: np.ndarray | None = None,
+        settings: Sequence[Any] = (),
+        size: int | None = None,
+    ) -> list[Arrays]:
+        """Results of all batches in order.
+
+        Args:
+            what: name of the phase in the plan.
+            compute: yields one result for each of the batches that are not cached, in order.
+            settings: JSON values that determine the result besides model and images.
+            size: images per batch; None uses the default.
+        """
+        if not len(pixels):
+            self.plan.skip(what)
+            return []
+        size = size or self.size
+        slices = [slice(k, min(k + size, len(pixels))) for k in range(0, len(pixels), size)]
+        keys = [
+            self._key(what, pixels[at], None if labels is None else labels[at], settings) for at in slices
+        ]
+        parts = [self.cache.get(key) for key in keys]
+        computed = compute([at for at, part in zip(slices, parts, strict=True) if part is None])
+        for k, (at, key) in enumerate(zip(slices, keys, strict=True)):
+            part, seconds = parts[k], None
+            if part is None:
+                part = parts[k] = self.cache.get_or_compute(key, lambda: next(computed))
+                seconds = float(part["seconds"])
+            self.plan.advance(what, (at.stop - at.start) / len(pixels), seconds)
+        return [part for part in parts if part is not None]
+
+    def _key(self, what: str, pixels: np.ndarray, labels: np.ndarray | None, settings: Sequence[Any]) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes())
+        if labels is not None:
+            digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+        facts = {**self.facts, "what": what, "settings": list(settings), "images": digest.hexdigest()}
+        return key_of(facts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """One model of an evaluation.
+
+    Attributes:
+        name: of the model, unique within the evaluation.
+        saved: folder for attacked images; None keeps none.
+        judge: another model that judges counterfactuals (suite "explanations").
+    """
+
+    name: str
+    subject: Subject
+    data: EvaluationData
+    suite: Suite
+    batches: Batches
+    saved: Path | None = None
+    judge: Judge | None = None
+
+    @property
+    def package(self) -> ModelPackage:
+        return self.subject.package
+
+    @property
+    def seed(self) -> int:
+        return self.subject.seed
+
+    @functools.cached_property
+    def seconds(self) -> tuple[float, float]:
+        """Measured seconds per image of a forward pass, and of one step of a gradient attack."""
+        return attack_batches.seconds_per_image(self.subject, self.data.inside.pixels[: self.batches.size])
+
+    def phase(self, what: str, kind: str, images: float, seconds_each: float) -> Phase:
+        """A phase of this model's plan."""
+        return Phase(model=self.name, what=what, kind=kind, seconds=images * seconds_each)
+
+    def source(self, name: str, images: Images, parts: Iterable[Arrays]) -> measurements.Source:
+        """The origin of measurements on a set, with the time its batches took."""
+        taken = round(measurements.seconds(parts), 3)
+        return measurements.Source(name=name, images=images, seed=self.seed, seconds=taken)
+
+    def save_attacked(self, name: str, **arrays: np.ndarray) -> None:
+        """Write attacked images into the folder for them, if there is one."""
+        if self.saved is not None:
+            path = adversarial.save(self.saved, f"{self.name} {name}", **arrays)
+            self.batches.plan.tell({"event": "file", "path": str(path)})
+
+
+class Examples:
+    """Columns of `examples.parquet`."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.parts: dict[str, list[np.ndarray]] = {}
+
+    def add(
+        self,
+        dataset: str,
+        index: np.ndarray,
+        attack: str,
+        labels: np.ndarray | None,
+        predicted: np.ndarray,
+        confidences: Confidences,
+        verdict: np.ndarray | None,
+        distance: np.ndarray | None = None,
+    ) -> None:
+        """Append (N,) rows. `verdict`: whether the decision is correct; None where no decision is."""
+        n = len(index)
+        columns = {
+            "dataset": np.full(n, dataset, dtype=object),
+            "index": np.asarray(index, np.int64),
+            "attack": np.full(n, attack, dtype=object),
+            "label": np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
+            "predicted": np.asarray(predicted, np.int64),
+            "confidence": np.asarray(confidences.confidence, np.float64),
+            "log_odds": np.asarray(confidences.log_odds, np.float64),
+            "verdict": np.full(n, -1, np.int8) if verdict is None else np.asarray(verdict, np.int8),
+            "distance": np.zeros(n) if distance is None else np.asarray(distance, np.float64),
+        }
+        self.extend(columns)
+
+    def extend(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Append rows given as columns; without "model"."""
+        n = len(columns["index"])
+        for key, column in {"model": np.full(n, self.model, dtype=object), **columns}.items():
+            self.parts.setdefault(key, []).append(column)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {key: np.concatenate(parts) for key, parts in self.parts.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Results of stage "clean" that later stages use: `logits` (N, K), `predicted` (N,) of the ID images."""
+
+    logits: np.ndarray
+    confidences: Confidences
+    predicted: np.ndarray
+    parts: list[Arrays]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Results:
+    """What the stages of one model add to.
+
+    Attributes:
+        warnings: sentences, None for checks that passed.
+        clean: set by stage "clean"; outside: clean confidences of the OOD sets, set by stage "ood".
+    """
+
+    examples: Examples
+    measurements: list[Measurement] = dataclasses.field(default_factory=list)
+    warnings: list[str | None] = dataclasses.field(default_factory=list)
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gallery: list[Attacked] = dataclasses.field(default_factory=list)
+    outside: dict[str, Confidences] = dataclasses.field(default_factory=dict)
+    stored_clean: Clean | None = None
+
+    @property
+    def clean(self) -> Clean:
+        assert self.stored_clean is not None, 'stage "clean" runs first'
+        return self.stored_clean
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Concatenated arrays of batches."""
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if parts[0][key].ndim}

@@ -1,0 +1,328 @@
+"""`run`: an evaluation from end to end: load models and data, run the stages, assemble the reports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ratioctl import package as packages
+from ratioctl._version import __version__
+from ratioctl.attacks.autoattack import Backend
+from ratioctl.data import in_distribution, out_distribution
+from ratioctl.errors import OutputError, PackageError, UsageError
+from ratioctl.evaluation import measurements, sanity_checks, suites
+from ratioctl.evaluation.attack_batches import Subject
+from ratioctl.evaluation.context import Batches, Context, Examples, Results
+from ratioctl.evaluation.datasets import Datasets, EvaluationData, stratified_indices
+from ratioctl.evaluation.judge import Judge
+from ratioctl.evaluation.progress import Callback, Plan
+from ratioctl.evaluation.stages import STAGES
+from ratioctl.evaluation.suites import SUITES, Suite
+from ratioctl.models import fold_batchnorm, from_package
+from ratioctl.models.device import ComputeConfig, select_device
+from ratioctl.models.environment import environment
+from ratioctl.models.predict import Predictor
+from ratioctl.package import ModelPackage
+from ratioctl.types import Evaluated, Evaluation, Measurement, Report
+from ratioctl.utils.atomic_files import lock, make_folder
+from ratioctl.utils.result_cache import ResultCache
+
+Model = str | Path | ModelPackage
+
+FORMAT = 5  # of cached batches; increase when their arrays change
+
+
+def run(
+    models: Sequence[Model] = (),
+    *,
+    data: str,
+    ood: Sequence[str] | Mapping[str, str] = (),
+    suite: str | Suite = "quick",
+    limit: int | None = None,
+    resume: bool = False,
+    write: bool = False,
+    out: str | Path | None = None,
+    backend: Backend | None = None,
+    save_adversarial: bool = False,
+    judge: Model | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    download: bool = False,
+    callback: Callback | None = None,
+    finish: Callable[[Evaluation], object] | None = None,
+) -> Evaluation:
+    """Evaluate models on labelled images and OOD sets.
+
+    Batches that an interrupted run left in `out` are reused where everything that determines them is the
+    same; the result equals that of an uninterrupted run.
+
+    Args:
+        models: packages, their folders or names of bundled models; empty means the default model.
+        data: a labelled SOURCE; classes are matched to the models' labels by name.
+        ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
+        suite: "clean", "quick", "paper", "full", "explanations", or a `Suite`.
+        limit: maximum number of images per set, stratified by class where there are labels.
+        resume: also reuse the batches of a finished run in `out`.
+        write: store the measurements in the packages' config and card.
+        out: folder of the result cache; None keeps nothing.
+        backend: of the robust accuracy: "reference" runs `pyautoattack`'s standard version, "own" the same
+            attacks of this package, tested against it; None uses the suite's. Where the reference does not
+            exist (l1.5, fewer than 4 classes) it is "own"; every measurement names its backend.
+        save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
+        judge: a second model that scores the counterfactuals (suite "explanations").
+        precision: of the attacks; decisions and confidences are always fp32. "auto" uses bf16 where it is
+            faster, except in suites that are `exact`.
+        callback: called with {"event": "plan", "seconds", "phases"} before long work, {"event": "batch",
+            "model", "what", "share", "seconds_left"} after each batch, {"event": "file", "path"}.
+        finish: called with the result before the cache is marked as complete; writes the reports.
+
+    Raises:
+        UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, an option that has no effect in the
+            suite.
+        SourceError: data that is missing or has class folders that are no labels of a model.
+        PackageError: a model that cannot be read; with `write` one that changed during the run.
+        OutputError: with `write`, a package that cannot be written; raised before anything is computed.
+    """
+    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
+    named = out_distribution.named(ood, data)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
+    loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
+    if write:
+        _check_writable(loaded)
+    compute = _compute(device, precision, chosen)
+    judged_by = None if judge is None else Judge.of(packages.resolve(judge), loaded, compute)
+    folder = None if out is None else make_folder(Path(out))
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(lock(folder))
+        cache = ResultCache(None if folder is None else folder / ".journal", keep=resume)
+        saved = make_folder(folder / "adversarial") if save_adversarial and folder else None
+        datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
+        plan = Plan((), callback or (lambda event: None))
+        contexts = []
+        for name, package in zip(packages.names(loaded), loaded, strict=True):
+            sets = datasets.of(package)
+            subject = _subject(package, compute, seed)
+            batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
+            contexts.append(
+                Context(
+                    name=name,
+                    subject=subject,
+                    data=sets,
+                    suite=chosen,
+                    batches=batches,
+                    saved=saved,
+                    judge=judged_by,
+                )
+            )
+        plan.add(phase for c in contexts for name in chosen.stages for phase in STAGES[name].plan(c))
+        plan.announce()
+        evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)
+        if finish is not None:
+            finish(evaluation)
+        if write:
+            for context, part in zip(contexts, evaluation.models, strict=True):
+                _write_measurements(context.package, part.report, evaluation, context.data)
+        cache.finish()
+    return evaluation
+
+
+# --- options -----------------------------------------------------------------------------------------------
+
+
+def _resolve(
+    suite: str | Suite, backend: Backend | None, save: bool, judged: bool, write: bool, has_folder: bool
+) -> Suite:
+    """The suite with its backend; raises UsageError for options that do not fit it."""
+    if isinstance(suite, str):
+        if suite not in SUITES:
+            raise UsageError(f"--suite {suite}", "no such suite", f"Available: {', '.join(SUITES)}.")
+        suite = SUITES[suite]
+    attacks = "robust" in suite.stages
+    for option, given, fits, step in (
+        ("--judge", judged, suite.explains, "Use --suite explanations."),
+        ("--write", write, not suite.explains, "A card shows accuracy and detection only."),
+        ("--backend", backend is not None, attacks, "Use --suite quick, paper or full."),
+        ("--save-adversarial", save, attacks, "Use --suite quick, paper or full."),
+    ):
+        if given and not fits:
+            raise UsageError(option, f"has no effect in the suite {suite.name}", step)
+    if save and not has_folder:
+        raise UsageError("save_adversarial", "needs a folder to save into", "Set out.")
+    if backend is None or backend == suite.backend:
+        return suite
+    if backend not in ("own", "reference"):
+        raise UsageError(f"--backend {backend}", "no such backend", "Use own or reference.")
+    if backend == "reference" and not suite.standard:
+        raise UsageError(
+            "--backend reference",
+            f"runs AutoAttack's standard version, which the suite {suite.name} does not use",
+            "Use --suite paper (--limit N shortens it).",
+        )
+    return dataclasses.replace(suite, backend=backend)
+
+
+def _check_writable(loaded: Sequence[ModelPackage]) -> None:
+    for package in loaded:
+        if packages.is_bundled(package):
+            raise OutputError(
+                package.path,
+                "is a bundled model, which is read-only",
+                "Leave --write out, or copy the folder and evaluate the copy.",
+            )
+        if not os.access(package.path, os.W_OK):
+            raise OutputError(
+                package.path,
+                "cannot be written, and --write stores the measurements in it",
+                "Leave --write out, or evaluate a copy.",
+            )
+
+
+def _compute(device: str, precision: str, suite: Suite) -> ComputeConfig:
+    if precision == "auto" and suite.exact:
+        return select_device(device, "fp32", reason="this suite attacks in it")
+    return select_device(device, precision)
+
+
+def _batch_size(compute: ComputeConfig) -> int:
+    return 128 if compute.device.type == "cpu" else 512
+
+
+# --- models and reports ------------------------------------------------------------------------------------
+
+
+def _subject(package: ModelPackage, compute: ComputeConfig, seed: int) -> Subject:
+    network = fold_batchnorm(from_package(package)).to(compute.device)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictor = Predictor(network=network, device=compute.device)
+    return Subject(package=package, network=network, predictor=predictor, compute=compute, seed=seed)
+
+
+def _facts(subject: Subject) -> dict[str, object]:
+    """What determines a batch besides its images and settings."""
+    return {
+        "format": FORMAT,
+        "model": subject.package.digest,
+        "seed": subject.seed,
+        "device": subject.compute.device.type,
+        "bf16": subject.compute.bf16,
+        "torch": torch.__version__,
+        "ratioctl": __version__,
+        "pyautoattack": importlib.metadata.version("pyautoattack"),  # FAB-T and Square come from it
+    }
+
+
+def _evaluation(
+    contexts: Sequence[Context], suite: Suite, limit: int | None, judge: Judge | None, compute: ComputeConfig
+) -> Evaluation:
+    """Run the stages of every model."""
+    names = ("search", "score") if suite.explains else ("attack", "verdict")
+    protocol = str(suite)
+    if judge is not None:
+        protocol += f"; judged by {judge.package.name}"
+    if limit is not None:
+        protocol += f"; at most {limit:,} images of a set"
+    parts = tuple(_evaluated(context) for context in contexts)
+    return Evaluation(
+        suite=suite.name,
+        protocol=protocol,
+        data=tuple(in_distribution.described(contexts[0].data.all())),
+        environment=environment(compute, *(f"{name}_precision" for name in names)),
+        models=parts,
+    )
+
+
+def _evaluated(context: Context) -> Evaluated:
+    """All stages of one model, and its report."""
+    context.batches.plan.start(context.name)
+    results = Results(examples=Examples(context.name))
+    for name in context.suite.stages:
+        STAGES[name].run(context, results)
+    data = context.data
+    if "ood" in context.suite.stages:
+        results.measurements += measurements.mean_over_sets(
+            results.measurements, list(data.outside), data.name, context.seed
+        )
+    results.warnings += _common_warnings(context)
+    return Evaluated(
+        name=context.name,
+        report=Report(
+            package_digest=context.package.digest,
+            seed=context.seed,
+            measurements=tuple(results.measurements),
+            warnings=tuple(dict.fromkeys(text for text in results.warnings if text is not None)),
+        ),
+        figures=results.figures,
+        gallery=tuple(results.gallery),
+        examples=results.examples.columns(),
+    )
+
+
+def _common_warnings(context: Context) -> Iterator[str | None]:
+    """Checks of model and data that do not depend on the stages."""
+    package, data = context.package, context.data
+    yield sanity_checks.uncalibrated(package)
+    spec = suites.calibration(package)
+    yield sanity_checks.temperature_at_end(package.temperature, spec, package.calibrated)
+    yield from sanity_checks.trained_on(package, data.fingerprints)
+    yield from sanity_checks.duplicates(data.all())
+    yield from in_distribution.unreadable(data.all())
+    least = sanity_checks.FEW_EXPLANATIONS if context.suite.explains else sanity_checks.FEW
+    yield sanity_checks.few(_counts(context), least)
+
+
+def _counts(context: Context) -> dict[str, int]:
+    """Numbers of examples by set, clean and attacked."""
+    sets, suite = context.data.all(), context.suite
+    if suite.explains:
+        return {name: len(images) for name, images in sets.items()}
+    counts = {}
+    for name, images in sets.items():
+        counts[f"{name}, clean"] = len(images)
+        attacked = suite.inside if images.labels is not None else suite.outside
+        if "robust" in suite.stages:
+            counts[f"{name}, attacked"] = len(stratified_indices(images, attacked, 0))
+    return counts
+
+
+# --- measurements in the package ---------------------------------------------------------------------------
+
+
+def _write_measurements(
+    package: ModelPackage, report: Report, evaluation: Evaluation, data: EvaluationData
+) -> None:
+    """Store the measurements in the package's config and, where it was rendered, its card."""
+    if packages.read(package.path, verify=False).digest != package.digest:
+        raise PackageError(
+            package.path,
+            "was changed while it was evaluated, so the measurements do not belong to it",
+            "Evaluate it again. The reports are written and describe the earlier version.",
+        )
+    stored = {
+        "suite": evaluation.suite,
+        "protocol": evaluation.protocol,
+        "seed": report.seed,
+        "versions": evaluation.environment["versions"],
+        "hardware": evaluation.environment["hardware"],
+        "data": [
+            {key: value for key, value in entry.items() if key != "source"}  # a path of this machine
+            for entry in in_distribution.described(data.all())
+        ],
+        "measurements": [row.to_json() for row in report.measurements if _headline(row)],
+        "warnings": list(report.warnings),
+    }
+    packages.update(package, config_changes={"ratio": {"metrics": stored}})
+
+
+def _headline(row: Measurement) -> bool:
+    """Whether a card shows it: no breakdowns, no variants."""
+    left_out = ("_attacked", "_uncalibrated", "accuracy_after_", "accuracy_before_", "conservative_", "aupr_")
+    return not any(part in row.name for part in left_out)

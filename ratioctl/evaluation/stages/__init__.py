@@ -1,0 +1,18 @@
+"""The stages of an evaluation, in running order. Each module has two functions:
+
+`plan(context)` yields the phases ahead with estimated seconds; `run(context, results)` computes them batch by
+batch through `context.batches` and adds measurements, warnings, figures and examples to `results`.
+"""
+
+from types import ModuleType
+
+from ratioctl.evaluation.stages import clean, explanations, ood, radius, robust, worst_case
+
+STAGES: dict[str, ModuleType] = {
+    "clean": clean,
+    "ood": ood,
+    "robust": robust,
+    "worst_case": worst_case,
+    "radius": radius,
+    "explanations": explanations,
+}

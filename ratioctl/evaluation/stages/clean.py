@@ -1,0 +1,54 @@
+"""Stage "clean": accuracy and calibration on unchanged ID images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ratioctl.data.in_distribution import Images
+from ratioctl.evaluation import attack_batches, measurements, sanity_checks, suites
+from ratioctl.evaluation.context import Clean, Context, Results
+from ratioctl.evaluation.measurements import Confidences
+from ratioctl.evaluation.progress import Phase
+from ratioctl.utils.result_cache import Arrays
+
+_BATCH = 1024
+
+
+def plan(context: Context) -> Iterator[Phase]:
+    forward, _ = context.seconds
+    yield context.phase(f"clean {context.data.name}", "clean", len(context.data.inside), forward)
+
+
+def run(context: Context, results: Results) -> None:
+    package, data, temperature = context.package, context.data, context.subject.temperature
+    spec = suites.calibration(package)
+    parts, logits = logits_of(context, data.name, data.inside)
+    confidences = Confidences.of(logits, temperature)
+    predicted = logits.argmax(1)
+    source = context.source(data.name, data.inside, parts)
+    results.measurements += measurements.clean(source, logits, temperature, spec)
+    results.measurements += measurements.operating(source, confidences.confidence, package.thresholds)
+    histogram = measurements.histogram(confidences.confidence, 1 / len(package.label_names))
+    results.figures["histograms"] = {data.name: {"clean": histogram}}
+    results.figures["reliability"] = measurements.reliability(
+        logits, data.labels, temperature, spec.report_bins
+    )
+    right = predicted == data.labels
+    index = np.arange(len(logits))
+    results.examples.add(data.name, index, "clean", data.labels, predicted, confidences, right)
+    first, second = (context.subject.predictor.predict(data.inside.pixels[:64]) for _ in range(2))
+    results.warnings += [sanity_checks.randomised(first, second), sanity_checks.probabilities(logits)]
+    results.stored_clean = Clean(logits=logits, confidences=confidences, predicted=predicted, parts=parts)
+
+
+def logits_of(context: Context, name: str, images: Images) -> tuple[list[Arrays], np.ndarray]:
+    """The batches of a set's unchanged images, and their logits (N, K) together."""
+    parts = context.batches.run(
+        f"clean {name}",
+        images.pixels,
+        lambda at: attack_batches.clean(context.subject, images.pixels[at]),
+        size=_BATCH,
+    )
+    return parts, np.concatenate([part["logits"] for part in parts])

@@ -1,0 +1,54 @@
+"""Stage "radius": confidence over the attack radius (Figure 5 of the RATIO paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ratioctl.evaluation import attack_batches, measurements, suites
+from ratioctl.evaluation.context import Context, Results, joined
+from ratioctl.evaluation.datasets import stratified_indices
+from ratioctl.evaluation.progress import Phase
+
+
+def plan(context: Context) -> Iterator[Phase]:
+    suite, (_, step) = context.suite, context.seconds
+    steps = len(suites.radii(context.package)) * suite.curve_steps
+    for key in ("inside", "outside"):
+        yield context.phase(_phase(key), "search", min(suite.curve, len(context.data.inside)), steps * step)
+
+
+def run(context: Context, results: Results) -> None:
+    """Some ID images, and as many OOD images of all sets together."""
+    suite, data = context.suite, context.data
+    results.figures["radius"] = {}
+    if not suite.curve:
+        return
+    radii = suites.radii(context.package)
+    some = stratified_indices(data.inside, suite.curve, context.seed)
+    share = math.ceil(suite.curve / len(data.outside))
+    outer = [
+        images.pixels[stratified_indices(images, share, context.seed)] for images in data.outside.values()
+    ]
+    for key, pixels, labels in (
+        ("inside", data.inside.pixels[some], data.labels[some]),
+        ("outside", np.concatenate(outer)[: suite.curve], None),
+    ):
+        parts = context.batches.run(
+            _phase(key),
+            pixels,
+            lambda at, pixels=pixels, labels=labels: attack_batches.curve(  # type: ignore[misc]
+                *(context.subject, pixels[at], None if labels is None else labels[at]),
+                *(radii, suite.curve_steps),
+            ),
+            labels=labels,
+            settings=[radii, suite.curve_steps],
+            size=max(1, context.batches.size // len(radii)),
+        )
+        results.figures["radius"][key] = measurements.radius_curve(joined(parts)["values"], radii)
+
+
+def _phase(key: str) -> str:
+    return f"confidence over the radius, {'ID' if key == 'inside' else 'OOD'}"

@@ -1,0 +1,222 @@
+"""Stage "robust": robust accuracy in every ball, and a longer attack on some survivors as a check.
+
+Each attack runs on the survivors of those before it, packed into full batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from ratioctl.attacks.autoattack import AttackBudget, Backend, backend_name, ensemble_name
+from ratioctl.evaluation import adversarial, attack_batches, measurements, sanity_checks, suites
+from ratioctl.evaluation.context import Context, Results, joined
+from ratioctl.evaluation.datasets import evenly_spaced, stratified_indices, take
+from ratioctl.evaluation.measurements import Confidences
+from ratioctl.evaluation.progress import Phase
+from ratioctl.recipe import Ball
+from ratioctl.utils.result_cache import Arrays
+
+_LOOK, _LOOK_STEPS = 32, 10  # images and steps of the short attack that estimates how many survive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Selection:
+    """The attacked ID images: indices in their set, pixels (N, H, W, C) and labels (N,)."""
+
+    index: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def of(cls, context: Context) -> _Selection:
+        index = stratified_indices(context.data.inside, context.suite.inside, context.seed)
+        return cls(index=index, x=take(context.data.inside.pixels, index), y=context.data.labels[index])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Attacked:
+    """State of the selected images in one ball.
+
+    Attributes:
+        by: (N,) -1 where the clean prediction is wrong, 0 while no attack succeeded, else its number from 1.
+        x: (N, C, H, W) float32 points found, the image itself for survivors; None unless they are saved.
+        parts: all batches so far.
+    """
+
+    by: np.ndarray
+    predicted: np.ndarray
+    distance: np.ndarray
+    confidences: Confidences
+    x: np.ndarray | None
+    parts: list[Arrays] = dataclasses.field(default_factory=list)
+
+    def update(self, alive: np.ndarray, number: int, found: Arrays) -> None:
+        """Record the images among `alive` on which attack `number` succeeded."""
+        broken = found["broken"]
+        at = alive[broken]
+        self.by[at] = number
+        self.predicted[at] = found["predicted"][broken]
+        self.distance[at] = found["distance"][broken]
+        self.confidences.confidence[at] = found["confidence"][broken]
+        self.confidences.log_odds[at] = found["log_odds"][broken]
+        if self.x is not None:
+            self.x[at] = found["x"]
+
+
+def plan(context: Context) -> Iterator[Phase]:
+    suite, data = context.suite, context.data
+    forward, step = context.seconds
+    targets = len(context.package.label_names) - 1
+    count = len(stratified_indices(data.inside, suite.inside, 0))
+    look = stratified_indices(data.inside, _LOOK, context.seed)
+    for ball in suites.robust_balls(context.package, suite):
+        surviving = attack_batches.surviving_fraction(
+            context.subject, data.inside.pixels[look], data.labels[look], ball, _LOOK_STEPS
+        )
+        budget = suite.budget_for(ball)
+        for k, attack in enumerate(suite.attacks_for(ball)):
+            images = count * (surviving if k else max(surviving, 0.7))
+            seconds = _seconds(attack, budget, targets, forward, step)
+            yield context.phase(f"robust accuracy, {ball}, {attack}", attack, images, seconds)
+        seconds = step * attack_batches.longer(budget.steps)
+        yield context.phase(f"self-check, {ball}", "search", min(suite.probe, surviving * count), seconds)
+
+
+def _seconds(attack: str, budget: AttackBudget, targets: int, forward: float, step: float) -> float:
+    """Estimated seconds per image of one attack."""
+    targets = min(budget.targets, targets)
+    known = {
+        "apgd-ce": step * budget.steps * budget.restarts,
+        "apgd-t": step * budget.steps * targets,
+        # FAB evaluates every point twice and projects by sorting; Square itself costs half a forward pass.
+        "fab-t": (step + 2 * forward) * budget.steps * targets,
+        "square": 1.5 * forward * budget.queries,
+    }
+    return known.get(attack, step * budget.steps)
+
+
+def run(context: Context, results: Results) -> None:
+    selection = _Selection.of(context)
+    for ball in suites.robust_balls(context.package, context.suite):
+        backend = context.suite.backend_for(ball, len(context.package.label_names))
+        attacked = _attack(context, results, selection, ball, backend)
+        _report(context, results, selection, ball, backend, attacked)
+        _self_check(context, results, selection, ball, backend, attacked.by == 0)
+
+
+def _attack(
+    context: Context, results: Results, selection: _Selection, ball: Ball, backend: Backend
+) -> _Attacked:
+    """Run the suite's attacks in turn."""
+    suite, index, y = context.suite, selection.index, selection.y
+    budget, keep = suite.budget_for(ball), context.saved is not None
+    predicted = results.clean.predicted[index].copy()
+    state = _Attacked(
+        by=np.where(predicted == y, 0, -1),
+        predicted=predicted,
+        distance=np.zeros(len(index)),
+        confidences=results.clean.confidences.at(index),
+        x=adversarial.floats(selection.x) if keep else None,
+    )
+    settings = [ball.model_dump(mode="json"), dataclasses.asdict(budget), backend_name(backend), keep]
+    for number, attack in enumerate(suite.attacks_for(ball), 1):
+        alive = np.flatnonzero(state.by == 0)
+
+        def compute(at: slice, attack: str = attack, alive: np.ndarray = alive) -> Arrays:
+            rows = alive[at]
+            return attack_batches.robust(
+                *(context.subject, selection.x[rows], y[rows], ball, attack, budget),
+                backend=backend,
+                keep=keep,
+            )
+
+        what = f"robust accuracy, {ball}, {attack}"
+        parts = context.batches.run(what, selection.x[alive], compute, labels=y[alive], settings=settings)
+        if not parts:
+            continue
+        state.parts.extend(parts)
+        found = joined(parts)
+        state.update(alive, number, found)
+        results.warnings.append(
+            sanity_checks.zero_gradients(
+                f"robust accuracy ({ball}), {attack}", int(found["stuck"].sum()), len(alive)
+            )
+        )
+        results.examples.add(
+            *(context.data.name, index[alive], f"{ball}: {attack}", y[alive], state.predicted[alive]),
+            *(state.confidences.at(alive), ~found["broken"], state.distance[alive]),
+        )
+    return state
+
+
+def _report(
+    context: Context,
+    results: Results,
+    selection: _Selection,
+    ball: Ball,
+    backend: Backend,
+    attacked: _Attacked,
+) -> None:
+    """Measurements, examples and saved images of the ensemble."""
+    suite, data, by = context.suite, context.data, attacked.by
+    attacks = suite.attacks_for(ball)
+    name = ensemble_name(attacks, suite.budget_for(ball), ball.p, len(context.package.label_names), backend)
+    results.measurements += measurements.robust(
+        context.source(data.name, data.inside, attacked.parts),
+        by,
+        ball,
+        attacks,
+        name,
+        batch_size=context.batches.size,
+        backend=backend_name(backend),
+    )
+    results.warnings.append(sanity_checks.square_wins(ball, by, attacks))
+    results.examples.add(
+        *(data.name, selection.index, f"{ball}: {name}", selection.y, attacked.predicted),
+        *(attacked.confidences, by == 0, attacked.distance),
+    )
+    if attacked.x is not None:
+        context.save_attacked(
+            f"{data.name} {ball}",
+            x=attacked.x,
+            index=selection.index,
+            label=selection.y,
+            predicted=attacked.predicted,
+            broken_by=by,
+            distance=attacked.distance,
+        )
+
+
+def _self_check(
+    context: Context,
+    results: Results,
+    selection: _Selection,
+    ball: Ball,
+    backend: Backend,
+    survived: np.ndarray,
+) -> None:
+    """A longer attack must not succeed on many survivors."""
+    what = f"self-check, {ball}"
+    alive = evenly_spaced(np.flatnonzero(survived), context.suite.probe)
+    if not len(alive):
+        context.batches.plan.skip(what)
+        return
+    x, y = selection.x[alive], selection.y[alive]
+    steps = attack_batches.longer(context.suite.budget_for(ball).steps)
+    probed = joined(
+        context.batches.run(
+            what,
+            x,
+            lambda at: attack_batches.probe_inside(context.subject, x[at], y[at], ball, steps),
+            labels=y,
+            settings=[ball.model_dump(mode="json"), steps],
+        )
+    )
+    results.warnings.append(sanity_checks.not_converged_inside(ball, probed["broken"], steps))
+    if backend == "reference":  # its gradient attacks do not report zero gradients
+        stuck = int(probed["stuck"].sum())
+        checked = f"self-check of the robust accuracy ({ball})"
+        results.warnings.append(sanity_checks.zero_gradients(checked, stuck, len(alive)))
