@@ -533,6 +533,8 @@ def test_table_fits_a_narrow_terminal() -> None:
 def test_table_has_a_second_radius_where_the_model_has_a_threshold(
     threshold: float | None, radius: float | None, cells: list[str]
 ) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=160, color_system=None)
