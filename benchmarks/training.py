@@ -24,11 +24,11 @@ The data are random pixels: the cost does not depend on them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,7 +43,7 @@ from ratioctl.models import fold_batchnorm, sync_folded
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.recipe import Recipe
 from ratioctl.training.loop import in_precision, update_average
-from ratioctl.training.objective import attacked, losses
+from ratioctl.training.objective import attacked
 from tools import harness
 
 PAIRS = {
@@ -51,6 +51,7 @@ PAIRS = {
     "ours over floor": ("ours", "floor"),
     "torchattacks over ours": ("torchattacks", "ours"),
 }
+FILL = torch.tensor([120, 120, 120], dtype=torch.uint8)
 SHORT = {"width": 16, "batch": 16, "images": 256, "in_steps": 3, "out_steps": 5}
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     compute = select_device(options.device, options.precision)
     train, out = images(options.images, True), images(options.images, False)
     model = harness.random_network(width=options.width).to(compute.device)
-    batch = loader.batch_at(0, recipe, train, out, _fill(), compute.device)
+    batch = loader.batch_at(0, recipe, train, out, FILL, compute.device)
     ours, matrix = Ours(recipe, model, train, out, compute), Products(compute)
     sides: dict[str, Callable[[], object]] = {"ours": ours, "plain": Plain(recipe, model, batch)}
     if find_spec("torchattacks"):
@@ -97,6 +98,7 @@ def main() -> None:
     sides |= {"floor": Floor(recipe, model, compute), "matrix": matrix}
     agreement = agree(recipe, model, batch, compute)
     ours()  # a wide network needs no more warm-up than this
+    ours.seconds.clear()
     times, worked = harness.interleaved(sides, options.rounds, warm_up=options.width < 64)
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in sides}
     per_second = operations(model, options) / harness.medians(times)["ours"]
@@ -111,7 +113,7 @@ def main() -> None:
         "gflops_of_ours": per_second / 1e9,
         "matrix_peak_gflops": matrix.best / 1e9,
         "share_of_matrix_peak": per_second / matrix.best,
-        "shares_of_update": shares([ours.apart() for _ in range(options.rounds)]),
+        "shares_of_update": {name: s / sum(ours.seconds.values()) for name, s in ours.seconds.items()},
         "rounds": options.rounds,
         "peak_memory_gib": harness.peak_memory_gib(),
         "setting": {name: getattr(options, name) for name in (*SHORT, "device", "precision")},
@@ -131,8 +133,9 @@ def images(count: int, labelled: bool) -> Images:
     )
 
 
-def _fill() -> torch.Tensor:
-    return torch.tensor([120, 120, 120], dtype=torch.uint8)
+def sgd(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    decay = recipe.optim.weight_decay
+    return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
 def _attacks(recipe: Recipe) -> tuple[Any, Any]:
@@ -151,70 +154,44 @@ class Ours:
 
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.source).to(memory_format=torch.channels_last)
-        optim = self.recipe.optim
-        self.sgd = torch.optim.SGD(
-            self.model.parameters(), lr=1e-6, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay
-        )
+        self.sgd = sgd(self.model, self.recipe)
         self.average = {
             k: v.clone() for k, v in self.model.network.state_dict().items() if v.is_floating_point()
         }
         self.twin = fold_batchnorm(self.model)
-        self.update = 0
+        self.update, self.seconds = 0, {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the processor seconds of a part of the update to `seconds`."""
+        began = time.process_time()
+        yield
+        if self.compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - began
 
     def __call__(self) -> None:
-        batch = loader.batch_at(self.update, self.recipe, self.train, self.out, _fill(), self.compute.device)
-        generator = torch.Generator(self.compute.device).manual_seed(self.update)
-        sync_folded(self.twin, self.model)
-        self.model.train()
-        named = losses(
-            in_precision(self.model, self.compute),
-            in_precision(self.twin, self.compute),
-            batch,
-            self.recipe.objective,
-            generator=generator,
-        )
-        self.sgd.zero_grad(set_to_none=True)
-        named["total"].backward()
-        self.sgd.step()
-        update_average(self.average, self.model.network, 0.999)
-        self.update += 1
-
-    def apart(self) -> dict[str, float]:
-        """Processor seconds of the parts of an update, in order."""
-        seconds: dict[str, float] = {}
-        objective = self.recipe.objective
-
-        def timed(name: str, work: Callable[[], Any]) -> Any:
-            began = time.process_time()
-            result = work()
-            if self.compute.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name] = time.process_time() - began
-            return result
-
-        def pass_both() -> None:
-            logits = in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
-            loss = functional.cross_entropy(logits[: len(z_in)], batch.y_in)
-            self.sgd.zero_grad(set_to_none=True)
-            (loss + to_uniform(logits[len(z_in) :]).mean()).backward()
-
-        batch = timed(
-            "batch and augmentation",
-            lambda: loader.batch_at(
-                self.update, self.recipe, self.train, self.out, _fill(), self.compute.device
-            ),
-        )
-        timed("folding", lambda: sync_folded(self.twin, self.model))
-        twin = in_precision(self.twin, self.compute)
-        z_in = timed("in-attack", lambda: attacked(twin, batch.x_in, batch.y_in, objective.inside))
+        device, objective = self.compute.device, self.recipe.objective
         assert objective.outside is not None
-        outside = objective.outside
-        z_out = timed("out-attack", lambda: attacked(twin, batch.x_out, None, outside))
-        timed("mixed pass of the update", pass_both)
-        timed("optimiser", self.sgd.step)
-        timed("averaged weights", lambda: update_average(self.average, self.model.network, 0.999))
+        with self.part("batch and augmentation"):
+            batch = loader.batch_at(self.update, self.recipe, self.train, self.out, FILL, device)
+        with self.part("folding"):
+            sync_folded(self.twin, self.model)
+        twin = in_precision(self.twin, self.compute)
+        with self.part("in-attack"):
+            z_in = attacked(twin, batch.x_in, batch.y_in, objective.inside)
+        with self.part("out-attack"):
+            z_out = attacked(twin, batch.x_out, None, objective.outside)
+        with self.part("mixed pass of the update"):
+            logits = in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
+            loss = mixed_loss(logits, batch.y_in)
+            self.sgd.zero_grad(set_to_none=True)
+            loss.backward()
+        with self.part("optimizer"):
+            self.sgd.step()
+        with self.part("averaged weights"):
+            update_average(self.average, self.model.network, 0.999)
         self.update += 1
-        return seconds
 
 
 class Plain:
@@ -222,13 +199,7 @@ class Plain:
 
     def __init__(self, recipe: Recipe, source: torch.nn.Module, batch: Any, packaged: bool = False) -> None:
         self.model, self.average = copy.deepcopy(source), copy.deepcopy(source)
-        self.sgd = torch.optim.SGD(
-            self.model.parameters(),
-            lr=1e-6,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=recipe.optim.weight_decay,
-        )
+        self.sgd = sgd(self.model, recipe)
         self.x_in, self.y = batch.x_in.contiguous(), batch.y_in
         self.x_out = batch.x_out.contiguous()
         self.inside, self.outside = _attacks(recipe)
@@ -250,11 +221,8 @@ class Plain:
     def __call__(self) -> None:
         z_in, z_out = self.attack()
         self.model.train()
-        logits = self.model(torch.cat([z_in, z_out]))
-        inside, outside = logits[: len(z_in)], logits[len(z_in) :]
-        loss = functional.cross_entropy(inside, self.y) + to_uniform(outside).mean()
         self.sgd.zero_grad()
-        loss.backward()
+        mixed_loss(self.model(torch.cat([z_in, z_out])), self.y).backward()
         self.sgd.step()
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -269,6 +237,11 @@ def plain_margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def to_uniform(logits: torch.Tensor) -> torch.Tensor:
     return -functional.log_softmax(logits, dim=1).mean(1)
+
+
+def mixed_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Equation 6 with lambda 1; the rows after those of `y` are OOD images."""
+    return functional.cross_entropy(logits[: len(y)], y) + to_uniform(logits[len(y) :]).mean()
 
 
 def length_of(d: torch.Tensor) -> torch.Tensor:
@@ -376,12 +349,6 @@ class Products:
             torch.mm(self.a, self.a, out=self.out)
             self.out[0, 0].item()
             self.best = max(self.best, 2 * self.size**3 / (time.perf_counter() - began))
-
-
-def shares(apart: list[dict[str, float]]) -> dict[str, float]:
-    """Share of each part in an update's processor seconds: the median of several updates."""
-    each = [{name: seconds / sum(parts.values()) for name, seconds in parts.items()} for parts in apart]
-    return {name: statistics.median(parts[name] for parts in each) for name in each[0]}
 
 
 if __name__ == "__main__":

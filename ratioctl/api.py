@@ -253,6 +253,7 @@ def counterfactual(
     seed: int = 0,
     until: float | None = None,
     region: Any = None,
+    bit_depth: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     out: Path | None = None,
@@ -267,6 +268,7 @@ def counterfactual(
         norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: also write there what `ratioctl counterfactual` writes.
     Returns:
         One explanation for each model, norm and image, in that order.
@@ -286,6 +288,7 @@ def counterfactual(
         seed=seed,
         until=until,
         region=region,
+        bit_depth=bit_depth,
         out=out,
     )
     answers = counterfactuals.explain(prepared, device=device, precision=precision)
@@ -307,6 +310,7 @@ def ood_score(
     threshold: str | float = "tpr95",
     probabilities: bool = False,
     limit: int | None = None,
+    bit_depth: int | None = None,
     worst_case: float | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -323,6 +327,7 @@ def ood_score(
         threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
@@ -334,7 +339,9 @@ def ood_score(
     opened = open_model(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
     )
-    return run(paths, opened, threshold=threshold, probabilities=probabilities, limit=limit)
+    return run(
+        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+    )
 
 
 @verb
@@ -345,7 +352,7 @@ def export(
     input_type: Literal["float", "uint8"] = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
-    layout: Literal["file", "triton", "kserve"] = "file",
+    layout: str = "file",
     opset: int | None = None,
     data: str | None = None,
     download: bool = False,
@@ -367,7 +374,7 @@ def export(
 
 
 @verb
-def load_model(model: Path = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
+def load_model(model: Path | ModelPackage = DEFAULT_MODEL, *, device: str = "cpu") -> torch.nn.Module:
     """The model's network in eval mode: pixels (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
 
     Its package's config is `.config`. Raises PackageError as `ratioctl.package.read`.

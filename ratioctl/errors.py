@@ -1,12 +1,11 @@
-"""One exception family. Each class carries the exit code the command line ends with.
+"""Exceptions. Each class carries the exit code with which the command line ends.
 
 Every error names the thing, the reason and the next step; `cli` prints them in one place.
-This module imports nothing, so every room may import it.
 """
 
 
 class RatioctlError(Exception):
-    """A fault that is reported as one message.
+    """Base class: an error that is reported as one message.
 
     Args:
         thing: what the message is about (a path, an option, a key), shown as given.
@@ -70,7 +69,7 @@ class DiskError(RatioctlError):
 
 
 class TrainingError(RatioctlError):
-    """Training cannot go on: the loss is not finite, say. The last good checkpoint is kept."""
+    """Training cannot continue, for example because the loss is not finite. The last checkpoint is kept."""
 
 
 class Interrupted(RatioctlError):  # noqa: N818 - it is a request, not an error

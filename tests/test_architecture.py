@@ -21,13 +21,13 @@ ROOT = Path(ratioctl.__file__).parent
 ORDER = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package"),
     *("data", "models", "attacks", "training", "calibration", "onnx", "scoring", "counterfactuals"),
-    *("evaluation", "report", "api", "__init__", "cli", "__main__"),
+    *("evaluation", "report", "api", "classifier", "__init__", "cli", "__main__"),
 )
 # Features that know nothing of each other.
 INDEPENDENT = ("training", "calibration", "onnx", "counterfactuals", "report")
 TORCH_FREE = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
-    *("report", "api", "cli", "onnx.runtime", "counterfactuals.epsilons"),
+    *("report", "api", "classifier", "cli", "onnx.runtime", "counterfactuals.epsilons"),
 )
 CLI_MODULE_LEVEL = {"errors", "utils", "cli"}
 

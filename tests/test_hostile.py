@@ -531,7 +531,7 @@ def test_a_recipe_in_a_package_that_is_none(
 
 def test_a_models_name_does_not_choose_where_reports_go() -> None:
     from ratioctl.cli.evaluate import default_folder
-    from ratioctl.onnx.export import safe_name
+    from ratioctl.onnx.layouts import safe_name
 
     for name in ("../../home", "/etc/cron.d/x", "..", ".", "a\0b", "\x1b[2J", "a/b", "  "):
         folder = default_folder([name], "quick")

@@ -12,25 +12,20 @@ time, and `--disk` runs meet a full or failing disk at a write point. After each
 - the same command, with `--resume` for `train`, ends with the same files, byte for byte except durations, and
   nothing left over.
 
-The processes are forked from one that has imported everything, which makes a hundred runs take minutes.
-Faults are injected by replacing functions of `os` and `io` in the forked process. To continue a run that
-`--seconds` cut short, use another `--seed` with the same `--json`: the same seed would repeat its faults.
+The processes are those of `tools.fault_injection`. To continue a run that `--seconds` cut short, use another
+`--seed` with the same `--json`: the same seed would repeat its faults.
 """
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import dataclasses
-import errno
-import importlib
 import io
 import itertools
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -38,177 +33,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools import harness
-
-# --- in the failing process --------------------------------------------------------------------------------
-
-PATH_CALLS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "truncate")
-FILE_CALLS = ("fsync", "ftruncate")
-IMPORTED = (
-    *(f"ratioctl.{name}" for name in ("calibration.calibrate", "cli", "counterfactuals", "evaluation")),
-    *("ratioctl.onnx.export", "ratioctl.report.evaluation", "ratioctl.report.counterfactual_files"),
-    *("ratioctl.training.loop", "torchvision", "torch._dynamo"),
-    *("torch.onnx._internal.exporter._core", "sklearn.datasets", "pyarrow.parquet", "jinja2"),
-    *("rich.progress", "rich.table"),
-)
-
-
-def interpose(root: str, fault: Mapping[str, Any], trace: int) -> None:
-    """Replace the functions that change the disk by versions that count write points below `root` and fail.
-
-    Args:
-        fault: {"at": number of the write point, from 1; 0 for none; "kind": "kill", "torn" (kill after half
-            of the bytes), "signal" ("signum" to itself), "gone" (the folder "what" is removed), "slow" (every
-            point sleeps "seconds"), "quota" (set by `_be`), or the name of an errno: this point and all later
-            ones that need space fail; "once": only this one fails}.
-        trace: descriptor that receives a line "number call path" for each point.
-    """
-    root = os.path.realpath(root)
-    kind, at = str(fault.get("kind", "none")), int(fault.get("at", 0))
-    number = 0
-    real = {name: getattr(os, name) for name in (*PATH_CALLS, *FILE_CALLS, "open", "write")}
-
-    def below(path: Any) -> str | None:
-        if isinstance(path, int):
-            path = os.readlink(f"/proc/self/fd/{path}")
-        full = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
-        full = os.path.join(full, os.path.basename(os.fsdecode(path)))
-        inside = full == root or full.startswith(root + "/")
-        return os.path.relpath(full, root) if inside else None
-
-    def point(call: str, where: str, half: Callable[[], object] = lambda: None) -> None:
-        nonlocal number
-        number += 1
-        real["write"](trace, f"{number} {call} {where}\n".encode())
-        if kind == "slow":
-            time.sleep(float(fault["seconds"]))
-        elif kind in ("kill", "torn") and number == at:
-            if kind == "torn":
-                half()
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif kind == "signal" and number == at:
-            os.kill(os.getpid(), int(fault["signum"]))
-        elif kind == "gone" and number == at:
-            subprocess.run(["rm", "-rf", str(fault["what"])], check=True)
-        elif kind.startswith("E"):
-            # A full disk still removes, renames and syncs; a failing one does nothing.
-            needs = call in ("open", "write", "mkdir", "link") or kind in ("EIO", "EROFS")
-            if needs and (number == at or (number > at > 0 and not fault.get("once"))):
-                half()
-                code = getattr(errno, kind)
-                raise OSError(code, os.strerror(code), os.path.join(root, where))
-
-    def by_path(name: str) -> Callable[..., Any]:
-        def call(path: Any, *args: Any, **options: Any) -> Any:
-            where = None if options.get("dir_fd") is not None else below(path)
-            if where is not None:
-                point(name, where)
-            return real[name](path, *args, **options)
-
-        return call
-
-    def by_file(name: str) -> Callable[..., Any]:
-        def call(descriptor: int, *args: Any) -> Any:
-            where = below(descriptor)
-            if where is not None:
-                point(name, where)
-            return real[name](descriptor, *args)
-
-        return call
-
-    class Writing:
-        def __init__(self, stream: Any, where: str) -> None:
-            self._stream, self._where = stream, where
-
-        def write(self, data: Any) -> Any:
-            def half() -> None:
-                self._stream.write(data[: len(data) // 2])
-                self._stream.flush()
-
-            point("write", self._where, half)
-            return self._stream.write(data)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._stream, name)
-
-        def __enter__(self) -> Any:
-            self._stream.__enter__()
-            return self
-
-        def __exit__(self, *exc: object) -> Any:
-            return self._stream.__exit__(*exc)
-
-    real_open = io.open
-
-    def opening(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-        where = below(file) if set(mode) & set("wax+") and not isinstance(file, int) else None
-        if where is None:
-            return real_open(file, mode, *args, **options)
-        point("open", where)
-        return Writing(real_open(file, mode, *args, **options), where)
-
-    for name in PATH_CALLS:
-        setattr(os, name, by_path(name))
-    for name in FILE_CALLS:
-        setattr(os, name, by_file(name))
-    io.open = builtins.open = opening  # type: ignore[assignment]
-
-
-def serve() -> None:
-    """Import everything once, then fork a process for each line on stdin and report how it ended."""
-    for name in IMPORTED:
-        importlib.import_module(name)
-    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    threads = [name for name in names if not name.startswith("jemalloc")]  # which handles forks itself
-    assert len(threads) == 1, f"a fork would lose threads: {threads}"
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        order = json.loads(line)
-        began = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _be(order)
-        print(json.dumps({"pid": child}), file=answers, flush=True)
-        _, status = os.waitpid(child, 0)
-        ended = {"returncode": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - began}
-        print(json.dumps(ended), file=answers, flush=True)
-
-
-def _be(order: Mapping[str, Any]) -> None:
-    """Run `python -m ratioctl ARGS` in the order's folder; never returns."""
-    code = 70
-    try:
-        os.setsid()
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for descriptor in (1, 2):
-            os.dup2(log, descriptor)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
-        os.chdir(order["root"])
-        sys.argv = ["ratioctl", *order["args"]]
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-        if order["fault"].get("kind") == "quota":  # the system truncates the write that crosses it
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["fault"]["bytes"],) * 2)
-        interpose(order["root"], order["fault"], trace)
-        from ratioctl.cli import main
-
-        code = main()
-        sys.stdout.flush()
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    os._exit(code)
-
-
-# --- in the checking process -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +58,7 @@ class Forks:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "300"}
         environment.pop("RATIOCTL_DEBUG", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tools.faults", "--serve"],
+            [sys.executable, "-m", "tools.fault_injection"],
             cwd=harness.ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -341,62 +170,38 @@ def cases(forks: Forks, folder: Path) -> dict[str, Case]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    made = {name: folder / name for name in ("empty", "model", "questions", "answered")}
-    for name in ("empty", "model", "questions"):
-        made[name].mkdir(parents=True)
-    train = ("train", "digits-ratio", *TINY, "--out", "run", "-q", "--device", "cpu")
-    done = forks.run(train, made["model"])
+    empty, model, photos, answered = (folder / name for name in ("empty", "model", "photos", "answered"))
+    for path in (empty, model, photos):
+        path.mkdir(parents=True)
+    quiet = ("-q", "--device", "cpu")
+    train = ("train", "digits-ratio", *TINY, "--out", "run", *quiet)
+    done = forks.run(train, model)
     assert done.returncode == 0, done.said
-    os.rename(made["model"] / "run" / "package", made["model"] / "net")
-    shutil.rmtree(made["model"] / "run")
-    digits = load_digits()
-    for k, image in enumerate(digits.images[:2]):
-        Image.fromarray((image * 15.9375).astype("uint8")).save(made["questions"] / f"digit {k}.png")
-    shutil.copytree(made["model"] / "net", made["questions"] / "net")
+    os.rename(model / "run" / "package", model / "net")
+    shutil.rmtree(model / "run")
+    for k, image in enumerate(load_digits().images[:2]):
+        Image.fromarray((image * 15.9375).astype("uint8")).save(photos / f"digit {k}.png")
+    shutil.copytree(model / "net", photos / "net")
     evaluate = ("evaluate", "net", "--data", "digits:test", "--limit", "6", "--ood", "noise=noise:uniform")
-    evaluate += ("--write", "--out", "report", "-q", "--device", "cpu", "--precision", "fp32")
-    calibrate = ("calibrate", "net", "--data", "digits:test", "--objective", "nll", "-q", "--device", "cpu")
-    ask = (
-        "counterfactual",
-        "digit 0.png",
-        "digit 1.png",
-        "--target",
-        "3,8",
-        "--model",
-        "net",
-        "--eps",
-        "0.5,1",
-    )
-    ask += ("--steps", "5", "--out", "answers", "-q", "--device", "cpu")
-    shutil.copytree(made["questions"], made["answered"])
+    evaluate += ("--write", "--out", "report", "--precision", "fp32", *quiet)
+    calibrate = ("calibrate", "net", "--data", "digits:test", "--objective", "nll", *quiet)
+    search = ("--model", "net", "--steps", "5", "--out", "answers", *quiet)
+    ask = ("counterfactual", "digit 0.png", "digit 1.png", "--target", "3,8", "--eps", "0.5,1", *search)
     first = [{"3,8": "8,1", "0.5,1": "0.5,2"}.get(part, part) for part in ask]
-    done = forks.run([*first, "--format", "gif"], made["answered"])
+    shutil.copytree(photos, answered)
+    done = forks.run([*first, "--format", "gif"], answered)
     assert done.returncode == 0, done.said
-    export = ("export", "net", "-q")
-    return {
-        case.name: case
-        for case in (
-            Case(
-                name="train",
-                start=made["empty"],
-                args=train,
-                again=(*train, "--resume"),
-                changing=("run/package",),
-            ),
-            Case(name="evaluate", start=made["model"], args=evaluate, again=evaluate, packages=("net",)),
-            Case(name="calibrate", start=made["model"], args=calibrate, again=calibrate, packages=("net",)),
-            Case(name="export", start=made["model"], args=export, again=export, packages=("net",)),
-            Case(name="counterfactual", start=made["questions"], args=ask, again=ask, packages=("net",)),
-            Case(
-                name="counterfactual over earlier ones",
-                start=made["answered"],
-                args=ask,
-                again=ask,
-                packages=("net",),
-                answers=("answers",),
-            ),
-        )
-    }
+    again = "counterfactual over earlier ones"
+    net: dict[str, Any] = {"packages": ("net",)}
+    every = (
+        Case(name="train", start=empty, args=train, again=(*train, "--resume"), changing=("run/package",)),
+        Case(name="evaluate", start=model, args=evaluate, again=evaluate, **net),
+        Case(name="calibrate", start=model, args=calibrate, again=calibrate, **net),
+        Case(name="export", start=model, args=("export", "net", "-q"), again=("export", "net", "-q"), **net),
+        Case(name="counterfactual", start=photos, args=ask, again=ask, **net),
+        Case(name=again, start=answered, args=ask, again=ask, answers=("answers",), **net),
+    )
+    return {case.name: case for case in every}
 
 
 def half_written(root: Path, case: Case) -> list[str]:
@@ -646,7 +451,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        serve()
-    else:
-        main()
+    main()

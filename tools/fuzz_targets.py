@@ -6,6 +6,7 @@ input must survive being written and read again, or agree with another reader of
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
@@ -34,6 +35,7 @@ Target = Callable[[bytes], None]
 _SHM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _scratch = tempfile.TemporaryDirectory(prefix="fuzz-", dir=_SHM)
 SCRATCH = Path(_scratch.name)
+atexit.register(_scratch.cleanup)
 CONFIG = {
     "architecture": "resnet18",
     "architecture_options": {"width": 4},
@@ -229,7 +231,7 @@ def rows(data: bytes) -> None:
     stream = io.StringIO(out["csv"].decode("utf-8"), newline="")
     header, *lines = csv.reader(stream)
     assert header == columns
-    assert lines == [_rows._texts(values) for values in expected]
+    assert lines == [[_rows._text(value) for value in values] for values in expected]
     parsed = [json.loads(line) for line in out["jsonl"].decode("utf-8").split("\n")[:-1]]
     assert [[row[name] for name in columns] for row in parsed] == expected
     import pyarrow.parquet
@@ -243,12 +245,11 @@ def rows(data: bytes) -> None:
     assert all(safe_text(line) == line for line in shown)
 
 
-def _written(kind: str, columns: list[str], labels: list[str], written: list[ScoreRow]) -> bytes:
-    stream = io.BytesIO()
-    write, close = _rows.writer(kind, stream, columns, labels)
-    write(written)
-    close()
-    return stream.getvalue()
+def _written(kind: _rows.Format, columns: list[str], labels: list[str], written: list[ScoreRow]) -> bytes:
+    path = SCRATCH / f"rows.{kind}"
+    with _rows.opened(path, kind, columns, labels) as write:
+        write(written)
+    return path.read_bytes()
 
 
 def signature(data: bytes) -> None:

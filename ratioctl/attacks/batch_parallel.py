@@ -57,7 +57,7 @@ def in_parts(logits_of: LogitsOf, count: int) -> LogitsOf:
         if x.shape[0] < 2:
             return logits_of(x)
         graph = torch.is_grad_enabled() and x.requires_grad
-        return _Parts.apply(x, logits_of, count, graph)  # type: ignore[no-any-return]
+        return _Parts.apply(x, logits_of, count, graph)
 
     return split
 

@@ -100,14 +100,14 @@ def standard_attack(
     logging.getLogger("auto-attack").addHandler(_SILENT)  # evaluation.sanity_checks reports the same
     with _own_randomness(x.device), _own_trace():
         attack = AutoAttack(
-            _input_only(logits_of),  # type: ignore[arg-type]
+            _input_only(logits_of),
             device=x.device,
             eps=ball.eps,
-            norm=PACKAGE_NORMS[ball.p],  # type: ignore[arg-type]
+            norm=PACKAGE_NORMS[ball.p],
             seed=seed,
             version="standard",
         )
-        attack.attacks_to_run = [name]  # type: ignore[list-item]
+        attack.attacks_to_run = [name]
         for targeted in (attack.apgd_targeted, attack.fab):  # the package names 9 whatever the classes
             targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
         found, _ = attack.run_standard_evaluation(x.detach().float().contiguous(), y, batch_size=len(x))

@@ -1,8 +1,8 @@
-"""The command line: one file per command, loaded when it is called for.
+"""The command line: one file per command, imported on demand.
 
-`main` is the entry point. Commands are registered by name only; the file `cli/<command>.py` is imported
-when the command runs (all of them for `ratioctl --help`, which shows their first lines), so start-up
-costs the standard library and Typer.
+`main` is the entry point. Commands are registered by name; `cli/<command>.py` is imported when the command
+runs (all of them for `ratioctl --help`, which shows their first lines), so start-up imports the standard
+library and Typer only.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def _ratioctl(
         typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """Image classifiers that can be trusted and questioned.
+    """Image classifiers that report when they do not know.
 
-    Train RATIO models, calibrate and evaluate them, ask for visual counterfactuals, and flag what lies
-    out of their distribution.
+    Train RATIO models, calibrate and evaluate them, generate visual counterfactuals, and flag
+    out-of-distribution images.
     """
 
 
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
-        argv: the arguments without the program's name; None takes them from the process, which is then
-            ours to set up (signals, warnings, encodings).
+        argv: the arguments without the program's name; None takes them from the process and also sets up
+            its signals, warnings and encodings.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     options = args[: args.index("--")] if "--" in args else args

@@ -1,11 +1,11 @@
-"""What all commands share: the common options, output, and the one place where errors become messages.
+"""Shared by all commands: common options, output, and the one place where errors become messages.
 
 A command file `cli/<command>.py` holds one function decorated with `@command`:
 
     @command
     def inspect(context: Context, model: Annotated[str, typer.Argument(help="...")] = DEFAULT_MODEL) -> None:
         '''One line of help.'''
-        from ratioctl import package  # rooms and heavy imports only inside the body
+        from ratioctl import package  # heavy imports only inside the body
         ...
 
 Its first parameter is the `Context`; the common options are added to the others by the decorator. It
@@ -18,6 +18,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import json as jsonlib
 import os
@@ -48,6 +49,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        min=9,
+        max=16,
+        metavar="N",
+        help="Bits in use of images with 16 bits per pixel, for example 12 of a scanner. Default: 16.",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
@@ -67,17 +78,23 @@ COMMON: dict[str, tuple[Any, Any]] = {
 }
 
 
-COMPUTE = ("device", "precision", "seed")  # what commands that compute nothing have no use for
+COMPUTE = ("device", "precision", "seed")  # unused by commands that compute nothing
+
+
+def registered(module: str, function: str) -> str:
+    """Names of a registry as the metavar of an option: "a|b|c". The module must be light to import."""
+    names: list[str] = getattr(importlib.import_module(module), function)()
+    return "|".join(names)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. What stops cleanly on Ctrl-C stops cleanly on this; `signum` tells them apart."""
+    """SIGTERM arrived. Handled like Ctrl-C; `signum` tells them apart."""
 
     signum = 15
 
 
-class _Carried(Exception):  # noqa: N818 - a vessel
-    """Takes its cause past Typer's main function, which has its own ideas of some exceptions, to `guard`."""
+class _Carried(Exception):  # noqa: N818 - not an error of its own
+    """Carries its cause past Typer's main function, which handles some exceptions itself, to `guard`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,9 +129,9 @@ class Context:
 
     @cached_property
     def out(self) -> Console:
-        """A rich console on stdout, for the results people read; silent with --json.
+        """A rich console on stdout, for results; silent with --json.
 
-        Lines are not wrapped where nobody looks at a terminal, so that they can be searched and cut.
+        Lines are not wrapped unless stdout is a terminal, so that tools can search and cut them.
         """
         from rich.console import Console
 
@@ -245,8 +262,8 @@ def guard(run: Callable[[], object], *, args: Sequence[str] = (), json: bool = F
 
     With `json` an error is also the JSON document on stdout, unless one was printed already:
     `{"error": {"type", "thing", "reason", "next_step", "message", "exit_code"}}`.
-    A reader that closes the pipe early (`| head`) got what it wanted: exit code 0. `args` is the command line
-    as it was typed, for the message of an interrupted run.
+    A reader that closes the pipe early (`| head`) is no error: exit code 0. `args` is the command line as it
+    was typed, for the message of an interrupted run.
     """
     global _args, _emitted
     _args, _emitted = tuple(args), False
@@ -297,7 +314,7 @@ def _report(error: BaseException, *, json: bool) -> int:
 
 
 def _as_known(error: BaseException) -> RatioctlError:
-    """Any exception as one of the family, so that it has a message and an exit code."""
+    """Any exception as a RatioctlError, with a message and an exit code."""
     if isinstance(error, RatioctlError):
         return error
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
@@ -330,7 +347,7 @@ def _as_known(error: BaseException) -> RatioctlError:
 
 
 def _parser_error(error: Any) -> UsageError:
-    """What the command line's parser found wrong: the option as it was given, the reason, where to look."""
+    """An error of the command line's parser as a UsageError."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     program = "ratioctl" if context is None else context.command_path
     step = "" if context is None else f"See `{program} --help`."
@@ -368,7 +385,7 @@ def _coloured(text: str, code: str, stream: Any) -> str:
 
 
 def _abandon_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush cannot fail."""
+    """Point stdout at the null device, so that the interpreter's last flush cannot fail."""
     with contextlib.suppress(OSError, ValueError):
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
@@ -376,14 +393,14 @@ def _abandon_stdout() -> None:
 
 
 def own_the_process() -> None:
-    """Set up what belongs to the whole process; only when ratioctl is the program that was started."""
+    """Set up signals, warnings and encodings; only when ratioctl is the program that was started."""
     import warnings
 
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name the locale cannot spell must not end a run
+        if hasattr(stream, "reconfigure"):  # a name outside the locale's encoding must not end a run
             stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions and os.environ.get("RATIOCTL_DEBUG", "0") in ("", "0"):
-        warnings.simplefilter("ignore")  # libraries' notes to developers
+        warnings.simplefilter("ignore")  # of libraries, for developers
 
     def terminate(signum: int, frame: object) -> None:
         raise Terminated
@@ -398,7 +415,7 @@ def _set_up_logging(context: Context) -> None:
     logger = logging.getLogger("ratioctl")
     logger.setLevel("DEBUG" if context.verbose else "ERROR" if context.quiet else "WARNING")
     for handler in [handler for handler in logger.handlers if handler.name == "ratioctl"]:
-        logger.removeHandler(handler)  # of an earlier `main` in this process, with the stderr of then
+        logger.removeHandler(handler)  # of an earlier `main` in this process, which holds the old stderr
     ours = logging.StreamHandler()
     ours.name = "ratioctl"
     ours.setFormatter(logging.Formatter("%(message)s"))

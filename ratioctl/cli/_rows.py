@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from ratioctl.errors import UsageError
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import clipped, safe_text
 
 if TYPE_CHECKING:
     from ratioctl.types import ScoreRow
@@ -21,7 +21,6 @@ FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
 PATH_WIDTH = 40
-LABEL_WIDTH = 40  # of a table; longer labels are cut there
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
 
 Format = Literal["table", "csv", "jsonl", "parquet"]
@@ -117,9 +116,9 @@ def _csv_with(names: Sequence[str], shown: Callable[[str], str], *, csv_safe: bo
 
 def _table(names: Sequence[str], labels: Sequence[str]) -> tuple[str, Encode]:
     """Columns of fixed width, because rows are written as they come; a longer path pushes its row."""
-    heads = [_clipped(name) for name in names]
+    heads = [clipped(name) for name in names]
     widths = [PATH_WIDTH, *(len(head) for head in heads[1:])]
-    widths[1] = max(len("label"), *(len(_clipped(label)) for label in labels))
+    widths[1] = max(len("label"), *(len(clipped(label)) for label in labels))
     for k, name in enumerate(names):
         if name not in ("path", "label", "is_ood", "error", "worst_case_is_ood"):
             widths[k] = max(widths[k], len("0.123456789"))
@@ -132,15 +131,10 @@ def _table(names: Sequence[str], labels: Sequence[str]) -> tuple[str, Encode]:
         lines = []
         for row in rows:
             path, label, *rest = (_text(value) for value in values(row, names))
-            lines.append(line([safe_text(path), _clipped(label), *map(safe_text, rest)]))
+            lines.append(line([safe_text(path), clipped(label), *map(safe_text, rest)]))
         return "".join(lines)
 
     return line(heads), encode
-
-
-def _clipped(label: str) -> str:
-    text = safe_text(label)
-    return text if len(text) <= LABEL_WIDTH else text[: LABEL_WIDTH - 3] + "..."
 
 
 def _text(value: Value) -> str:

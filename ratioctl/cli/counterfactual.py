@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import BitDepth, Context, command, emit_json
 from ratioctl.cli._progress import Progress
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
@@ -70,6 +70,7 @@ def counterfactual(
             help="Change nothing outside this box (pixels of the model's input) or a mask's white.",
         ),
     ] = None,
+    bit_depth: BitDepth = None,
     picture_format: Annotated[
         Literal["png", "gif", "webp"],
         typer.Option("--format", metavar="png|gif|webp", help="gif and webp add an animation."),
@@ -96,6 +97,7 @@ def counterfactual(
         seed=context.seed,
         until=until,
         region=region,
+        bit_depth=bit_depth,
         out=out,
     )
     for doubt in prepared.warnings:
@@ -158,7 +160,7 @@ def counterfactual(
         )
     if context.json:
         emit_json({**prepared.header, **report.document_body(done, errors)})
-    elif not context.quiet:
+    else:
         for shown, (explanation, target_of) in enumerate((e, t) for e in done for t in e.targets):
             if not context.out.is_terminal or (shown >= _SHOWN and not context.verbose):
                 break

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import COMPUTE, MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import (
+    COMPUTE,
+    MODEL_HELP,
+    SOURCE_HELP,
+    Context,
+    Download,
+    command,
+    emit_json,
+    registered,
+)
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
-    from ratioctl.onnx.export import Cost
+    from ratioctl.onnx.quantize import Cost
 
 
 @command(unused=COMPUTE)
@@ -33,8 +42,12 @@ def export(
     ] = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantise, and print what it costs.")] = False,
     layout: Annotated[
-        Literal["file", "triton", "kserve"],
-        typer.Option("--layout", metavar="file|triton|kserve", help="One file, or a server's folder."),
+        str,
+        typer.Option(
+            "--layout",
+            metavar=registered("ratioctl.onnx.layouts", "layout_names"),
+            help="One file, or the model folder of a server.",
+        ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
     data: Annotated[
@@ -49,7 +62,9 @@ def export(
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
     from ratioctl.onnx.export import export as run
+    from ratioctl.onnx.layouts import find_layout
 
+    find_layout(layout)
     done = run(
         model,
         output=output,

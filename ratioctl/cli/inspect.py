@@ -8,7 +8,7 @@ import typer
 
 from ratioctl.cli._common import COMPUTE, Context, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import clipped, safe_text
 
 
 @command(unused=COMPUTE)
@@ -110,5 +110,5 @@ def _cell(value: object) -> str:
 
 
 def _some(labels: tuple[str, ...], most: int = 20) -> str:
-    shown = ", ".join(labels[:most])
+    shown = ", ".join(clipped(label) for label in labels[:most])
     return f"{len(labels)}: {shown}" + (", ..." if len(labels) > most else "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.cli._common import BitDepth, Context, command, emit_json
 from ratioctl.cli._progress import Progress, duration, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
@@ -23,66 +23,75 @@ if TYPE_CHECKING:
     from ratioctl.types import ScoreRow
 
 
+Paths = Annotated[
+    list[str],
+    typer.Argument(metavar="PATH", help="Images, folders, archives, or - for a list of paths on stdin."),
+]
+ScoringModel = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="MODEL|FILE.onnx", help="A package, a bundled model or an exported file."
+    ),
+]
+Threshold = Annotated[
+    str,
+    typer.Option("--threshold", metavar="tpr95|tpr99|FLOAT", help="Confidence below which an image is OOD."),
+]
+RowFormat = Annotated[
+    Literal["table", "csv", "jsonl", "parquet"] | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="table, csv, jsonl or parquet. Default: by the ending of --output, else table.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout.")
+]
+CsvSafe = Annotated[
+    bool,
+    typer.Option(
+        "--csv-safe",
+        help="Put an apostrophe before CSV cells that a spreadsheet would run as a formula (= + - @). "
+        "Off by default because it changes paths.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N images only.")
+]
+Probabilities = Annotated[bool, typer.Option("--probabilities", help="Add one column p:<class> per class.")]
+WorstCase = Annotated[
+    float | None,
+    typer.Option(
+        "--worst-case",
+        metavar="EPS",
+        help="Add the highest confidence found in this l2 ball. Takes 300 forward and backward passes per "
+        "image; the time is estimated first.",
+    ),
+]
+FailOnOod = Annotated[
+    bool, typer.Option("--fail-on-ood", help="Exit with 4 if anything is out of distribution.")
+]
+SkipErrors = Annotated[
+    bool, typer.Option("--skip-errors", help="Exit with 0 although some images could not be read.")
+]
+
+
 @command
 def ood_score(
     context: Context,
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH", help="Images, folders, archives, or - for a list of paths on stdin."),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", metavar="MODEL|FILE.onnx", help="A package, a bundled model or an exported file."
-        ),
-    ] = DEFAULT_MODEL,
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold", metavar="tpr95|tpr99|FLOAT", help="Confidence below which an image is OOD."
-        ),
-    ] = "tpr95",
-    row_format: Annotated[
-        Literal["table", "csv", "jsonl", "parquet"] | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help="table, csv, jsonl or parquet. Default: what the name of --output ends with, else table.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout."),
-    ] = None,
-    csv_safe: Annotated[
-        bool,
-        typer.Option(
-            "--csv-safe",
-            help="Put an apostrophe before CSV cells that a spreadsheet would run as a formula (= + - @). "
-            "Off by default because it changes paths.",
-        ),
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N images only.")
-    ] = None,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add one column p:<class> per class.")
-    ] = False,
-    worst_case: Annotated[
-        float | None,
-        typer.Option(
-            "--worst-case",
-            metavar="EPS",
-            help="Add the highest confidence found in this l2 ball. Costs 300 passes forward and back for "
-            "each image; how long that takes is said first.",
-        ),
-    ] = None,
-    fail_on_ood: Annotated[
-        bool, typer.Option("--fail-on-ood", help="Exit with 4 if anything is out of distribution.")
-    ] = False,
-    skip_errors: Annotated[
-        bool, typer.Option("--skip-errors", help="Exit with 0 although some images could not be read.")
-    ] = False,
+    paths: Paths,
+    model: ScoringModel = DEFAULT_MODEL,
+    threshold: Threshold = "tpr95",
+    row_format: RowFormat = None,
+    output: Output = None,
+    csv_safe: CsvSafe = False,
+    limit: Limit = None,
+    bit_depth: BitDepth = None,
+    probabilities: Probabilities = False,
+    worst_case: WorstCase = None,
+    fail_on_ood: FailOnOod = False,
+    skip_errors: SkipErrors = False,
 ) -> int | None:
     """Flag images that are out of the model's distribution."""
     from ratioctl import package
@@ -103,7 +112,9 @@ def ood_score(
         seed=context.seed,
     )
     bound = package.threshold(opened.spec, threshold)
-    batches = pipeline.batches(paths, opened, threshold=threshold, probabilities=probabilities, limit=limit)
+    batches = pipeline.batches(
+        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+    )
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
     total = _estimate(context, opened, paths, limit)

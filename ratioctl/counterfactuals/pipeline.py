@@ -51,7 +51,7 @@ def explain(
     """
     if on_error is None:
         for source in prepared.sources:  # now rather than after hours of searching
-            load(source, prepared.models[0][0])
+            load(source, prepared.models[0][0], prepared.bit_depth)
     unreadable: set[int] = set()
 
     def pictures(turn: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
@@ -59,7 +59,7 @@ def explain(
             if index in unreadable:
                 continue
             try:
-                picture = load(source, spec)
+                picture = load(source, spec, prepared.bit_depth)
             except ImageError as error:
                 if on_error is None:
                     raise

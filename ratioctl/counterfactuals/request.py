@@ -58,6 +58,7 @@ class PreparedRequest:
 
     models: tuple[tuple[ModelPackage, CounterfactualRequest], ...]
     sources: tuple[Source, ...]
+    bit_depth: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -115,6 +116,7 @@ def prepare(
     seed: int = 0,
     until: float | None = None,
     region: str | Sequence[int] | np.ndarray | None = None,
+    bit_depth: int | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> PreparedRequest:
     """Check a request as far as possible without reading an image; fast, without torch.
@@ -128,6 +130,7 @@ def prepare(
             own ladder.
         until: find the smallest change that reaches this confidence instead of the one that flips.
         region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: the output folder; images in it are left out of a folder that contains it.
 
     Raises:
@@ -181,7 +184,10 @@ def prepare(
             )
             models.append((spec, request))
     return PreparedRequest(
-        models=tuple(models), sources=tuple(sources_of(images, out)), warnings=tuple(warnings)
+        models=tuple(models),
+        sources=tuple(sources_of(images, out)),
+        bit_depth=bit_depth,
+        warnings=tuple(warnings),
     )
 
 

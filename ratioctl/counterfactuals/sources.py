@@ -22,10 +22,17 @@ ImageLike = str | os.PathLike[str] | np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """An image to be read: its name, a function to its encoded bytes, and targets of its own, if any."""
+    """An image to be read.
+
+    Attributes:
+        read: returns the encoded bytes.
+        file: the file on disk, if it is one.
+        targets: its own targets instead of the request's, if any.
+    """
 
     path: str
     read: Callable[[], bytes]
+    file: str | None = None
     targets: tuple[str, ...] | None = None
 
 
@@ -62,9 +69,10 @@ def sources_of(
             continue
         ours = _inside(os.fspath(one), out)
         for item in pixels_of.walk([one]):
-            if ours is None or not os.path.realpath(item.path).startswith(ours):
+            file = item.member.file
+            if ours is None or not os.path.realpath(file or item.path).startswith(ours):
                 count += 1
-                yield Source(path=item.path, read=item.read)
+                yield Source(path=item.path, read=item.read, file=file)
     if not count:
         raise SourceError(paths[0], "holds no images but our own output", "Name the images to explain.")
 
@@ -87,11 +95,11 @@ def encoded(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(source: Source, spec: Spec) -> Picture:
+def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
     """Read an image and convert it to the model's 8-bit input. Raises ImageError."""
     channels, size, _ = spec.input_size
     data = source.read()
-    decoded = pixels_of.decode(data, size, channels, name=source.path)
+    decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
     return Picture(
         path=source.path,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -102,4 +110,4 @@ def load(source: Source, spec: Spec) -> Picture:
 
 def files_of(sources: Iterable[Source]) -> list[Path]:
     """The files on disk among the sources; members of archives are left out."""
-    return [path for path in (Path(source.path) for source in sources) if path.is_file()]
+    return [Path(source.file) for source in sources if source.file and os.path.isfile(source.file)]

@@ -10,6 +10,7 @@ import numpy as np
 from ratioctl.errors import UsageError
 from ratioctl.package import Spec
 from ratioctl.utils.suggest import nearest
+from ratioctl.utils.text import nfc
 
 KEYWORDS = ("predicted", "second", "all")
 
@@ -42,9 +43,12 @@ def resolve_targets(target: str | Sequence[str], spec: Spec) -> tuple[str, ...]:
 
 
 def _label(name: str, labels: Sequence[str]) -> str | None:
-    if name in labels or name in KEYWORDS:
+    if name in KEYWORDS:
         return name
-    alike = [label for label in labels if label.casefold() == name.casefold()]
+    exact = next((label for label in labels if nfc(label) == nfc(name)), None)
+    if exact is not None:
+        return exact
+    alike = [label for label in labels if nfc(label).casefold() == nfc(name).casefold()]
     if not alike and re.fullmatch(r"[0-9]{1,9}", name) and int(name) < len(labels):
         return labels[int(name)]
     return alike[0] if len(alike) == 1 else None

@@ -14,6 +14,7 @@ from ratioctl.data import registry
 from ratioctl.data.image_set import Images
 from ratioctl.errors import SourceError
 from ratioctl.utils.suggest import did_you_mean
+from ratioctl.utils.text import nfc
 
 
 def load(
@@ -91,12 +92,12 @@ def load_labelled(
                 "A classifier needs at least two.",
             )
         return loaded
-    known = {name: k for k, name in enumerate(label_names)}
-    unknown = [name for name in loaded.label_names if name not in known]
+    known = {nfc(name): k for k, name in enumerate(label_names)}
+    unknown = [name for name in loaded.label_names if nfc(name) not in known]
     if unknown:
         hint = did_you_mean(unknown[0], known) or f"The model knows {', '.join(label_names)}."
         raise SourceError(source, f'its class "{unknown[0]}" is no label of the model', hint)
-    table = np.array([known[name] for name in loaded.label_names], dtype=np.int64)
+    table = np.array([known[nfc(name)] for name in loaded.label_names], dtype=np.int64)
     labels = table[loaded.labels] if len(table) else loaded.labels
     return dataclasses.replace(loaded, labels=labels, label_names=tuple(label_names))
 

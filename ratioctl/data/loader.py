@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
 from ratioctl.recipe import Augment, Recipe
+from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
 
 _IN, _OUT = 1, 2  # streams of random numbers
@@ -202,11 +203,11 @@ def stream(
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Batches `start` to `stop - 1`, the next one prepared in a thread while the last is used."""
-    make = functools.partial(batch_at, recipe=recipe, train=train, out=out, fill=fill, device=device)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-        ahead = pool.submit(make, start) if start < stop else None
-        for update in range(start, stop):
-            assert ahead is not None
-            batch = ahead.result()
-            ahead = pool.submit(make, update + 1) if update + 1 < stop else None
-            yield batch
+
+    def make(updates: Sequence[int]) -> Batch:
+        return batch_at(updates[0], recipe, train, out, fill, device)
+
+    # A daemon thread: a batch that takes forever does not keep an interrupted process alive.
+    batches = map_batches(range(start, stop), make, batch=1, workers=1, ahead=0, name="batches")
+    with contextlib.closing(batches):
+        yield from batches

@@ -10,6 +10,7 @@ import numpy as np
 from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
+from ratioctl.utils.text import nfc
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}  # the default sets
 GENERATED = ("photos:china", "photos:flower", "noise:uniform", "noise:smooth")  # what is always available
@@ -42,7 +43,8 @@ def load(
     ]
     if not parts:
         raise SourceError("OOD images", "no source given", "Name a folder, an archive or noise:uniform.")
-    seen = {name for part in parts for name in part.label_names}
+    exclude = [nfc(name) for name in exclude]
+    seen = {nfc(name) for part in parts for name in part.label_names}
     missing = [name for name in exclude if name not in seen]
     if missing and must_exclude:
         raise SourceError(
@@ -95,7 +97,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _without(part: Images, exclude: Sequence[str]) -> Images:
-    drop = [k for k, name in enumerate(part.label_names) if name in exclude]
+    drop = [k for k, name in enumerate(part.label_names) if nfc(name) in exclude]
     if not drop or part.labels is None:
         return part
     return part.subset(np.flatnonzero(~np.isin(part.labels, drop)))

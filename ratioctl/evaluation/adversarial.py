@@ -31,6 +31,6 @@ def save(folder: Path, name: str, **arrays: np.ndarray) -> Path:
     """
     path = folder / (re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-") + ".npz")
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(stream, allow_pickle=False, **arrays)
     write_file(path, stream.getvalue())
     return path

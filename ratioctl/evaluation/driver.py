@@ -201,7 +201,7 @@ def _batch_size(compute: ComputeConfig) -> int:
 
 def _subject(package: ModelPackage, compute: ComputeConfig, seed: int) -> Subject:
     network = fold_batchnorm(from_package(package)).to(compute.device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     predictor = Predictor(network=network, device=compute.device)
     return Subject(package=package, network=network, predictor=predictor, compute=compute, seed=seed)
 

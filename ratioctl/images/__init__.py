@@ -9,7 +9,7 @@ disk, and every function may be called from several threads at once.
 from ratioctl.images.archive import Member, is_archive
 from ratioctl.images.arrays import pixels_sha256, to_pixels, to_uint8
 from ratioctl.images.cache import cache_dir
-from ratioctl.images.decode import Decoded, decode, orientation
+from ratioctl.images.decode import NARROW, Decoded, decode, orientation
 from ratioctl.images.duplicates import Duplicate, near_duplicates
 from ratioctl.images.files import FORMATS, read_file
 from ratioctl.images.inputs import ACCEPTED, as_array, as_list, is_path, items_of_value

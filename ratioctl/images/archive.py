@@ -74,7 +74,7 @@ def _opened_tar(path: str) -> BinaryIO:
 
 def _buffered(raw: io.BufferedIOBase | io.RawIOBase) -> BinaryIO:
     # The decompressors' own reads cost more than a header's parsing.
-    return io.BufferedReader(raw, 2**18)  # type: ignore
+    return io.BufferedReader(raw, 2**18)
 
 
 class _Xz(io.RawIOBase):

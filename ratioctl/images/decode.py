@@ -33,11 +33,12 @@ from PIL import (
 )
 
 from ratioctl.errors import ImageError
-from ratioctl.images import files
+from ratioctl.images import dicom, files
 from ratioctl.images.files import FORMATS, read_file, sized, unreadable
 from ratioctl.utils.text import shown
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MiB of RGB
+NARROW = "its pixels fill only"  # how the note of 16-bit images that use fewer bits begins
 LARGE_PIXELS = 16_000_000  # above it images are decoded one at a time, so that threads do not multiply memory
 _ONE_LARGE = threading.Lock()
 _QUIET = threading.Lock()
@@ -57,7 +58,19 @@ class Decoded:
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Pillow parses the EXIF block for a resolution nobody asked for and warns where it is damaged."""
+        """Pillow parses the EXIF block for a resolution, which is not used, and warns where it is damaged."""
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Reads 16-bit grey with white as zero: Pillow ignores the tag, or refuses it in big-endian files."""
+
+    white_is_zero = False
+
+    def _setup(self) -> None:
+        if self.tag_v2.get(262) == 0 and self.tag_v2.get(258) in ((12,), (16,)):
+            self.white_is_zero = True
+            self.tag_v2[262] = 1
+        super()._setup()
 
 
 _PLUGINS: tuple[tuple[str, Callable[[bytes], bool], Callable[..., ImageFile.ImageFile]], ...] = (
@@ -68,7 +81,7 @@ _PLUGINS: tuple[tuple[str, Callable[[bytes], bool], Callable[..., ImageFile.Imag
     (
         "TIFF",
         lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*"),
-        TiffImagePlugin.TiffImageFile,
+        _Tiff,
     ),
     ("BMP", lambda b: b[:2] == b"BM", BmpImagePlugin.BmpImageFile),
     ("PPM", lambda b: b[:1] == b"P" and b[1:2] in b"123456fF" and b[1:2] != b"", PpmImagePlugin.PpmImageFile),
@@ -90,32 +103,39 @@ def decode(
     channels: int = 3,
     *,
     name: str | None = None,
+    bit_depth: int | None = None,
 ) -> Decoded:
-    """The model's 8-bit input made from an encoded image, by the same steps on every road.
+    """The model's 8-bit input of an encoded image, the same for every backend and command.
 
     First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
     channel, ITU-R 601 grey; centre square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
-    scale down to twice `size`. An image that has the model's size already passes unchanged.
+    scale down to twice `size`. An image of the model's size passes unchanged.
 
     Args:
         source: a path, the encoded bytes, or a binary stream.
         size: height and width of the result.
         channels: 3 or 1.
         name: what messages call the image; the path by default.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel; None takes the file's range.
     Returns:
         `pixels` (size, size, channels) uint8, fresh and writable, and notes of what was done.
     Raises:
         ImageError: the image cannot be read; the reason says why.
-        ValueError: an impossible `size` or `channels`.
+        ValueError: an impossible `size`, `channels` or `bit_depth`.
     """
-    if size < 1 or channels not in (1, 3):
-        raise ValueError(f"size must be positive and channels 1 or 3, not {size} and {channels}")
+    if size < 1 or channels not in (1, 3) or bit_depth not in (None, *range(9, 17)):
+        given = f"{size}, {channels} and {bit_depth}"
+        raise ValueError(f"size must be positive, channels 1 or 3 and bit_depth 9 to 16, not {given}")
     if isinstance(source, str | os.PathLike):
         name = shown(source) if name is None else name
         data = read_file(source)
     else:
         name = "image" if name is None else name
         data = sized(_drain(source, name) if hasattr(source, "read") else bytes(source), name)  # type: ignore[arg-type]
+    if dicom.is_dicom(data):
+        image, shape, notes = dicom.read(data, name, MAX_PIXELS)
+        pixels, more = _fit(image, image.size, size, channels)
+        return Decoded(pixels=pixels, format="DICOM", mode=image.mode, **shape, notes=(*notes, *more))
     plugin = next((p for p in _PLUGINS if p[1](data)), None)
     if plugin is None:
         raise ImageError(name, _what_is_it(data), f"Images may be {FORMATS}.")
@@ -126,7 +146,7 @@ def decode(
         _hush_libtiff()
     try:
         with _no_pillow_warnings() if noisy else contextlib.nullcontext():
-            return _decode(opener, data, size, channels, kind, name)
+            return _decode(opener, data, size, channels, kind, name, bit_depth)
     except ImageError:
         raise
     except MemoryError as e:
@@ -146,10 +166,10 @@ def _drain(stream: BinaryIO, name: str) -> bytes:
 
 @functools.cache
 def _hush_libtiff() -> None:
-    """Damage is reported in our words; libtiff and Pillow's reader of TIFFs also write theirs to stderr."""
+    """Damage is reported by an ImageError; libtiff and Pillow's TIFF reader would write to stderr, too."""
     logging.getLogger(TiffImagePlugin.__name__).addHandler(logging.NullHandler())
-    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with it sealed inside
-        # Symbols of a library are looked up in those it depends on, too, wherever Pillow keeps its libtiff.
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or linked statically
+        # Symbols are looked up in a library's dependencies, too, wherever Pillow keeps libtiff.
         handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
         handler(None)
@@ -163,7 +183,13 @@ def _no_pillow_warnings() -> Iterator[None]:
 
 
 def _decode(
-    opener: Callable[..., ImageFile.ImageFile], data: bytes, size: int, channels: int, kind: str, name: str
+    opener: Callable[..., ImageFile.ImageFile],
+    data: bytes,
+    size: int,
+    channels: int,
+    kind: str,
+    name: str,
+    bit_depth: int | None,
 ) -> Decoded:
     # The plug-in is called directly: Image.open would warn about large images, and warnings are global state.
     with opener(io.BytesIO(data)) as im:
@@ -174,10 +200,12 @@ def _decode(
             reason = f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that are decoded"
             raise ImageError(name, reason, "Make it smaller first.")
         with _ONE_LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
-            return _to_square(im, size, channels, kind, name)
+            return _to_square(im, size, channels, kind, name, bit_depth)
 
 
-def _to_square(im: ImageFile.ImageFile, size: int, channels: int, kind: str, name: str) -> Decoded:
+def _to_square(
+    im: ImageFile.ImageFile, size: int, channels: int, kind: str, name: str, bit_depth: int | None
+) -> Decoded:
     width, height, mode = *im.size, im.mode
     notes: list[str] = []
     if kind == "TIFF":  # Pillow turns TIFFs itself while loading
@@ -193,36 +221,69 @@ def _to_square(im: ImageFile.ImageFile, size: int, channels: int, kind: str, nam
         if turn in _TURNS:
             picture = picture.transpose(_TURNS[turn])
             notes.append(f"turned by its EXIF orientation {turn}")
-    # A transposed copy keeps `info`, where a palette's or a key colour's transparency stands.
-    picture, note = _to_rgb(picture, kind, name)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
+        picture, note = _from_16_bits(picture, im, bit_depth)
+    else:  # a transposed copy keeps `info`, which holds the transparency of a palette or of a key colour
+        picture, note = _to_rgb(picture, name)
     notes += note
-    if channels == 1:
-        picture = picture.convert("L")
-    # Only now the size that a reader knows: a JPEG may have been decoded at a reduced scale.
     seen = (height, width) if turn in (5, 6, 7, 8) and kind != "TIFF" else (width, height)
-    if seen[0] != seen[1]:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
-        notes.append(f"cut to the centre square of {seen[0]}x{seen[1]}")
-    if min(seen) != size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        notes.append(f"resized from {min(seen)}x{min(seen)} to {size}x{size}")
-    pixels = np.array(picture, dtype=np.uint8).reshape(size, size, channels)
+    pixels, note = _fit(picture, seen, size, channels)
+    notes += note
     if _has_more_frames(im, kind):
         notes.insert(0, "first frame of several")
     return Decoded(pixels=pixels, format=kind, mode=mode, width=width, height=height, notes=tuple(notes))
 
 
-def _to_rgb(im: Image.Image, kind: str, name: str) -> tuple[Image.Image, list[str]]:
+def _fit(
+    picture: Image.Image, shape: tuple[int, int], size: int, channels: int
+) -> tuple[np.ndarray, list[str]]:
+    """The centre square of an L or RGB picture as (size, size, channels) uint8, and notes.
+
+    Args:
+        shape: (width, height) of the file after orientation; a JPEG may have been decoded at reduced scale.
+    """
+    notes = []
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
+    if shape[0] != shape[1]:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+        notes.append(f"cut to the centre square of {shape[0]}x{shape[1]}")
+    if min(shape) != size:
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        notes.append(f"resized from {min(shape)}x{min(shape)} to {size}x{size}")
+    return np.array(picture, dtype=np.uint8).reshape(size, size, channels), notes
+
+
+def _from_16_bits(
+    picture: Image.Image, im: ImageFile.ImageFile, bit_depth: int | None
+) -> tuple[Image.Image, list[str]]:
+    """8-bit grey of 16-bit grey. Many devices fill fewer bits, which no field of PNG or TIFF states.
+
+    Args:
+        im: the file that `picture` was made of.
+    """
+    values = np.clip(np.asarray(picture), 0, 65535).astype(np.uint32)
+    packed = isinstance(im, _Tiff) and im.tag_v2.get(258) == (12,)
+    bits = bit_depth or (12 if packed else 16)
+    full = 2**bits - 1
+    grey = ((np.minimum(values, full) * 255 + full // 2) // full).astype(np.uint8)
+    if isinstance(im, _Tiff) and im.white_is_zero:
+        grey = 255 - grey
+    key = picture.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    notes = [f"scaled from {bits} to 8 bits"]
+    highest = int(values.max())
+    if bit_depth is None and not packed and 255 < highest < 2**14:
+        used = highest.bit_length()
+        notes.append(f"{NARROW} {used} of 16 bits and may look black; --bit-depth {used} uses that range")
+    return Image.fromarray(grey), notes
+
+
+def _to_rgb(im: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
     """RGB or L picture of `im`, transparency over white."""
-    if im.mode.startswith("I;16") or (im.mode == "I" and kind in ("PNG", "PPM")):
-        values = np.asarray(im).astype(np.uint32)
-        grey = ((np.clip(values, 0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
-        key = im.info.get("transparency")
-        if isinstance(key, int):
-            grey[values == key] = 255
-        return Image.fromarray(grey).convert("RGB"), ["scaled from 16 to 8 bits"]
     if im.mode == "F":
         real = np.asarray(im)
         if not (np.isfinite(real).all() and real.min() >= 0 and real.max() <= 1):

@@ -9,7 +9,7 @@ import stat
 from ratioctl.errors import ImageError
 from ratioctl.utils.text import shown
 
-FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM"
+FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM, DICOM"
 SUFFIXES = frozenset(
     (
         ".png",
@@ -28,6 +28,7 @@ SUFFIXES = frozenset(
         ".pbm",
         ".pnm",
         ".pfm",
+        ".dcm",
     )
 )
 FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2"))

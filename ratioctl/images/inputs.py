@@ -14,6 +14,7 @@ from ratioctl.errors import UsageError
 from ratioctl.images.archive import Member
 from ratioctl.images.arrays import to_uint8
 from ratioctl.images.walk import Item
+from ratioctl.utils.text import shown
 
 ACCEPTED = (
     "Give file names, PIL images, encoded bytes, uint8 arrays (H, W), (H, W, C) or (N, H, W, C), or float "
@@ -40,7 +41,7 @@ def as_list(images: object) -> list[object]:
 
 
 def items_of_value(image: object, index: int) -> Iterator[Item]:
-    """An image that is not a path as items called "image-<index>"; an array with four axes gives several.
+    """One image as items called "image-<index>", or by its file; an array with four axes gives several.
 
     Arrays and PIL images are encoded as PNG, so that they take the same path as a file. That is lossless up
     to the rounding of floats to 8 bits. A PIL image keeps its EXIF orientation and transparency.
@@ -48,6 +49,8 @@ def items_of_value(image: object, index: int) -> Iterator[Item]:
     Raises:
         UsageError: not an image, or an array of another type, shape or range.
     """
+    if is_path(image):
+        return iter([Item(path=shown(image), member=Member(name="", file=os.fspath(image)))])
     name = f"image-{index}"
     if isinstance(image, bytes | bytearray | memoryview):
         return iter([_item(name, bytes(image))])

@@ -22,7 +22,7 @@ from ratioctl.images.walk import folder_members
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.suggest import nearest
-from ratioctl.utils.text import readable, shown
+from ratioctl.utils.text import nfc, readable, shown
 
 SPLIT_NAMES = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
@@ -136,6 +136,9 @@ def _layout(
 ) -> _Layout:
     """Classes of the image paths `names`; a folder that wraps all (`tar cf pets.tar pets`) is taken off."""
     shown_source = shown(source)
+    # macOS stores names decomposed, keyboards type them composed.
+    names, exclude = [nfc(name) for name in names], [nfc(name) for name in exclude]
+    folders, split = [nfc(folder) for folder in folders], None if split is None else nfc(split)
     if not names:
         raise SourceError(shown_source, "holds no images", f"Images may be {FORMATS}.")
     prefix = _prefix(shown_source, names, split)
@@ -304,7 +307,7 @@ def _decode_all(
     failed: dict[int, str] = {}
 
     def wanted(name: str) -> bool:
-        return split is None or split in name.split("/", 2)[:2]
+        return split is None or nfc(split) in nfc(name).split("/", 2)[:2]
 
     def listed() -> Iterator[tuple[int, Member]]:
         for member in _source_members(path, wanted):

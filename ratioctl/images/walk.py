@@ -13,7 +13,7 @@ from typing import BinaryIO
 from ratioctl.errors import SourceError
 from ratioctl.images.archive import DamagedArchiveError, Member, archive_members, is_archive
 from ratioctl.images.files import FORMATS, is_hidden, suffix_kind
-from ratioctl.utils.text import readable, shown
+from ratioctl.utils.text import nfc, readable, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,8 @@ def _expand(argument: str) -> Generator[Item, None, None]:
             if member.kind in ("image", "closed"):
                 yield Item(path=readable(joint + member.name), member=member)
     elif is_archive(path) and os.path.isfile(path):
-        inside = (lambda n: n == part or n.startswith(part + "/")) if part else (lambda n: True)
+        part = nfc(part)
+        inside = (lambda n: (nfc(n) + "/").startswith(part + "/")) if part else (lambda n: True)
         try:
             for member in archive_members(path, inside):
                 if member.kind == "image" and inside(member.name):

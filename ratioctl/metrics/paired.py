@@ -70,7 +70,7 @@ def paired_auroc_test(
 
 def _share_below(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
     """For each of `values`, the fraction of `ascending` below it; ties count one half."""
-    left, right = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    left, right = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))
     return (left + right) / (2 * len(ascending))
 
 

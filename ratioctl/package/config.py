@@ -2,7 +2,8 @@
 
 **Digest.** The SHA-256 of the JSON (sorted keys, no spaces, ASCII) of `architecture`,
 `architecture_options`, `label_names`, `input_size`, `mean`, `std`, `interpolation`, `temperature`,
-`thresholds` and `weights`, the SHA-256 of the weights file; numbers that may be fractional are written as
+`thresholds` and `weights`, the SHA-256 of the weights file, and of `score` and `score_thresholds` where
+another score than the maximum softmax probability is stored; numbers that may be fractional are written as
 floats. Metrics, cards and exports do not change it. It is recorded as `ratio.digest`, so that a manual edit
 of those parts is noticed (`ModelPackage.edited`).
 """
@@ -18,11 +19,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ratioctl import scores
 from ratioctl.errors import PackageError, UncalibratedError, UsageError
 from ratioctl.utils.text import safe_text
 
 FORMAT = 1
-SCORE = "max-softmax"
+SCORE = "max-softmax"  # `ratio.score` where none is given: the config name of the score "msp"
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 LARGEST = 1e6  # of temperatures and normalisations, and its inverse the smallest: float32 computes with them
@@ -44,6 +46,8 @@ class Spec:
         mean, std: C values each, of pixels in [0,1].
         temperature: above 0; logits are divided by it before the softmax.
         thresholds: name ("tpr95") to confidence in [0,1]; empty where the model is not calibrated.
+        score: the OOD score that is used where none is requested, a name of `ratioctl.scores`.
+        score_thresholds: score name to thresholds, for the calibrated scores other than "msp".
         ladders: counterfactual budgets by norm name ("1", "1.5", "2", "inf"), ascending.
     """
 
@@ -58,42 +62,60 @@ class Spec:
     interpolation: str
     temperature: float
     thresholds: dict[str, float]
+    score: str
+    score_thresholds: dict[str, dict[str, float]]
     ladders: dict[str, tuple[float, ...]]
 
     @property
     def calibrated(self) -> bool:
         return bool(self.thresholds)
 
+    def thresholds_of(self, score: str) -> dict[str, float]:
+        """Stored thresholds of a score; empty where it has not been calibrated."""
+        return self.thresholds if score == scores.DEFAULT else self.score_thresholds.get(score, {})
 
-def threshold(spec: Spec, which: str | float = "tpr95") -> float:
-    """The confidence below which an image is out of distribution.
+
+def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None) -> float:
+    """The threshold of an OOD score: for "msp" the confidence below which an image is flagged, for every
+    other score the value above which it is flagged.
 
     Args:
-        which: a stored name such as "tpr95", or a number in [0,1] (also as text).
+        which: a stored name such as "tpr95", or a number (also as text).
+        score: a name of `ratioctl.scores`; None takes the package's.
 
     Raises:
-        UncalibratedError: a name, and the model has no thresholds.
-        UsageError: a name that the model does not have (its own are listed), or a number outside [0,1].
+        UncalibratedError: a name, and the model has no thresholds for this score.
+        UsageError: a name that the model does not have (its own are listed), or a number out of range.
     """
-    if isinstance(which, str) and which in spec.thresholds:
-        return spec.thresholds[which]
+    kind = scores.by_name(score or spec.score)
+    stored = spec.thresholds_of(kind.name)
+    if isinstance(which, str) and which in stored:
+        return stored[which]
     try:
         number = float(which)
     except ValueError:
         number = None
+    low, high = kind.threshold_range
     if number is not None:
-        if 0 <= number <= 1:  # false for nan
+        if low <= number <= high and math.isfinite(number):
             return number
-        raise UsageError(f"threshold {which}", "is not a confidence in [0,1]", "For example: 0.35.")
+        what = "a confidence in [0,1]" if kind.name == "msp" else f"a value of the score {kind.name}"
+        raise UsageError(f"threshold {which}", f"is not {what}", "For example: 0.35.")
     named = re.fullmatch(r"tpr[0-9.]+", str(which))
-    if not spec.thresholds and named:
+    if not stored and named:
+        other = "" if kind.name == "msp" else f" for the score {kind.name}"
+        option = "" if kind.name == "msp" else f" with --score {kind.name}"
         raise UncalibratedError(
-            spec.name, f"has no threshold {which}: it is not calibrated", "Run `ratioctl calibrate` on it."
+            spec.name,
+            f"has no threshold {which}{other}: it is not calibrated{other}",
+            f"Run `ratioctl calibrate` on it{option}.",
         )
-    stored = ", ".join(sorted(spec.thresholds)) or "none"
+    listed = ", ".join(sorted(stored)) or "none"
     reason = f"{spec.name} has no such threshold" if named else "is neither a name nor a number"
-    step = f"{spec.name} has {stored}; a confidence in [0,1] works too, for example 0.35."
-    raise UsageError(f"threshold {str(which)!r:.40}", reason, step)
+    number_too = (
+        "a confidence in [0,1] works too, for example 0.35" if kind.name == "msp" else "a number works too"
+    )
+    raise UsageError(f"threshold {str(which)!r:.40}", reason, f"{spec.name} has {listed}; {number_too}.")
 
 
 def portable_config(spec: Spec) -> dict[str, Any]:
@@ -193,9 +215,10 @@ class _Checks:
         return {"input_size": tuple(size), "mean": mean, "std": std, "interpolation": interpolation}
 
     def calibration(self, ratio: Mapping[str, Any]) -> dict[str, Any]:
-        score = ratio.get("score", SCORE)
-        if score != SCORE:
-            self.bad("ratio.score", f'is {score!r:.40}; this ratioctl knows "{SCORE}"')
+        score = scores.by_config_name(ratio.get("score", SCORE))
+        if score is None:
+            known = ", ".join(f'"{scores.by_name(name).config_name}"' for name in scores.names())
+            self.bad("ratio.score", f"is {ratio['score']!r:.40}; this ratioctl knows {known}")
         temperature = _number(ratio.get("temperature", 1.0))
         if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
             self.bad("ratio.temperature", f"must be a number from {1 / LARGEST:g} to {LARGEST:g}")
@@ -205,7 +228,27 @@ class _Checks:
         checked = {key: _number(value) for key, value in thresholds.items()}
         if any(value is None or not 0 <= value <= 1 for value in checked.values()):
             self.bad("ratio.thresholds", "must be confidences in [0,1]")
-        return {"temperature": temperature, "thresholds": checked}
+        others = self.score_thresholds(ratio.get("score_thresholds", {}))
+        return {
+            "temperature": temperature,
+            "thresholds": checked,
+            "score": score.name,
+            "score_thresholds": others,
+        }
+
+    def score_thresholds(self, table: object) -> dict[str, dict[str, float]]:
+        if not isinstance(table, dict) or not all(isinstance(stored, dict) for stored in table.values()):
+            self.bad("ratio.score_thresholds", "must hold one table for each score")
+        found = {}
+        for name, stored in table.items():
+            kind = scores.by_config_name(name)
+            checked = {key: _number(value) for key, value in stored.items()}
+            if kind is None or kind.name == scores.DEFAULT:
+                self.bad("ratio.score_thresholds", f"has no score {name!r:.40}")
+            if any(value is None for value in checked.values()):
+                self.bad(f"ratio.score_thresholds.{name}", "must be finite numbers")
+            found[kind.name] = {key: value for key, value in checked.items() if value is not None}
+        return found
 
     def ladders(self, table: object) -> dict[str, tuple[float, ...]]:
         if not isinstance(table, dict):
@@ -328,6 +371,8 @@ def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
         "thresholds": spec.thresholds,
         "weights": next(recorded for name, recorded in files.items() if plain_name(name) == WEIGHTS),
     }
+    if spec.score != scores.DEFAULT or spec.score_thresholds:
+        decisive |= {"score": spec.score, "score_thresholds": spec.score_thresholds}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -246,12 +246,15 @@ class Model(_Value):
         width: channels of a ResNet's first stage; None means 64.
         stem_stride: of a ResNet's first convolution; None means 1. An image of 64x64 with 2 costs as much
             as one of 32x32 with 1.
+        options: further options of the architecture, such as `activation` of preactresnet18. Their names and
+            values are checked when the network is built.
         mean, std: per channel, of pixels in [0, 1]; None measures the training images.
     """
 
     architecture: str = "resnet18"
     width: int | None = Field(default=None, ge=1, le=4096)
     stem_stride: int | None = Field(default=None, ge=1, le=8)
+    options: dict[str, bool | int | float | str] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -395,8 +398,9 @@ class Recipe(_Value):
         for key, earlier in RENAMED.items():
             table, name = key.split(".")
             values[table][earlier.split(".")[1]] = values[table].pop(name)
-        if self.model.stem_stride is None:
-            del values["model"]["stem_stride"]
+        for key in ("stem_stride", "options"):
+            if values["model"][key] is None:
+                del values["model"][key]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ratioctl.report import counterfactual_page
 from ratioctl.report.pictures import Animation, animated, grid, png, png_of
 from ratioctl.types import Explanation
 from ratioctl.utils import atomic_files as files
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import nfc, safe_stem
 
 DOCUMENT, PAGE = "counterfactuals.json", "index.html"
 GROWING, COMPLETE, STOPPED = ".answers.partial", ".answers", ".interrupted"  # folders of new results
@@ -294,7 +293,7 @@ def _places() -> Callable[[str], str]:
         base = path.rsplit("/", 1)[-1]
         if re.search(r"\.(tar(\.\w+)?|t[gx]z|tbz2|zip):", base, re.IGNORECASE):
             base = base.rsplit(":", 1)[-1]
-        stem = safe_text(Path(base).stem).replace("/", "_").replace("\\", "_")
+        stem = safe_stem(Path(base).stem)
         return _unused(stem if stem.strip(". ") else "image", used)
 
     return place
@@ -305,7 +304,7 @@ def class_folders(labels: Sequence[str]) -> dict[str, str]:
     used = {"input.png"}
     found: dict[str, str] = {}
     for label in labels:
-        text = unicodedata.normalize("NFC", label)
+        text = nfc(label)
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)[:60]
         found[label] = _unused(safe if safe.strip("._") else "class", used)
     return found

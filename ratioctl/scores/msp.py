@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def _score(logits: np.ndarray, temperature: float) -> np.ndarray:
-    from ratioctl import metrics
-
-    return 1.0 - metrics.confidence(logits, temperature)
+    return 1.0 - _confidence(logits, temperature)
 
 
 def _tensor(logits: Tensor, temperature: float) -> Tensor:
@@ -35,13 +33,20 @@ def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _logit(confidence: float) -> float:
+    """Log-odds of a confidence; of 1, the log-odds from which a float64 confidence is rounded to 1."""
     if confidence <= 0:
         return -math.inf
-    return math.inf if confidence >= 1 else math.log(confidence) - math.log1p(-confidence)
+    return math.log(confidence) - math.log(max(1 - confidence, 2.0**-54))
 
 
-def _sigmoid(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
+def _confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
+    from ratioctl import metrics
+
+    return metrics.confidence(logits, temperature)
+
+
+def _is_ood(logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
+    return _confidence(logits, temperature) < threshold
 
 
 register_score(
@@ -55,7 +60,8 @@ register_score(
         acceptance=_log_odds,
         acceptance_tensor=_log_odds_tensor,
         acceptance_bound=_logit,  # a threshold of this score is a confidence
-        threshold_at=_sigmoid,
+        is_ood=_is_ood,
+        threshold_of=_confidence,
         threshold_range=(0.0, 1.0),
     )
 )

@@ -23,9 +23,9 @@ DEFAULT = "msp"
 class OodScore:
     """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
 
-    An image is flagged as OOD where `acceptance(f, T) < acceptance_bound(threshold)`. The acceptance orders
-    images exactly as the negated score does and keeps doing so where the score itself is rounded to a
-    constant, so that a NumPy program and an exported graph raise the same flags.
+    The acceptance orders images exactly as the negated score does, also where the score itself is rounded
+    to a constant. So `acceptance(f, T) < acceptance_bound(threshold)`, which an exported float32 graph
+    computes, raises the flags of `is_ood`, which a float64 program computes.
 
     Attributes:
         name: on the command line and in Python.
@@ -37,7 +37,8 @@ class OodScore:
         acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
         acceptance_tensor: the same in torch; a worst-case attack on OOD images maximises it.
         acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
-        threshold_at: from the acceptance at a bound back to the threshold that is stored.
+        is_ood: (N, K) array, temperature, threshold -> (N,) bool.
+        threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
         threshold_range: smallest and largest threshold that makes sense.
     """
 
@@ -50,7 +51,8 @@ class OodScore:
     acceptance: Callable[[np.ndarray, float], np.ndarray]
     acceptance_tensor: Callable[[Tensor, float], Tensor]
     acceptance_bound: Callable[[float], float]
-    threshold_at: Callable[[float], float]
+    is_ood: Callable[[np.ndarray, float, float], np.ndarray]
+    threshold_of: Callable[[np.ndarray, float], np.ndarray]
     threshold_range: tuple[float, float]
 
 
@@ -87,7 +89,8 @@ def register_from_score(
             acceptance=lambda logits, temperature: -from_logits(logits, temperature),
             acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
             acceptance_bound=lambda threshold: -threshold,
-            threshold_at=lambda acceptance: -acceptance,
+            is_ood=lambda logits, temperature, threshold: from_logits(logits, temperature) > threshold,
+            threshold_of=from_logits,
             threshold_range=threshold_range,
         )
     )

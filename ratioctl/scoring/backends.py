@@ -1,4 +1,4 @@
-"""Models for scoring: onnxruntime where that suffices, else torch; and the worst case of a score."""
+"""Backends of scoring: onnxruntime where it suffices, else torch; and the worst case of a score."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ def open_model(
     worst_case: float | None = None,
     seed: int = 0,
 ) -> Model:
-    """The model that `ratioctl.scoring.pipeline` takes: onnxruntime where that suffices, else torch.
+    """Load a model for `ratioctl.scoring.pipeline`: onnxruntime where it suffices, else torch.
 
-    A threshold that the model does not have is refused before torch is loaded; None skips that check.
+    Args:
+        threshold: checked before torch is loaded; None skips the check.
+        worst_case: l2 radius of the worst-case search, which needs torch; None: no search.
+        precision: of that search.
+
+    Raises:
+        PackageError: a model that is missing or damaged. UncalibratedError: it has no thresholds.
+        UsageError: an unknown threshold, a radius that is not positive, or one with an ONNX file.
     """
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
@@ -46,7 +53,7 @@ def open_model(
         if worst_case is not None:
             step = "Give the package it was exported from."
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-        # One thread each: `score` predicts several batches at once.
+        # One thread per session: the pipeline predicts several batches at once.
         alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
         return Model(
             spec=alone.spec,
@@ -69,15 +76,16 @@ def open_model(
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
     compute = select_device(device, precision) if asked else select_device(device, "fp32", reason=why)
     network = predictor(found, compute.device)
-    turn = threading.Lock()  # torch spreads one batch over all processors; the others decode meanwhile
+    # One batch at a time: torch uses all processors for it, and the other workers decode meanwhile.
+    one_batch = threading.Lock()
 
     def predict(images: np.ndarray) -> np.ndarray:
-        with turn:
+        with one_batch:
             return network.predict(images)
 
     attacked = pace = None
     if worst_case is not None:
-        attacked, pace = _worst_case(network, compute, found, worst_case, seed, turn)
+        attacked, pace = _worst_case(network, compute, found, worst_case, seed, one_batch)
     return Model(
         spec=found,
         predict=predict,
@@ -94,11 +102,11 @@ def _worst_case(
     package: ModelPackage,
     eps: float,
     seed: int,
-    turn: threading.Lock,
+    one_batch: threading.Lock,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
-    """The search for the highest confidences in the l2 balls of radius `eps`, and what measures its pace.
+    """The search for the highest confidence in the l2 ball of radius `eps`, and a measurement of its pace.
 
-    See `ratioctl.scoring.pipeline.Model`: uint8 (N, H, W, C) -> (N,), and images -> seconds for each.
+    See `ratioctl.scoring.pipeline.Model`: uint8 (N, H, W, C) -> (N,), and number of images -> seconds each.
     """
     import copy
     import time
@@ -110,11 +118,11 @@ def _worst_case(
     from ratioctl.recipe import Ball
     from ratioctl.scoring.pipeline import batch_size
 
-    quick = copy.deepcopy(network.network).to(memory_format=torch.channels_last)
+    searched = copy.deepcopy(network.network).to(memory_format=torch.channels_last)
 
     def logits_of(x: torch.Tensor) -> torch.Tensor:
         with compute.autocast():
-            return quick(x)
+            return searched(x)
 
     def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
         found = worst_case_confidence(
@@ -130,17 +138,17 @@ def _worst_case(
         return found.confidence.cpu().numpy()
 
     def search(images: np.ndarray) -> np.ndarray:
-        with turn:
+        with one_batch:
             return confidences(torch.from_numpy(to_pixels(images)).to(network.device), WORST_CASE_STEPS)
 
     def pace(images: int) -> float:
         channels, height, width = package.input_size
         few = max(1, min(images, batch_size(height)))
         x = torch.full((few, channels, height, width), 0.5, device=network.device)
-        confidences(x, 1)  # the first passes cost more
-        started, some = time.perf_counter(), 4
-        confidences(x, some)
+        confidences(x, 1)  # warm-up
+        started, steps = time.perf_counter(), 4
+        confidences(x, steps)
         # Forward passes before and after the steps cost about as much as one more step.
-        return (time.perf_counter() - started) / few * (WORST_CASE_STEPS + 1) / (some + 1)
+        return (time.perf_counter() - started) / few * (WORST_CASE_STEPS + 1) / (steps + 1)
 
     return search, pace

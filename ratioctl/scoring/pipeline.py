@@ -1,10 +1,10 @@
-"""Images in, one row each out: confidence, out-of-distribution score and flag. Streams, and needs no torch.
+"""The scoring pipeline: a stream of images to a stream of rows. Loads no torch.
 
-    files, folders, archives -> walk -> [decode -> predict -> softmax] x workers -> rows in their order
+    files, folders, archives -> items -> [decode -> predict -> score] x workers -> rows in order
 
-Each worker decodes a batch and predicts it, so decoding and inference overlap on every processor without a
-hand-over between them. Batches are made of what has arrived: rows of a slow list on stdin appear at once, and
-a fast folder fills every batch. Only a few batches are held at a time, however many images there are.
+Each worker decodes a batch and predicts it, so decoding and inference overlap without a queue between them.
+A batch is made of the images that are available: rows of a slow list on stdin appear at once, a fast folder
+fills every batch. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import BinaryIO, Literal
 
@@ -34,16 +35,16 @@ MAX_WAITING_BYTES = 32 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Something that predicts, with what is needed to make scores of its logits.
+    """A function to logits, and what is needed to score them.
 
     Attributes:
         spec: labels, input size, temperature, thresholds.
-        predict: uint8 (N, H, W, C) -> logits (N, K) before temperature, each image on its own.
-        backend: what computes, for the summary.
-        parallel: `predict` may run in several threads at once, each on one processor.
+        predict: uint8 (N, H, W, C), or float32 (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
+        backend: the library that computes.
+        parallel: whether `predict` may run in several threads at once, each on one processor.
         worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
-        worst_case_pace: measures how many seconds `worst_case` takes for each of so many images.
-        own_threshold: what the flag inside an exported file compares with; None elsewhere.
+        worst_case_pace: number of images -> measured seconds that `worst_case` takes for each.
+        own_threshold: the confidence that the flag inside an exported file compares with, if it is one.
     """
 
     spec: Spec
@@ -62,10 +63,11 @@ def ood_score(
     threshold: str | float = "tpr95",
     probabilities: bool = False,
     limit: int | None = None,
+    bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Iterator[ScoreRow]:
-    """One row per image, in the order of the paths; what cannot be read is a row with `error`.
+    """One row per image, in the order of the paths; an image that cannot be read is a row with `error`.
 
     Args:
         paths: images, folders, archives, or `-` for a list on stdin, as for `ratioctl.images.walk`; or
@@ -73,6 +75,7 @@ def ood_score(
         threshold: a stored name, or a confidence in [0,1].
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         workers: threads; None takes one per processor this process may use.
 
     Raises (at once, not at the first row):
@@ -86,6 +89,7 @@ def ood_score(
         threshold=threshold,
         probabilities=probabilities,
         limit=limit,
+        bit_depth=bit_depth,
         stdin=stdin,
         workers=workers,
     )
@@ -105,10 +109,11 @@ def batches(
     threshold: str | float = "tpr95",
     probabilities: bool = False,
     limit: int | None = None,
+    bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
-    """As `ood_score`, in lists as they are finished: a generator, to be closed."""
+    """As `ood_score`, in lists as they are finished. Close the generator to end its threads."""
     bound = package.threshold(model.spec, threshold)
     _, height, width = model.spec.input_size
     if height != width:
@@ -119,7 +124,7 @@ def batches(
     items = itertools.islice(items_of(paths, stdin=stdin), limit)
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
-        return rows_of(batch, model, threshold=bound, probabilities=probabilities)
+        return rows_of(batch, model, threshold=bound, probabilities=probabilities, bit_depth=bit_depth)
 
     return map_batches(
         items,
@@ -138,9 +143,14 @@ def batch_size(size: int) -> int:
 
 
 def rows_of(
-    batch: Sequence[images.Item | Unreadable], model: Model, *, threshold: float, probabilities: bool
+    batch: Sequence[images.Item | Unreadable],
+    model: Model,
+    *,
+    threshold: float,
+    probabilities: bool,
+    bit_depth: int | None = None,
 ) -> list[ScoreRow]:
-    """The rows of some items, in their order, predicted together."""
+    """The rows of items that are predicted together, in their order."""
     channels, size, _ = model.spec.input_size
     pixels = np.empty((len(batch), size, size, channels), dtype=np.uint8)
     readable = 0
@@ -150,7 +160,11 @@ def rows_of(
             if isinstance(item, Unreadable):
                 reasons.append(item.reason)
                 continue
-            pixels[readable] = images.decode(item.read(), size, channels, name=item.path).pixels
+            decoded = images.decode(item.read(), size, channels, name=item.path, bit_depth=bit_depth)
+            pixels[readable] = decoded.pixels
+            for note in decoded.notes:
+                if note.startswith(images.NARROW):
+                    logging.getLogger(__name__).warning("%s: %s", item.path, note)
         except ImageError as error:
             reasons.append(error.reason)
             continue
@@ -185,7 +199,7 @@ def rows_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scores:
-    """What N logit vectors say: names (N,), probabilities (N, K), and (N,) of everything else."""
+    """Results of N logit vectors: N labels, probabilities (N, K), and (N,) of everything else."""
 
     labels: list[str]
     probabilities: np.ndarray

@@ -33,6 +33,7 @@ from ratioctl.errors import Interrupted, TrainingError, UsageError
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
+from ratioctl.training import memory
 from ratioctl.training.checkpoint import MetricsLog, State, final_weights, restore, save
 from ratioctl.training.objective import losses
 from ratioctl.training.packaging import architecture_options, normalization, write_package
@@ -104,6 +105,7 @@ def fit(
         raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
     callback = callback or (lambda event: None)
     splits = loader.load(recipe, download=download)
+    memory.check(recipe, len(splits.train.label_names), compute.device, bf16=compute.bf16)
     mean, std = normalization(recipe, splits.train)
     state = _initial_state(recipe, splits.train, mean, std, init, compute)
     files.make_folder(folder)
@@ -238,7 +240,7 @@ def _step(run: _Run, state: State, sgd: torch.optim.SGD, loss: Tensor, *, check:
     """One update of weights and average. Raises TrainingError if `check` and the loss is not finite."""
     optim, network = run.recipe.optim, state.model.network
     sgd.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if optim.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(network.parameters()), optim.grad_clip)
     if check and not math.isfinite(float(loss.detach())):
@@ -348,6 +350,7 @@ def _initial_state(
             recipe.model.architecture,
             num_classes=len(train.label_names),
             channels=recipe.data.channels,
+            input_size=recipe.data.size,
             **architecture_options(recipe),
             mean=mean,
             std=std,
@@ -360,7 +363,7 @@ def _initial_state(
                 f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
             )
         nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
-    model = model.to(compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(compute.device).to(memory_format=torch.channels_last)
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}

@@ -105,7 +105,7 @@ def losses(
                 named[f"{name}.robust"] = _cross_entropy(moved, y)
             total = total + term.robust * named[f"{name}.robust"]
     with torch.no_grad():
-        seen = logits[where.get("inside.robust", where.get("inside.clean"))]  # type: ignore[index]
+        seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()
     named["total"] = total
     return named

@@ -32,9 +32,10 @@ def normalization(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tup
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
-def architecture_options(recipe: Recipe) -> dict[str, int]:
+def architecture_options(recipe: Recipe) -> dict[str, Any]:
     """The architecture's options, those that are set."""
-    options = {"width": recipe.model.width, "stem_stride": recipe.model.stem_stride}
+    model = recipe.model
+    options = {"width": model.width, "stem_stride": model.stem_stride, **(model.options or {})}
     return {name: value for name, value in options.items() if value is not None}
 
 

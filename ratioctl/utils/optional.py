@@ -10,6 +10,7 @@ _EXTRAS = {
         *("torch", "torchvision", "onnx", "onnxscript", "jinja2", "markdown_it", "matplotlib"),
         *("pyarrow", "pyautoattack", "scipy", "sklearn", "textual_image", "tomli_w"),
     ),
+    "medical": ("pydicom",),
     "sign": ("minisign",),
 }
 _EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}

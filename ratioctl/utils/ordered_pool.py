@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_END_SECONDS = 10.0  # a closed pool waits this long for the batches that are being worked on
+_END_SECONDS = 5.0  # a closed pool waits this long for the batches that are being worked on
 
 
 def map_batches(

@@ -52,7 +52,7 @@ class ResultCache:
         arrays["seconds"] = np.float64(time.monotonic() - started)  # type: ignore[assignment]
         if self.folder is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(buffer, allow_pickle=False, **arrays)
             write_file(self.folder / f"{key}.npz", buffer.getvalue())
         return arrays
 

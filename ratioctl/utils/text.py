@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import unicodedata
 from collections.abc import Mapping
@@ -27,6 +28,18 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def safe_stem(name: str, limit: int = 100) -> str:
+    """`name` as the stem of a file or folder: safe to show, no separators, at most `limit` bytes of UTF-8.
+
+    A longer name is cut and ends with eight hexadecimal digits of its hash.
+    """
+    stem = safe_text(name).replace("/", "_").replace("\\", "_")
+    if len(stem.encode("utf-8")) <= limit:
+        return stem
+    digest = hashlib.sha256(stem.encode("utf-8")).hexdigest()[:8]
+    return stem.encode("utf-8")[: limit - 9].decode("utf-8", "ignore") + "-" + digest
+
+
 def readable(name: str | bytes) -> str:
     r"""`name` as valid Unicode; bytes that are not UTF-8 become `\xff`. Nothing else changes."""
     if isinstance(name, str):
@@ -36,6 +49,12 @@ def readable(name: str | bytes) -> str:
         escaped_bytes = all(0xDC80 <= ord(c) <= 0xDCFF for c in surrogates)
         name = name.encode("utf-8", "surrogateescape" if escaped_bytes else "replace")
     return name.decode("utf-8", "backslashreplace")
+
+
+def clipped(text: object, width: int = 40) -> str:
+    """`safe_text(text)` cut to `width` characters, for a column."""
+    shown = safe_text(text)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
 
 
 _FINDINGS = {

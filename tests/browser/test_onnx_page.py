@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ratioctl import images, package
-from ratioctl.onnx import export, runtime
+from ratioctl.onnx import runtime
+from ratioctl.onnx.graph import graph
 from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, npm_install: Callable[...,
 def test_a_page_agrees_with_python(library: Path, tmp_path: Path, open_page: Callable[[Path], Any]) -> None:
     found = package.read(package.find())
     file = tmp_path / "model.onnx"
-    file.write_bytes(export.graph(found, threshold=package.threshold(found), input_type="uint8"))
+    file.write_bytes(graph(found, threshold=package.threshold(found), input_type="uint8"))
     photos = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
     pixels = np.stack([images.decode(path, found.input_size[1]).pixels for path in photos])
     pixels = np.concatenate([pixels, np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)])

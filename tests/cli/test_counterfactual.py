@@ -131,7 +131,8 @@ def test_people_get_a_table_and_are_told_where_to_look(
     assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
     assert run(*line, "-q") == 0
     captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
+    assert "smallest radius" in captured.out, "the result stays on stdout"
+    assert captured.err == ""
     assert not (tmp_path / "o" / "one" / "dog" / "animation.gif").exists()  # a file of the earlier answer
 
 
@@ -213,7 +214,7 @@ def test_the_preview_stands_before_the_table_on_a_terminal(
     line += ["--model", str(small_package), "--target", "dog", "--out", str(tmp_path / "o")]
     line += ["--eps", "0.5", "--steps", "1", "--device", "cpu"]
     shown = in_a_terminal(line, columns=120)
-    assert 0 < shown.index("▀") < shown.index("smallest radius")
+    assert 0 < shown.index("▀") < shown.index("radius")
     assert "Traceback" not in shown
 
 
@@ -438,3 +439,30 @@ def test_a_budget_beyond_all_use_is_warned_of(
     assert "Warning: --eps 50 is far beyond the useful range of small in l2" in capsys.readouterr().err
     assert run(*line, "--eps", "0.5", "--out", tmp_path / "near") == 0
     assert "useful range" not in capsys.readouterr().err
+
+
+def test_awkward_names_do_not_stop_the_others(
+    small_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of 80 bytes that are not UTF-8, and members of an archive with names of over 255 bytes."""
+    import io
+    import os
+    import zipfile
+
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(stream, "PNG")
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    for name in (b"a", "фотография_серой_кошки_на_подоконнике".encode("cp1251") * 2, b"z"):
+        Path(os.fsdecode(os.fsencode(given) + b"/" + name + b".png")).write_bytes(stream.getvalue())
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name in ("b", "猫的照片" * 25 + "一", "猫的照片" * 25 + "二"):
+            archive.writestr(f"{name}.png", stream.getvalue())
+    line = [given, tmp_path / "in.zip", "--model", small_package, "--target", "dog", *QUICK]
+    assert run(*line, "--out", out) == 0
+    document = json.loads((out / "counterfactuals.json").read_text())
+    folders = [Path(image["input_png"]).parts[0] for image in document["images"]]
+    assert len({*folders}) == 6
+    assert [folders[k] for k in (0, 1, 3)] == ["a", "z", "b"]
+    assert all(len(os.fsencode(name)) <= 100 and (out / name / "dog").is_dir() for name in folders)
+    assert document["errors"] == []

@@ -29,11 +29,11 @@ OPTIONS: dict[str, set[str]] = {
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--format", "--out", "--open"),
+        *("--format", "--out", "--open", "--bit-depth"),
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
-        *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe"),
+        *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth"),
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
@@ -148,7 +148,7 @@ def test_wrong_usage_exits_with_2(line: list[str], said: str, capsys: pytest.Cap
         ),
         (
             "export J --layout x",
-            "--layout x: is not one of 'file', 'triton', 'kserve'. See `ratioctl export --help`.",
+            "--layout x: unknown layout. Use one of: file, triton, kserve.",
         ),
         (
             "ood-score x J --worst-case abc",
@@ -365,6 +365,17 @@ def test_a_reader_that_leaves_early_is_no_error_for_tables(line: list[str]) -> N
     program = "import os; read, write = os.pipe(); os.dup2(write, 1); os.close(write); os.close(read)"
     done = run(*line, program=program)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_leaves_early_is_no_error_for_counterfactuals(
+    small_package: Path, photographs: Path, tmp_path: Path
+) -> None:
+    program = "import os; read, write = os.pipe(); os.dup2(write, 1); os.close(write); os.close(read)"
+    line = ["counterfactual", str(photographs / "one.png"), "--model", str(small_package), "--target", "dog"]
+    done = run(*line, "--eps", "0.5", "--steps", "1", "--out", str(tmp_path / "o"), program=program)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert (tmp_path / "o" / "counterfactuals.json").is_file()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import ratioctl
 from ratioctl.cli import main
 from ratioctl.cli._progress import rate
 from ratioctl.errors import OutputError
@@ -493,3 +494,22 @@ def test_a_closed_pipe_ends_cleanly_while_the_list_is_open(tiny_onnx: Path, colo
         child.stdin.flush()
         assert child.wait(60) == 0  # the list on stdin is still open
         assert child.stderr.read() == b""
+
+
+def test_bit_depth(tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A grey of 2048 of 12 bits: 8 of 255 where all 16 bits count, 128 otherwise; and a note says so."""
+    import numpy as np
+    from PIL import Image
+
+    image = tmp_path / "scan.png"
+    Image.fromarray(np.full((4, 4), 2048, np.uint16)).save(image)
+    line = (image, "--model", tiny_onnx, "--probabilities", "--format", "jsonl")
+    assert run(*line) == 0
+    dark, said = capsys.readouterr()
+    assert "its pixels fill only 12 of 16 bits" in said
+    assert run(*line, "--bit-depth", "12") == 0
+    _, said = capsys.readouterr()
+    assert "fill only" not in said
+    (row,) = ratioctl.ood_score([image], model=tiny_onnx, bit_depth=12)
+    assert row.confidence == pytest.approx(json.loads(dark)["confidence"])  # grey: all logits are equal
+    assert run(*line, "--bit-depth", "17") == 2

@@ -28,11 +28,11 @@ OPTIONS = {
     "evaluate": ("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
     "counterfactual": (
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--format", "--out", "--open"),
+        *("--format", "--out", "--open", "--bit-depth"),
     ),
     "ood-score": (
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
-        *("--fail-on-ood", "--skip-errors"),
+        *("--fail-on-ood", "--skip-errors", "--bit-depth"),
     ),
     "export": ("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),

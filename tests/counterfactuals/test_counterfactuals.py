@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import ratioctl
 from ratioctl import counterfactuals, package
@@ -772,3 +774,18 @@ def test_arrays_are_images(small_package: Path) -> None:
     assert np.array_equal(answer.input, array)
     with pytest.raises(ImageError, match="float64"):
         ratioctl.counterfactual(array / 255, target="dog", model=small_package, eps=0.5, steps=2)
+
+
+@pytest.mark.parametrize("target", ["caf\u00e9", "cafe\u0301", "CAFE\u0301"])
+@pytest.mark.parametrize("label", ["caf\u00e9", "cafe\u0301"])
+def test_targets_are_compared_after_normalization(target: str, label: str) -> None:
+    spec = types.SimpleNamespace(name="m", label_names=("eau", label))
+    assert counterfactuals.resolve_targets(target, spec) == (label,)  # type: ignore[arg-type]
+
+
+def test_bit_depth_reaches_the_decoder(small_package: Path, tmp_path: Path) -> None:
+    image = tmp_path / "scan.png"
+    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(image)
+    for bits, level in ((None, 8), (12, 128)):
+        (found,) = counterfactuals.explain(ask_small(small_package, image, eps=0.5, bit_depth=bits))
+        assert found.input.max() == found.input.min() == level

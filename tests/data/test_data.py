@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -101,6 +104,19 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     assert images.label_names == ("dog", "bird", "cat")
     assert images.labels is not None
     assert Counter(images.labels.tolist()) == {2: 2, 0: 3}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_compared_after_normalization(tmp_path: Path, form: str) -> None:
+    """macOS names folders decomposed; labels are typed composed, or the other way round."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name, label = (unicodedata.normalize(kind, "caf\u00e9") for kind in (form, other))
+    split = folder(tmp_path / "data" / name, {name: 2, "eau": 3}).parent
+    source = f"{split}:{unicodedata.normalize(other, name)}"
+    images = in_distribution.load_labelled(source, 8, 3, ("eau", label))
+    assert images.labels is not None
+    assert Counter(images.labels.tolist()) == {0: 3, 1: 2}
+    assert len(out_distribution.load([source], 8, exclude=[label])) == 3
 
 
 def test_a_folder_that_is_no_label_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -341,3 +357,20 @@ def test_a_class_that_the_test_split_lacks(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match='lacks the class folder "dog"'):
         loader.load(recipe)
+
+
+def test_a_stuck_batch_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    """The thread that prepares batches is inside an endless one when the main thread is interrupted."""
+    program = (
+        "import os, signal, threading, time, torch\n"
+        "from ratioctl import recipe\n"
+        "from ratioctl.data import in_distribution, loader\n"
+        "from ratioctl.utils import ordered_pool\n"
+        "ordered_pool._END_SECONDS = 0.1\n"
+        "loader.batch_at = lambda *a: time.sleep(3600)\n"
+        "images = in_distribution.load('digits:test', 8, 1)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "next(loader.stream(recipe.load('digits-plain'), images, None, None, start=0, stop=9))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "KeyboardInterrupt" in done.stderr

@@ -1,4 +1,4 @@
-"""The comparison's tables, in files and in the README, are what the report prints of the JSON."""
+"""The comparison's tables, beside the JSON and in the documentation, are those of the JSON."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.mark.parametrize("what", ["small", "fine-tune"])
-def test_tables_are_those_of_the_json(what: str) -> None:
+def test_tables_beside_the_json_are_printed_from_it(what: str) -> None:
     result = json.loads((RESULTS / f"comparison-{what}.json").read_text(encoding="utf-8"))
     printed = (RESULTS / f"comparison-{what}.md").read_text(encoding="utf-8")
     for table in (report.table(result), report.by_set(result), report.models(result)):
         assert f"\n{table}\n" in printed
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("what", "page"), [("small", "comparison"), ("fine-tune", "fine-tuning"), ("digits", "digits")]
+)
+def test_tables_of_the_documentation_are_printed_from_the_json(what: str, page: str) -> None:
+    result = json.loads((RESULTS / f"comparison-{what}.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
     for line in report.table(result).splitlines()[2:]:
-        assert line in readme, line
+        assert line in text, line
 
 
 def test_a_row_shows_its_interval_or_the_range_over_its_seeds() -> None:

@@ -473,3 +473,63 @@ def test_a_missing_field_is_told_in_words_of_images() -> None:
     with pytest.raises(ImageError) as error:
         images.decode(b"\x89PNG\r\n\x1a\nxx", 32)
     assert error.value.reason == "is a PNG image that is cut short or damaged"
+
+
+# --- 16-bit grey of every kind -----------------------------------------------------------------------------
+
+
+def tiff16(values, *, order="<", white_is_zero=False):
+    """An uncompressed 16-bit grey TIFF, written tag by tag."""
+    height, width = values.shape
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, 0 if white_is_zero else 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, values.size * 2),
+    ]
+    data = values.astype(f"{order}u2").tobytes()
+    ifd = struct.pack(f"{order}H", len(tags))
+    for tag, kind, value in tags:
+        shifted = struct.pack(f"{order}H2x", value) if kind == 3 else struct.pack(f"{order}I", value)
+        ifd += struct.pack(f"{order}HHI", tag, kind, 1) + shifted
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + ifd + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_sixteen_bit_tiffs_of_either_order_and_polarity(order, white_is_zero):
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    stored = 65535 - ramp if white_is_zero else ramp
+    done = images.decode(tiff16(stored, order=order, white_is_zero=white_is_zero), 8, 1)
+    np.testing.assert_array_equal(done.pixels[..., 0], np.rint(ramp / 65535 * 255))
+    assert done.notes == ("scaled from 16 to 8 bits",)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_twelve_bits_in_sixteen_are_told_and_scaled_on_request(kind):
+    values = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    data = tiff16(values) if kind == "TIFF" else encoded(Image.fromarray(values))
+    dark = images.decode(data, 8, 1)
+    assert dark.pixels.max() == 16
+    assert "its pixels fill only 12 of 16 bits" in dark.notes[1]
+    assert "--bit-depth 12" in dark.notes[1]
+    done = images.decode(data, 8, 1, bit_depth=12)
+    np.testing.assert_array_equal(done.pixels[..., 0], np.floor(values / 4095 * 255 + 0.5))
+    assert done.notes == ("scaled from 12 to 8 bits",)
+    brighter = images.decode(encoded(Image.fromarray(values * 16)), 8, 1, bit_depth=12)
+    assert brighter.pixels.max() == 255, "values above the range are white"
+
+
+def test_bit_depth_leaves_eight_bits_alone_and_has_bounds():
+    data = encoded(picture())
+    plain, deep = images.decode(data, 32), images.decode(data, 32, bit_depth=12)
+    np.testing.assert_array_equal(plain.pixels, deep.pixels)
+    for wrong in (0, 8, 17):
+        with pytest.raises(ValueError):
+            images.decode(data, 32, bit_depth=wrong)

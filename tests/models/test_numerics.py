@@ -155,7 +155,7 @@ def test_arrays_that_are_no_8_bit_images_are_refused(model: Path) -> None:
 
 def test_an_exported_graph_flags_what_is_no_image() -> None:
     """Clients of a server send what they like: NaN and infinity are out of distribution, not within it."""
-    from ratioctl.onnx.export import Flagging
+    from ratioctl.onnx.graph import Flagging
 
     class Means(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from ratioctl import package as packages
+from ratioctl import recipe as recipes
 from ratioctl.errors import UsageError
 from ratioctl.models import build, fold_batchnorm, from_package
 from ratioctl.models.network import count_parameters
+from ratioctl.training.loop import fit
 
 PIXELS: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
@@ -73,3 +75,15 @@ def test_a_package_keeps_its_options_and_folding_its_function(
     folded = fold_batchnorm(again)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == 9  # the 8 bn1 and the last
     torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_a_recipe_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    wanted = ["model.architecture=preactresnet18", "model.width=2", "model.options.activation=silu"]
+    recipe = recipes.load("digits-plain", [*wanted, "optim.epochs=0.05"])
+    assert recipe.digest != recipes.load("digits-plain", [*wanted[:2], "optim.epochs=0.05"]).digest
+    package = fit(recipe, tmp_path / "run")
+    assert package.architecture_options == {"width": 2, "activation": "silu"}
+    assert package.recipe_text is not None
+    assert recipes.loads(package.recipe_text) == recipe
+    assert float(from_package(package).network.activation(torch.tensor(-1.0))) == pytest.approx(-0.2689414)

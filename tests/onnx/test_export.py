@@ -25,7 +25,7 @@ from ratioctl import images, metrics, package
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UncalibratedError, UsageError
 from ratioctl.models import build
 from ratioctl.models.predict import predictor
-from ratioctl.onnx import export, runtime
+from ratioctl.onnx import export, layouts, parity, quantize, runtime
 
 LABELS = ["cat", "dog", "frog"]
 OUTPUTS = ["logits", "probabilities", "label", "confidence", "ood_score", "is_ood"]
@@ -49,7 +49,7 @@ def write(folder: Path) -> package.ModelPackage:
     }
     weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     plain = package.write(folder, config=config, weights=weights)
-    confidences = metrics.confidence(predictor(plain).predict(export._sample(plain)), 0.4)
+    confidences = metrics.confidence(predictor(plain).predict(parity.sample_images(plain)), 0.4)
     thresholds = {
         "tpr95": float(np.quantile(confidences, 0.4)),
         "tpr99": float(np.quantile(confidences, 0.1)),
@@ -94,7 +94,7 @@ def pets(
             opset=opset,
         ),
     )
-    monkeypatch.setattr(export, "_latency", lambda predict, pixels: {1: 1.0, 32: 2.0})
+    monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
     shutil.copytree(once.path, tmp_path / "pets")
     return package.read(tmp_path / "pets")
 
@@ -259,19 +259,19 @@ def test_a_file_that_disagrees_never_appears(
     ("difference", "scale", "passes"), [(0.9e-4, 1, True), (1.1e-4, 20, False), (1.1e-4, 64, True)]
 )
 def test_how_much_logits_may_differ(difference: float, scale: float, passes: bool) -> None:
-    found = export.Agreement(n=1, difference=difference, labels=0, flags=0)
+    found = parity.Agreement(n=1, difference=difference, labels=0, flags=0)
     if passes:
-        export._insist(found, np.array([[scale, 0.0]]), Path("x"))
+        parity.check_parity(found, np.array([[scale, 0.0]]), Path("x"))
         return
     with pytest.raises(RatioctlError):
-        export._insist(found, np.array([[scale, 0.0]]), Path("x"))
+        parity.check_parity(found, np.array([[scale, 0.0]]), Path("x"))
 
 
 @pytest.mark.parametrize("field", ["labels", "flags"])
 def test_no_decision_may_differ(field: str) -> None:
-    found = dataclasses.replace(export.Agreement(n=1, difference=0.0, labels=0, flags=0), **{field: 1})
+    found = dataclasses.replace(parity.Agreement(n=1, difference=0.0, labels=0, flags=0), **{field: 1})
     with pytest.raises(RatioctlError, match=f"1 {field}"):
-        export._insist(found, np.zeros((1, 2)), Path("x"))
+        parity.check_parity(found, np.zeros((1, 2)), Path("x"))
 
 
 def test_places_that_cannot_be_written_are_refused_before_tracing(
@@ -328,7 +328,7 @@ def test_tritons_own_definition_agrees_with_the_model(
     text = (tmp_path / "tiny-pets" / "config.pbtxt").read_text()
     parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     assert parsed.name == "tiny-pets"
-    assert parsed.max_batch_size == export.MAX_BATCH
+    assert parsed.max_batch_size == layouts.MAX_BATCH
     session = runtime.load(done.path).session
     kinds = {"FP32": "float", "UINT8": "uint8", "INT64": "int64", "BOOL": "bool"}
 
@@ -347,7 +347,7 @@ def test_tritons_own_definition_agrees_with_the_model(
     ("name", "safe"), [("a b/c", "a-b-c"), ("..", "model"), ("käse", "k-se"), ("x.1_y", "x.1_y")]
 )
 def test_names_are_made_safe(name: str, safe: str) -> None:
-    assert export.safe_name(name) == safe
+    assert layouts.safe_name(name) == safe
 
 
 def saved(folder: Path, pixels: np.ndarray, labels: np.ndarray | None) -> Path:
@@ -360,7 +360,7 @@ def saved(folder: Path, pixels: np.ndarray, labels: np.ndarray | None) -> Path:
 
 
 def test_int8_is_measured_on_images_it_was_not_fitted_to(pets: package.ModelPackage, tmp_path: Path) -> None:
-    images = export._sample(pets)
+    images = parity.sample_images(pets)
     data = saved(tmp_path / "data", images, predictor(pets).predict(images).argmax(1))
     done = export.export(pets, output=tmp_path / "int8.onnx", int8=True, data=str(data))
     loaded = runtime.load(done.path)
@@ -383,17 +383,17 @@ def test_int8_is_measured_on_images_it_was_not_fitted_to(pets: package.ModelPack
 
 
 def test_int8_without_labels_and_what_is_said_beside_it(pets: package.ModelPackage, tmp_path: Path) -> None:
-    data = saved(tmp_path / "data", export._sample(pets)[:40], None)
+    data = saved(tmp_path / "data", parity.sample_images(pets)[:40], None)
     (data / "broken.png").touch()
-    held = export._held_out(pets, str(data), False)
+    held = quantize.held_out(pets, str(data), False)
     assert (len(held), held.labels) == (40, None)
     faster = {"onnxruntime": {1: 1.0, 32: 2.0}, "onnxruntime int8": {1: 1.0, 32: 1.0}}
     slower = {**faster, "onnxruntime int8": {1: 1.0, 32: 3.0}}
-    said = export._doubts(held, faster)
+    said = quantize.int8_warnings(held, faster)
     assert [text.split(str(data))[0] for text in said] == ["1 of the images of ", ""]
     assert said[1].endswith("accuracy and AUROC are not measured")
-    assert "batch 32 takes 3 ms instead of 2 ms" in export._doubts(held, slower)[-1]
-    assert export._doubts(None, faster) == ()
+    assert "batch 32 takes 3 ms instead of 2 ms" in quantize.int8_warnings(held, slower)[-1]
+    assert quantize.int8_warnings(None, faster) == ()
 
 
 def test_int8_needs_images_and_names_the_option(
@@ -405,7 +405,7 @@ def test_int8_needs_images_and_names_the_option(
     recipe = package.read(package.find()).recipe_text
     with pytest.raises(SourceError, match=r"calibration data of its recipe cannot be read.*--data SOURCE"):
         export.export(dataclasses.replace(pets, recipe_text=recipe), int8=True)
-    few = saved(tmp_path / "few", export._sample(pets)[:3], None)
+    few = saved(tmp_path / "few", parity.sample_images(pets)[:3], None)
     with pytest.raises(SourceError, match=r"3 image.*32 are needed"):
         export.export(pets, int8=True, data=str(few))
     with pytest.raises(UsageError, match="is for --int8"):
@@ -413,7 +413,7 @@ def test_int8_needs_images_and_names_the_option(
     other = tmp_path / "other" / "horse"
     shutil.copytree(few, other)
     with pytest.raises(SourceError, match="horse"):
-        export._held_out(pets, str(other.parent), False)
+        quantize.held_out(pets, str(other.parent), False)
 
 
 def test_an_opset_that_cannot_be_had(once: package.ModelPackage) -> None:

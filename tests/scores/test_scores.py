@@ -48,10 +48,15 @@ def test_acceptance_orders_images_as_the_negated_score_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DEFINITIONS))
-def test_a_threshold_returns_from_its_bound(name: str) -> None:
+def test_a_threshold_taken_from_an_image_flags_exactly_the_less_acceptable_ones(name: str) -> None:
     score = scores.by_name(name)
-    for threshold in (0.2, 0.5, 0.999999):
-        assert score.threshold_at(score.acceptance_bound(threshold)) == pytest.approx(threshold, rel=1e-12)
+    order = np.argsort(score.acceptance(LOGITS, 0.7))
+    threshold = float(score.threshold_of(LOGITS, 0.7)[order[50]])
+    flagged = score.is_ood(LOGITS, 0.7, threshold)
+    assert set(np.flatnonzero(flagged)) == set(order[:50])
+    other = np.delete(np.arange(len(LOGITS)), order[50])  # that image itself is at the bound, up to rounding
+    by_bound = score.acceptance(LOGITS, 0.7) < score.acceptance_bound(threshold)
+    np.testing.assert_array_equal(by_bound[other], flagged[other])
 
 
 def test_msp_flags_as_its_confidence_does_and_still_tells_images_apart_where_that_is_1() -> None:
@@ -63,8 +68,12 @@ def test_msp_flags_as_its_confidence_does_and_still_tells_images_apart_where_tha
     np.testing.assert_array_equal(score.from_logits(sharp, 1.0), [0, 0])
     low, high = score.acceptance(sharp, 1.0)
     assert (low, high) == pytest.approx((60 - math.log(2), 80 - math.log(2)))
-    assert score.acceptance_bound(1.0) == math.inf
     assert score.acceptance_bound(0.0) == -math.inf
+    around_1 = np.array([[36.0, 0.0], [38.0, 0.0]])  # confidences just below 1, and rounded to 1
+    np.testing.assert_array_equal(score.is_ood(around_1, 1.0, 1.0), [True, False])
+    np.testing.assert_array_equal(
+        score.acceptance(around_1, 1.0) < score.acceptance_bound(1.0), [True, False]
+    )
 
 
 def test_an_image_between_two_classes_has_finite_log_odds_and_a_gradient() -> None:

@@ -17,7 +17,7 @@ from ratioctl import images as decoding
 from ratioctl import metrics, package
 from ratioctl.models.device import select_device
 from ratioctl.onnx import runtime
-from ratioctl.onnx.export import graph
+from ratioctl.onnx.graph import graph
 from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ratioctl import images, package
-from ratioctl.onnx import export, runtime
+from ratioctl.onnx import runtime
+from ratioctl.onnx.graph import graph
 from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_node_agrees_with_python(node: Path, kind: Any) -> None:
     found = package.read(package.find())
     file = node / f"{kind}.onnx"
     limit = package.threshold(found)
-    file.write_bytes(export.graph(found, threshold=limit, input_type=kind))
+    file.write_bytes(graph(found, threshold=limit, input_type=kind))
     pixels = sample_images(found.input_size[1])
     sent = pixels if kind == "uint8" else images.to_pixels(pixels)
     (node / "data").write_bytes(np.ascontiguousarray(sent).tobytes())

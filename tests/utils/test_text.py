@@ -1,11 +1,37 @@
-"""Text from outside is shown without control characters."""
+"""Names made safe to show, to compare and to write under."""
 
 from __future__ import annotations
 
-from ratioctl.utils.text import safe_text
+import os
+
+import pytest
+
+from ratioctl.utils.text import nfc, readable, safe_stem, shown
+
+LONG = os.fsdecode("Фотография_серой_кошки_на_подоконнике_в_старом_доме_у_реки".encode("cp1251") * 2)
 
 
-def test_safe_text() -> None:
-    assert safe_text("Größe 猫 \x1b[31m\x07\r\n\u202e\ud800") == (
-        "Größe 猫 \\x1b[31m\\x07\\r\\n\\u202e\\ud800"
-    )
+def test_composed_and_decomposed_names_are_equal() -> None:
+    assert nfc("cafe\u0301") == "caf\u00e9" == nfc("caf\u00e9")
+
+
+@pytest.mark.parametrize("name", ["cat", "a b", "猫", "x" * 100])
+def test_short_stems_stay(name: str) -> None:
+    assert safe_stem(name) == name
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "猫" * 34, readable(LONG), "a" * 10_000])
+def test_long_stems_are_cut_and_told_apart(name: str) -> None:
+    stem = safe_stem(name)
+    assert 90 <= len(stem.encode()) <= 100
+    assert stem != safe_stem(name + "2")
+    assert stem.isprintable()
+
+
+def test_stems_have_no_separators_and_no_escapes() -> None:
+    assert safe_stem("a/b\\c\x1b[31m") == "a_b_c_x1b[31m"
+
+
+def test_shown_bytes() -> None:
+    assert shown(b"\xff\n.png") == "\\xff\\n.png"
+    assert shown("\ud800") == "?"

@@ -1,0 +1,132 @@
+"""The graph of an exported package, with temperature, score and flag inside.
+
+    image -> [to floats] -> network -> logits -> / T -> softmax -> probabilities, label, confidence,
+                                                                   ood_score, is_ood
+
+The metadata hold the package's config under "ratioctl" and, under "ratioctl.export", the threshold that
+`is_ood` compares with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ratioctl import package as packages
+from ratioctl.errors import RatioctlError, UsageError
+from ratioctl.models import fold_batchnorm, from_package
+from ratioctl.onnx import runtime
+from ratioctl.onnx.layouts import Input, safe_name
+from ratioctl.package import ModelPackage, Spec
+
+OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
+
+
+class Flagging(nn.Module):
+    """The network with everything around it: from the input as clients send it to the six outputs."""
+
+    def __init__(self, network: nn.Module, temperature: float, threshold: float, input_type: Input) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        self.threshold = threshold
+        self.input_type = input_type
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        pixels = image.permute(0, 3, 1, 2).float() / 255 if self.input_type == "uint8" else image
+        logits = self.network(pixels)
+        probabilities = torch.softmax(logits / self.temperature, dim=1)
+        confidence = probabilities.amax(dim=1)
+        is_ood = torch.logical_not(confidence >= self.threshold)  # true for NaN: what is no image is out
+        return logits, probabilities, logits.argmax(dim=1), confidence, 1 - confidence, is_ood
+
+
+def graph(
+    package: ModelPackage, *, threshold: float, input_type: Input = "float", opset: int = OPSET
+) -> bytes:
+    """The ONNX file of a package, checked by `onnx.checker`, with its config as metadata.
+
+    Raises:
+        UsageError: an opset that the exporter cannot write.
+    """
+    refused = UsageError(f"--opset {opset}", "cannot be written", f"Try {OPSET}, the default, or above.")
+    if opset < OPSET:
+        raise refused
+    network = fold_batchnorm(from_package(package))
+    channels, height, width = package.input_size
+    if input_type == "uint8":
+        example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    else:
+        example = torch.zeros(2, channels, height, width)
+    flagging = Flagging(network, package.temperature, threshold, input_type).eval()
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                flagging,
+                (example,),
+                dynamo=True,
+                input_names=["image"],
+                output_names=list(runtime.OUTPUTS),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        if opset != OPSET:
+            raise refused from error
+        raise RatioctlError(
+            package.name, f"torch cannot export this network: {type(error).__name__}", "Please report it."
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    if {entry.domain: entry.version for entry in model.opset_import}.get("") != opset:
+        raise refused
+    return finish(model, package, threshold)
+
+
+def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
+    """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata:
+    the package's config, and beside it the threshold that the graph compares with.
+    """
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        for field in ("metadata_props", "doc_string"):
+            with contextlib.suppress(ValueError):  # an older onnx lacks some of them
+                part.ClearField(field)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.ClearField("doc_string")
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == "batch":
+                axis.dim_param = "N"
+    model.graph.name = safe_name(package.name)
+    model.producer_name = "ratioctl"
+    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: {"threshold": threshold}}
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter speaks to developers through warnings and the log; neither is about the user's model."""
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "")]
+    levels = [logger.level for logger in loud]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loud:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loud, levels, strict=True):
+                logger.setLevel(level)

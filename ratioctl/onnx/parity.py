@@ -1,0 +1,123 @@
+"""Agreement of an exported file with torch, and its latency."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ratioctl import metrics
+from ratioctl.data import out_distribution
+from ratioctl.errors import RatioctlError
+from ratioctl.onnx import runtime
+from ratioctl.package import Spec
+from ratioctl.utils.atomic_files import write_file
+
+TOLERANCE = 1e-4  # of logits up to 32 in size; beyond, float32 itself has less
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far two roads agree on the same images.
+
+    Attributes:
+        n: images; difference: the largest of their logits.
+        labels, flags: how many predictions, and how many out-of-distribution flags, differ.
+    """
+
+    n: int
+    difference: float
+    labels: int
+    flags: int
+
+
+@contextlib.contextmanager
+def scratch(data: bytes) -> Iterator[tuple[Path, runtime.Runtime]]:
+    """The file under a name of its own, loaded as any user would load it."""
+    with tempfile.TemporaryDirectory(prefix="ratioctl-export-") as folder:
+        path = Path(folder) / "model.onnx"
+        write_file(path, data)
+        yield path, runtime.load(path)
+
+
+def sample_images(package: Spec) -> np.ndarray:
+    """uint8 (N, H, W, C): crops of two photographs, uniform and smooth noise, a quarter each."""
+    channels, size, _ = package.input_size
+    count = max(8, min(64, 2**20 // (size * size)))
+    return out_distribution.load(out_distribution.GENERATED, size, channels, count=count).pixels
+
+
+def agreement(
+    pixels: np.ndarray,
+    reference: Callable[[np.ndarray], np.ndarray],
+    other: runtime.Runtime,
+    package: Spec,
+    threshold: float,
+) -> Agreement:
+    """Compare the graph's outputs with what follows from the reference's logits.
+
+    A label or flag counts as different where it is, unless the reference itself is undecided to within
+    float32's rounding (the two highest logits, or confidence and threshold, nearly equal).
+
+    Args:
+        pixels: uint8 (N, H, W, C), given to the graph in batches of 1, 2 and 32.
+    """
+    logits = reference(pixels)
+    cuts = [0, 1, 3, *range(35, len(pixels), 32), len(pixels)]
+    runs = [other.run(pixels[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
+    found = {name: np.concatenate([run[name] for run in runs]) for name in runtime.OUTPUTS}
+    p = metrics.softmax(logits, package.temperature)
+    top = np.sort(logits, axis=1)
+    clear = top[:, -1] - top[:, -2] > 1e-5 * np.maximum(1, np.abs(top).max(axis=1))
+    confidence = p.max(axis=1)
+    decided = np.abs(confidence - threshold) > 1e-6
+    return Agreement(
+        n=len(pixels),
+        difference=float(np.abs(logits - found["logits"]).max()),
+        labels=int(((logits.argmax(axis=1) != found["label"]) & clear).sum()),
+        flags=int((((confidence < threshold) != found["is_ood"]) & decided).sum()),
+    )
+
+
+def between(logits: Sequence[np.ndarray], confidences: Sequence[np.ndarray], threshold: float) -> Agreement:
+    labels = [z.argmax(axis=1) for z in logits]
+    flags = [c < threshold for c in confidences]
+    return Agreement(
+        n=len(logits[0]),
+        difference=float(np.abs(logits[0] - logits[1]).max()),
+        labels=int((labels[0] != labels[1]).sum()),
+        flags=int((flags[0] != flags[1]).sum()),
+    )
+
+
+def check_parity(parity: Agreement, logits: np.ndarray, path: Path) -> None:
+    allowed = TOLERANCE * max(1.0, float(np.abs(logits).max()) / 32)
+    if parity.difference <= allowed and not parity.labels and not parity.flags:
+        return
+    reason = (
+        f"does not agree with torch on {parity.n} images: logits differ by {parity.difference:.2g}, "
+        f"{parity.labels} labels and {parity.flags} flags differ"
+    )
+    raise RatioctlError("the exported file", reason, "Nothing was written. Please report it.")
+
+
+def latency_ms(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> dict[int, float]:
+    """{batch size: median milliseconds of one call}, batches of 1 and 32."""
+    found = {}
+    for batch in (1, 32):
+        part = np.ascontiguousarray(np.resize(pixels, (batch, *pixels.shape[1:])))
+        predict(part)
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < 50 and sum(times) < 0.5):
+            started = time.perf_counter()
+            predict(part)
+            times.append(time.perf_counter() - started)
+        found[batch] = 1000 * statistics.median(times)
+    return found

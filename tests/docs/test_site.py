@@ -1,0 +1,177 @@
+"""Pages of the documentation: their commands, options, code, links and files are real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ratioctl import cli
+from ratioctl import recipe as recipes
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+GENERATED = {"command-line.md", "names.md", "recipes.md", "schemas.md"}
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
+NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
+RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def blocks(name: str, language: str) -> list[str]:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(name: str) -> Iterator[list[str]]:
+    """The command lines of a page, continued lines joined and comments removed."""
+    for block in blocks(name, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while "|" in words:
+                yield words[: words.index("|")]
+                words = words[words.index("|") + 1 :]
+            if words:
+                yield words
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    return {option for p in cli.load(command).params for option in (*p.opts, *p.secondary_opts)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_command_lines_name_commands_options_modules_and_targets_that_exist(name: str) -> None:
+    for words in commands(name):
+        if words[0] == "ratioctl":
+            assert words[1] in cli.COMMANDS, words
+            given = {word.split("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)}
+            assert given <= options_of(words[1]), words
+        elif words[:2] == ["python", "-m"]:
+            path = ROOT / f"{words[2].replace('.', '/')}.py"
+            assert path.is_file(), words
+            given = {word for word in words[3:] if word.startswith("--")}
+            assert all(f'"{option}"' in _with_harness(path) for option in given), words
+        elif words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= TARGETS, words
+        else:
+            assert words[0] in ("pip", "find", "cp"), words
+
+
+def _with_harness(path: Path) -> str:
+    shared = (ROOT / "tools" / "harness.py", ROOT / "experiments" / "study.py")
+    return "".join(each.read_text(encoding="utf-8") for each in (path, *shared))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample photographs and an exported model."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "assets").symlink_to(ROOT / "assets", target_is_directory=True)
+    line = ["export", "cifar10-ratio", "--input", "uint8", "--output", str(folder / "model.onnx"), "--quiet"]
+    assert cli.main(line) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+def test_python_blocks_run(name: str, workplace: Path) -> None:
+    for block in blocks(name, "python"):
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert "rocket.jpg ship" in done.stdout or "ship 0.13" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "toml")])
+def test_recipes_load(name: str, tmp_path: Path) -> None:
+    for block in blocks(name, "toml"):
+        path = tmp_path / "recipe.toml"
+        path.write_text(block, encoding="utf-8")
+        recipe = recipes.load(path)
+        assert f'name = "{recipe.name}"' in block
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "json")])
+def test_json_blocks_parse(name: str) -> None:
+    for block in blocks(name, "json"):
+        documents = block.splitlines() if block.count("\n{") else [block]
+        assert all(isinstance(json.loads(document), dict) for document in documents)
+
+
+def test_the_document_shown_is_valid() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = ROOT / "tests" / "compat" / "schemas" / "counterfactuals.json"
+    (block,) = blocks("reference/files.md", "json")
+    jsonschema.validate(json.loads(block), json.loads(schema.read_text(encoding="utf-8")))
+
+
+def test_the_rows_shown_are_those_of_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks("get-started.md", "json")
+    photographs = [str(ROOT / "assets" / "samples" / name) for name in ("cat.jpg", "rocket.jpg")]
+    assert cli.main(["ood-score", *photographs, "--format", "jsonl", "--quiet"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shown = [json.loads(line) for line in block.splitlines()]
+    assert [list(row) for row in rows] == [list(row) for row in shown]
+    for row, expected in zip(rows, shown, strict=True):
+        assert (row["label"], row["is_ood"]) == (expected["label"], expected["is_ood"])
+        assert row["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
+
+
+def anchors(path: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = DOCS / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if path.name in GENERATED:
+            continue
+        assert path.is_file(), target
+        assert path.is_relative_to(DOCS), f"{target} leads out of the site"
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
+    records = {name for name in NAMES if name.startswith("decisions/0")}  # listed by their index
+    assert listed - {f"reference/{name}" for name in GENERATED} == set(NAMES) - records
+    index = (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
+    assert all(Path(name).name in index for name in records)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("results/")])
+def test_results_have_their_json_in_the_repository(name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    named = {file for file in re.findall(r"`([\w.-]+\.jsonl?)`", text) if "METHOD" not in file}
+    missing = {file for file in named if not any((folder / file).is_file() for folder in RESULTS)}
+    assert missing == set()
+    assert named or name == "results/index.md"
+
+
+def test_recipes_and_models_named_in_the_pages_exist() -> None:
+    from ratioctl import package as packages
+
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(
+        re.findall(
+            r"`((?:digits|cifar100?|svhn|restricted64)-(?:plain|oe|acet|at|trades|ratio)[\w.-]*)`", text
+        )
+    )
+    named = {name for name in named if not name.endswith((".json", ".jsonl"))}
+    assert len(named) >= 8
+    assert named - set(recipes.available()) - set(packages.bundled()) == set()
