@@ -31,7 +31,7 @@ def calibrate(
         typer.Option(
             "--objective",
             metavar="ece|nll",
-            help="What the temperature minimises. Default: the recipe's, ece.",
+            help="What the temperature minimizes. Default: the recipe's, ece.",
         ),
     ] = None,
     out: Annotated[

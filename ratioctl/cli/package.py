@@ -26,7 +26,7 @@ def package(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The package folder to write.")],
     mean: Annotated[
-        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalisation of [0,1] pixels.")
+        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalization of [0,1] pixels.")
     ] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Goes with --mean.")] = None,
     input_size: Annotated[
@@ -35,7 +35,7 @@ def package(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="SOURCE", help=f"Images to check the normalisation on: {SOURCE_HELP}."
+            "--data", metavar="SOURCE", help=f"Images to check the normalization on: {SOURCE_HELP}."
         ),
     ] = None,
     download: Download = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -269,19 +270,27 @@ def longer(steps: int) -> int:
     return max(4 * steps, 50)
 
 
-def seconds_per_image(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
-    """Measured seconds per image of a forward pass, and of a step of a gradient search, in such a batch."""
+def forward_seconds(subject: Subject, pixels: np.ndarray) -> float:
+    """Measured seconds per image of a forward pass, in such a batch."""
     x = to_float(pixels, subject.compute.device)
-    goal, attack = goals.log_confidence(), strongest(Ball(p=2.0, eps=1.0), 3)
-    subject.logits(x)
-    perturb(subject.logits_of, x, goal, strongest(Ball(p=2.0, eps=1.0), 1))
-    times = [time.perf_counter()]
-    subject.logits(x)
-    times.append(time.perf_counter())
-    perturb(subject.logits_of, x, goal, attack).value.cpu()
-    times.append(time.perf_counter())
-    forward = max((times[1] - times[0]) / len(x), 1e-9)
-    return forward, max((times[2] - times[1]) / len(x) - forward, forward) / attack.steps
+    return max(_seconds(lambda: subject.logits(x)) / len(x), 1e-9)
+
+
+def step_seconds(subject: Subject, pixels: np.ndarray, forward: float) -> float:
+    """Measured seconds per image of a step of a gradient search; `forward` is that of a forward pass."""
+    x = to_float(pixels, subject.compute.device)
+    goal, steps = goals.log_confidence(), 3
+    attack = strongest(Ball(p=2.0, eps=1.0), steps)
+    taken = _seconds(lambda: perturb(subject.logits_of, x, goal, attack).value.cpu())
+    return max(taken / len(x) - forward, forward) / steps
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    """Seconds of the second of two calls."""
+    compute()
+    started = time.perf_counter()
+    compute()
+    return time.perf_counter() - started
 
 
 def surviving_fraction(

@@ -225,7 +225,7 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
         probabilities=p,
         confidence=confidence,
         ood_score=1.0 - confidence,
-        is_ood=confidence < threshold,
+        is_ood=spec.ood_score.is_ood(logits, spec.temperature, threshold),
     )
 
 

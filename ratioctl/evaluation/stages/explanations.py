@@ -31,7 +31,7 @@ _DISTANCES = ("l1", "l2", "linf")
 
 
 def plan(context: Context) -> Iterator[Phase]:
-    _, step = context.seconds
+    step = context.step_seconds
     seconds = step * context.suite.explanation_steps * len(_radii(context))
     for name, images in context.data.all().items():
         yield context.phase(_phase(name), "explanation", len(images), seconds)
