@@ -65,6 +65,7 @@ def load(
         pixels=loaded.images,
         labels=loaded.labels,
         label_names=tuple(loaded.label_names),
+        names=loaded.names,
         fingerprint=loaded.fingerprint,
         source=source,
         errors=tuple((str(name), str(reason)) for name, reason in loaded.errors),

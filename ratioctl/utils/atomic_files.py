@@ -42,7 +42,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, data in contents.items():
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp~")
-            with writing(path):
+            with writing(path, creating=True):
                 sweep(path.parent, glob.escape(path.name))
                 staged.append((temporary, path))
                 write_synced(temporary, data)
@@ -104,7 +104,7 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> Path:
     """Create `folder` and its parents; raises OutputError or DiskError."""
-    with writing(folder):
+    with writing(folder, creating=True):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -120,7 +120,7 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
         DiskError, OutputError: as `write_file`; also if its folder is missing, or if another process began to
             write the same file.
     """
-    with writing(path):
+    with writing(path, creating=True):
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
             with path.open("wb") as stream:
                 yield stream
@@ -147,11 +147,11 @@ def partial(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def writing(thing: Path) -> Iterator[None]:
+def writing(thing: Path, *, creating: bool = False) -> Iterator[None]:
     """Convert operating system errors into DiskError (exit code 6) or OutputError (exit code 2).
 
-    The folder existed when writing began: if it is gone, it was removed meanwhile, which counts as a failure
-    of the disk and not of the command.
+    The caller has made the folder or seen it before: if it is gone, it was removed meanwhile, which is a
+    DiskError. With `creating`, a folder that is there and takes no new file (/proc) is an OutputError.
     """
     try:
         yield
@@ -162,7 +162,9 @@ def writing(thing: Path) -> Iterator[None]:
             raise DiskError(
                 named, f"cannot be written: {reason}", "Free some space, or write elsewhere."
             ) from None
-        if error.errno in _GONE:
+        if creating and error.errno in _GONE and Path(os.fsdecode(named)).parent.is_dir():
+            reason = "its folder accepts no new files"
+        elif error.errno in _GONE:
             raise DiskError(
                 _topmost_missing(Path(os.fsdecode(named))),
                 "vanished while it was being written",
