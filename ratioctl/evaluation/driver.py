@@ -95,7 +95,7 @@ def run(
     if write:
         _check_writable(loaded)
     compute = _compute(device, precision, chosen)
-    judged_by = judge and Judge.of(packages.resolve(judge), loaded, compute)
+    judged_by = None if judge is None else Judge.of(packages.resolve(judge), loaded, compute)
     folder = None if out is None else make_folder(Path(out))
     with contextlib.ExitStack() as stack:
         if folder is not None:
