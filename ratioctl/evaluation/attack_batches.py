@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,12 +22,14 @@ from ratioctl.attacks import balls as geometry
 from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
+from ratioctl.attacks.registry import strongest
+from ratioctl.attacks.worst_case import worst_case_confidence
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
-from ratioctl.recipe import Attack, Ball
+from ratioctl.recipe import Ball
 from ratioctl.utils.result_cache import Arrays
 
 
@@ -150,7 +151,7 @@ def worst_case(
         "x" (B, C, H, W) float32, the best point.
     """
     x = to_float(pixels, subject.compute.device)
-    found = autoattack.worst_case_confidence(
+    found = worst_case_confidence(
         subject.predictor.exact,
         x,
         ball,
@@ -189,7 +190,7 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep
     x = to_float(pixels, subject.compute.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
     searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
-    attack = _attack(ball, steps, "centre")
+    attack = strongest(ball, steps)
     best, best_x = subject.log_odds(x), x.clone()
     for goal in searches:
         ended = perturb(subject.logits_of, x, goal, attack)
@@ -224,9 +225,7 @@ def curve(
     eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
     y = None if labels is None else torch.from_numpy(np.repeat(labels, r)).to(x.device)
     goal = goals.log_odds(subject.temperature) if y is None else goals.cross_entropy(y)
-    ended = perturb(
-        subject.logits_of, many, goal, _attack(Ball(p=2.0, eps=max(radii)), steps, "centre"), eps=eps
-    )
+    ended = perturb(subject.logits_of, many, goal, strongest(Ball(p=2.0, eps=max(radii)), steps), eps=eps)
 
     def value(points: Tensor, at: np.ndarray | None) -> np.ndarray:
         p = metrics.softmax(subject.logits(points), subject.temperature)
@@ -247,7 +246,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
     """
     x = to_float(pixels, subject.compute.device)
     y = torch.from_numpy(labels).to(x.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     ended = perturb(
         subject.predictor.exact, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
     )
@@ -258,7 +257,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
     """Confidence reached by a longer fp32 search from a random start: "confidence" (B,)."""
     x = to_float(pixels, subject.compute.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     goal = goals.log_odds(subject.temperature)
     ended = perturb(
         subject.predictor.exact, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}")
@@ -281,7 +280,7 @@ def step_seconds(subject: Subject, pixels: np.ndarray, forward: float) -> float:
     """Measured seconds per image of a step of a gradient search; `forward` is that of a forward pass."""
     x = to_float(pixels, subject.compute.device)
     goal, steps = goals.log_confidence(), 3
-    attack = _attack(Ball(p=2.0, eps=1.0), steps, "centre")
+    attack = strongest(Ball(p=2.0, eps=1.0), steps)
     taken = _seconds(lambda: perturb(subject.logits_of, x, goal, attack).value.cpu())
     return max(taken / len(x) - forward, forward) / steps
 
@@ -300,10 +299,6 @@ def surviving_fraction(
     """Fraction of images that survive a short attack, for the time estimate of a long one."""
     found = robust(subject, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))
     return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
-
-
-def _attack(ball: Ball, steps: int, start: Literal["centre", "random"]) -> Attack:
-    return Attack(ball=ball, method="afw" if ball.p == 1.5 else "apgd", steps=steps, start=start)
 
 
 def _pictures(x: Tensor) -> np.ndarray:

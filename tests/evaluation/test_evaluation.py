@@ -1043,7 +1043,7 @@ def test_the_reference_is_watched_for_zero_gradients_too(
     doubted: bool,
 ) -> None:
     """The package does not tell of them; the self-check's own search on what survived does."""
-    monkeypatch.setattr(autoattack, "_reference", lambda name, logits_of, x, *more: x)  # breaks nothing
+    monkeypatch.setattr(autoattack, "standard_attack", lambda name, logits_of, x, *more: x)  # breaks nothing
     suite = dataclasses.replace(WARY, backend="reference")
     warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
     said = "self-check of the robust accuracy (l2 0.125): the gradient was zero"

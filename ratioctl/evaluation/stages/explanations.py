@@ -16,7 +16,8 @@ import numpy as np
 from ratioctl import images as pixels_of
 from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.sources import Source, encoded
 from ratioctl.data.in_distribution import Images
 from ratioctl.evaluation import measurements
 from ratioctl.evaluation.context import Context, Results
