@@ -70,6 +70,8 @@ def calibrate(
         PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
+    if out is None:
+        packages.check_writable(package)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
     spec = recipe.calibration if recipe is not None else Calibration()
     if objective is not None:
