@@ -1,4 +1,4 @@
-"""The same answer whatever the run, the batch and the road; and an answer for images that are hardly ones."""
+"""The same answer whatever the run, the batch and the backend; and an answer for images that are hardly ones."""
 
 from __future__ import annotations
 
