@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
+from ratioctl.calibration import calibrate as calibration
 from ratioctl.calibration.calibrate import calibrate
 from ratioctl.calibration.temperature import find_temperature as search
 from ratioctl.calibration.temperature import improves_held_out
 from ratioctl.cli import main
+from ratioctl.data import in_distribution
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
@@ -158,17 +161,19 @@ def test_a_model_at_chance_keeps_temperature_1_and_is_called_so(
     assert not calibrate(copy_of(package, tmp_path / "model")).collapsed
 
 
-def test_labels_in_another_order_are_named(package: ModelPackage, tmp_path: Path) -> None:
-    """The outputs of a working model, each under the name of its neighbour."""
-    arrays = {
-        k: np.roll(v, 1, axis=0) if k.startswith("linear.") else v
-        for k, v in packages.read_weights(package).items()
-    }
-    config = packages.portable_config(package)
-    packages.write(tmp_path / "rolled", config=config, weights=arrays, recipe_text=package.recipe_text)
-    found = calibrate(tmp_path / "rolled")
-    assert found.warnings[0].startswith("its labels are in another order: accuracy is ")
-    assert "--labels 9,0,1,2,3,4,5,6,7,8 " in found.warnings[0]
+def test_labels_in_another_order_are_named(
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is always right, with every output under the name of its neighbour."""
+    labels = in_distribution.load_labelled("digits:test", 8, 1, package.label_names).labels
+    assert labels is not None
+    right = SimpleNamespace(predict=lambda pixels: 9.0 * np.eye(10)[(labels + 1) % 10])
+    monkeypatch.setattr(calibration, "predictor", lambda package, device: right)
+    found = calibrate(copy_of(package, tmp_path / "model"), data="digits:test")
+    assert found.warnings[0].startswith(
+        "its labels are in another order: accuracy is 0.0% as given and 100.0% with "
+        "--labels 9,0,1,2,3,4,5,6,7,8"
+    )
 
 
 def test_a_bundled_model_is_not_changed(
@@ -178,7 +183,9 @@ def test_a_bundled_model_is_not_changed(
     monkeypatch.setattr("ratioctl.utils.resources.folder", lambda name: tmp_path / name)
     before = (bundled.path / "config.json").read_bytes()
     assert main(["calibrate", "cifar10-ratio", "--data", "digits:test"]) == 2
-    assert "is a bundled model, which is read-only. Write a changed copy with --out" in capsys.readouterr().err
+    assert (
+        "is a bundled model, which is read-only. Write a changed copy with --out" in capsys.readouterr().err
+    )
     assert main(["calibrate", "cifar10-ratio", "--data", "digits:test", "--out", str(tmp_path / "mine")]) == 0
     assert packages.read(tmp_path / "mine").calibrated
     assert (bundled.path / "config.json").read_bytes() == before
