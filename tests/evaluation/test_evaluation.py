@@ -798,7 +798,7 @@ def test_names_cannot_break_out_of_markdown_and_html() -> None:
     assert markdown.escaped("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
 
 
-# --- one backend for every score, saved images, the plan -------------------------------------------------------
+# --- one backend for every score, saved images, the plan ---------------------------------------------------
 
 
 def tf32_of_convolutions() -> bool:

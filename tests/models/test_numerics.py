@@ -1,4 +1,4 @@
-"""The same answer whatever the run, the batch and the backend; and an answer for images that are hardly ones."""
+"""Equal results whatever the run, the batch and the backend; and results for degenerate images."""
 
 from __future__ import annotations
 
