@@ -308,6 +308,7 @@ def ood_score(
     *,
     model: Path | ModelPackage = DEFAULT_MODEL,
     threshold: str | float = "tpr95",
+    score: str | None = None,
     probabilities: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
@@ -324,7 +325,9 @@ def ood_score(
             [0,1]; one or several. Rows of the latter have the paths "image-0", "image-1", ...
         model: a package, a bundled model or an exported `.onnx` file. torch is imported only for a package
             without `model.onnx`, for `worst_case`, and for a GPU.
-        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
+        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution. For
+            another score than "msp" the value of the score above which it is.
+        score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
@@ -337,7 +340,7 @@ def ood_score(
     from ratioctl.scoring.pipeline import ood_score as run
 
     opened = open_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
+        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
     return run(
         paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
