@@ -38,9 +38,12 @@ def export(
         typer.Option("--input", metavar="float|uint8", help="float32 NCHW in [0,1], or uint8 NHWC."),
     ] = "float",
     threshold: Annotated[
-        str, typer.Option("--threshold", metavar="tpr95|FLOAT", help="Built into is_ood.")
+        str,
+        typer.Option(
+            "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
+        ),
     ] = "tpr95",
-    int8: Annotated[bool, typer.Option("--int8", help="Quantize, and print what it costs.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
     layout: Annotated[
         str,
         typer.Option(
@@ -77,8 +80,8 @@ def export(
         download=download,
         on_start=lambda: context.note("Tracing the network; this takes a while."),
     )
-    for doubt in done.warnings:
-        context.warn(doubt)
+    for warning in done.warnings:
+        context.warn(warning)
     if context.json:
         facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
         emit_json({**facts, "package": None if done.package is None else done.package.path})
@@ -89,22 +92,23 @@ def export(
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
     if done.parity is not None:
+        labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
             f"Agrees with torch on {done.parity.n} images: logits differ by at most "
-            f"{done.parity.difference:.1e}, no label and no flag differs"
+            f"{done.parity.difference:.1e}, {labels} label and {flags} flag differs"
         )
     if done.cost is not None:
         _show_cost(context, done.cost)
-    roads = list(done.latency_ms)
-    for batch, before in done.latency_ms[roads[-2]].items():
-        times = ", ".join(f"{road} {done.latency_ms[road][batch]:.3g} ms" for road in roads)
-        show(f"Batch {batch}: {times} ({before / done.latency_ms[roads[-1]][batch]:.2f}x)")
+    backends = list(done.latency_ms)
+    for batch, before in done.latency_ms[backends[-2]].items():
+        times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
     return None
 
 
 def _show_cost(context: Context, cost: Cost) -> None:
     show = context.out.print
-    show(f"Quantised on {safe_text(cost.source)}. What changes, on others of these and on {cost.outside}:")
+    show(f"Quantized on {safe_text(cost.source)}. Changes on other images of it and on {cost.outside}:")
     pairs = (cost.agreement, cost.outside_agreement)
     for name, counts in (("labels", [a.labels for a in pairs]), ("flags", [a.flags for a in pairs])):
         parts = [f"{c} of {a.n} ({c / a.n:.2%})" for c, a in zip(counts, pairs, strict=True)]

@@ -1,4 +1,4 @@
-"""Training augmentation on whole batches, where the batch lives; the same for in- and out-images.
+"""Training augmentation of whole batches on their device, the same for ID and OOD images.
 
 Everything works on uint8 (N, C, H, W) and draws from one generator, so a batch is a function of its images
 and its seed.
@@ -19,7 +19,8 @@ def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) 
     Args:
         x: (N, C, H, W) uint8.
         generator: on the device of `x`.
-        fill: (C,) uint8, the mean colour, which Cutout paints.
+        fill: (C,) uint8, the mean color of the training images: that of Cutout and, by `spec.crop_fill`, of
+            the padding of crops.
 
     Returns:
         (N, C, H, W) uint8, a new tensor.
@@ -27,7 +28,7 @@ def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) 
     if spec.resized_crop > 0:
         x = resized_crop(x, spec.resized_crop, generator)
     if spec.crop > 0:
-        x = crop(x, spec.crop, generator)
+        x = crop(x, spec.crop, generator, fill if spec.crop_fill == "mean" else None)
     if spec.flip:
         x = flip(x, generator)
     if spec.autoaugment is not None:
@@ -43,11 +44,14 @@ def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) 
     return x
 
 
-def crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Zero-pad by `padding` on every side, then crop back to the size at a uniform position."""
+def crop(x: Tensor, padding: int, generator: torch.Generator, fill: Tensor | None = None) -> Tensor:
+    """Pad by `padding` on every side with `fill` (C,), black by default, and crop at a uniform position."""
     n, c, h, w = x.shape
     device = x.device
     padded = F.pad(x, (padding,) * 4)
+    if fill is not None:
+        inside = F.pad(torch.ones(h, w, dtype=torch.bool, device=device), (padding,) * 4)
+        padded = torch.where(inside, padded, fill.to(device).view(1, -1, 1, 1))
     top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator, device=device)
     left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator, device=device)
     rows = (top + torch.arange(h, device=device))[:, None, :, None]

@@ -1,7 +1,7 @@
-"""AutoAugment (Cubuk et al. 2019) on a whole batch, where it lives, from one generator.
+"""AutoAugment (Cubuk et al. 2019) of a whole batch on its device.
 
-The learned sub-policies are torchvision's tables, the operations its functions; what is ours is drawing for
-the whole batch at once, so that a batch depends on its seed alone and not on the global generator.
+The learned sub-policies are torchvision's tables and the operations its functions. All random numbers are
+drawn from one generator, so a batch depends on its seed alone and not on the global generator.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def autoaugment(x: Tensor, name: Policy, generator: torch.Generator, fill: Tenso
 
     Args:
         x: (N, C, H, W) uint8, C 1 or 3.
-        fill: (C,) uint8, painted where a geometric operation uncovers nothing.
+        fill: (C,) uint8, the color of pixels that a geometric operation leaves empty.
     """
     table = policies(name)
     n = x.shape[0]

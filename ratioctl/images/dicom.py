@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ratioctl.errors import ImageError
+from ratioctl.utils.optional import install_command
 from ratioctl.utils.text import shown
 
 
@@ -32,7 +33,7 @@ def read(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, dict[str
         import pydicom
         from pydicom.pixels import apply_modality_lut, convert_color_space, pixel_array
     except ImportError as e:
-        step = 'Run: pip install "ratioctl[medical]"'
+        step = f"Run: {install_command('pydicom')}"
         raise ImageError(name, "is a DICOM file, which needs pydicom", step) from e
     try:
         dataset = pydicom.dcmread(io.BytesIO(data))

@@ -139,7 +139,7 @@ def _measured(
         reference = predictor(package, "cpu").predict
         sample = sample_images(package)
         parity = agreement(sample, reference, loaded, package, threshold)
-        check_parity(parity, reference(sample), path)
+        check_parity(parity, reference(sample))
         if held is not None:
             content, cost = quantize(path, loaded, package, threshold, held)
         latency = {"torch": latency_ms(reference, sample), "onnxruntime": latency_ms(loaded.predict, sample)}

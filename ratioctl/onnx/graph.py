@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from ratioctl import package as packages
@@ -25,18 +26,31 @@ from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec
+from ratioctl.scores import DEFAULT, OodScore, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
 
 
 class Flagging(nn.Module):
-    """The network with everything around it: from the input as clients send it to the six outputs."""
+    """From the input as clients send it to the six outputs.
 
-    def __init__(self, network: nn.Module, temperature: float, threshold: float, input_type: Input) -> None:
+    The flag compares the score's acceptance (log-odds for maximum softmax) in double precision, as
+    `OodScore.is_ood` does: in float32 confidences round to 1 where thresholds may lie.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        temperature: float,
+        threshold: float,
+        input_type: Input,
+        score: OodScore | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.temperature = temperature
-        self.threshold = threshold
+        self.score = score or by_name(DEFAULT)
+        self.bound = self.score.acceptance_bound(threshold)
         self.input_type = input_type
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -44,8 +58,13 @@ class Flagging(nn.Module):
         logits = self.network(pixels)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         confidence = probabilities.amax(dim=1)
-        is_ood = torch.logical_not(confidence >= self.threshold)  # true for NaN: what is no image is out
-        return logits, probabilities, logits.argmax(dim=1), confidence, 1 - confidence, is_ood
+        acceptance = self.score.acceptance_tensor(logits.double(), self.temperature)
+        # Comparisons with NaN are false, so inputs that are not finite are flagged.
+        is_ood = torch.logical_not((acceptance >= self.bound) & (confidence >= 0))
+        score = (
+            1 - confidence if self.score.name == DEFAULT else self.score.from_tensor(logits, self.temperature)
+        )
+        return logits, probabilities, logits.argmax(dim=1), confidence, score, is_ood
 
 
 def graph(
@@ -65,7 +84,7 @@ def graph(
         example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     else:
         example = torch.zeros(2, channels, height, width)
-    flagging = Flagging(network, package.temperature, threshold, input_type).eval()
+    flagging = Flagging(network, package.temperature, threshold, input_type, package.ood_score).eval()
     try:
         with quiet():
             program = torch.onnx.export(
@@ -112,6 +131,7 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)
     onnx.checker.check_model(model, full_check=True)
+    model.ir_version = min(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
     data: bytes = model.SerializeToString()
     return data
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ratioctl import metrics
 from ratioctl.data import out_distribution
 from ratioctl.errors import RatioctlError
 from ratioctl.onnx import runtime
@@ -25,11 +24,12 @@ TOLERANCE = 1e-4  # of logits up to 32 in size; beyond, float32 itself has less
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two roads agree on the same images.
+    """How far two backends agree on the same images.
 
     Attributes:
-        n: images; difference: the largest of their logits.
-        labels, flags: how many predictions, and how many out-of-distribution flags, differ.
+        n: number of images; all of them are counted.
+        difference: the largest absolute difference of their logits.
+        labels, flags: how many predictions, and how many OOD flags, differ.
     """
 
     n: int
@@ -40,7 +40,7 @@ class Agreement:
 
 @contextlib.contextmanager
 def scratch(data: bytes) -> Iterator[tuple[Path, runtime.Runtime]]:
-    """The file under a name of its own, loaded as any user would load it."""
+    """The file in a temporary folder, loaded as any user would load it."""
     with tempfile.TemporaryDirectory(prefix="ratioctl-export-") as folder:
         path = Path(folder) / "model.onnx"
         write_file(path, data)
@@ -61,10 +61,11 @@ def agreement(
     package: Spec,
     threshold: float,
 ) -> Agreement:
-    """Compare the graph's outputs with what follows from the reference's logits.
+    """Compare the graph's outputs with what follows from logits, on every image.
 
-    A label or flag counts as different where it is, unless the reference itself is undecided to within
-    float32's rounding (the two highest logits, or confidence and threshold, nearly equal).
+    A label or flag differs where it is not the one that `ood-score` derives from the graph's own logits, or
+    where it is not the reference's and the difference of the logits does not explain that: images may lie
+    exactly on the threshold, as the one that calibration chose it by does.
 
     Args:
         pixels: uint8 (N, H, W, C), given to the graph in batches of 1, 2 and 32.
@@ -73,22 +74,24 @@ def agreement(
     cuts = [0, 1, 3, *range(35, len(pixels), 32), len(pixels)]
     runs = [other.run(pixels[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
     found = {name: np.concatenate([run[name] for run in runs]) for name in runtime.OUTPUTS}
-    p = metrics.softmax(logits, package.temperature)
+    own = found["logits"]
+    difference = float(np.abs(logits - own).max())
+    score, temperature = package.ood_score, package.temperature
     top = np.sort(logits, axis=1)
-    clear = top[:, -1] - top[:, -2] > 1e-5 * np.maximum(1, np.abs(top).max(axis=1))
-    confidence = p.max(axis=1)
-    decided = np.abs(confidence - threshold) > 1e-6
-    return Agreement(
-        n=len(pixels),
-        difference=float(np.abs(logits - found["logits"]).max()),
-        labels=int(((logits.argmax(axis=1) != found["label"]) & clear).sum()),
-        flags=int((((confidence < threshold) != found["is_ood"]) & decided).sum()),
-    )
+    tie = top[:, -1] - top[:, -2] <= 2 * difference
+    distance = np.abs(score.acceptance(logits, temperature) - score.acceptance_bound(threshold))
+    near = distance <= 4 * difference / min(temperature, 1.0)
+    label, flag = found["label"], found["is_ood"]
+    labels = (label != own.argmax(axis=1)) | ((label != logits.argmax(axis=1)) & ~tie)
+    flags = flag != score.is_ood(own, temperature, threshold)
+    flags |= (flag != score.is_ood(logits, temperature, threshold)) & ~near
+    return Agreement(n=len(pixels), difference=difference, labels=int(labels.sum()), flags=int(flags.sum()))
 
 
-def between(logits: Sequence[np.ndarray], confidences: Sequence[np.ndarray], threshold: float) -> Agreement:
+def between(logits: Sequence[np.ndarray], package: Spec, threshold: float) -> Agreement:
+    """Agreement of the decisions that follow from two backends' logits (N, K)."""
     labels = [z.argmax(axis=1) for z in logits]
-    flags = [c < threshold for c in confidences]
+    flags = [package.ood_score.is_ood(z, package.temperature, threshold) for z in logits]
     return Agreement(
         n=len(logits[0]),
         difference=float(np.abs(logits[0] - logits[1]).max()),
@@ -97,7 +100,8 @@ def between(logits: Sequence[np.ndarray], confidences: Sequence[np.ndarray], thr
     )
 
 
-def check_parity(parity: Agreement, logits: np.ndarray, path: Path) -> None:
+def check_parity(parity: Agreement, logits: np.ndarray) -> None:
+    """Raise RatioctlError where a file differs from torch by more than float32 rounding explains."""
     allowed = TOLERANCE * max(1.0, float(np.abs(logits).max()) / 32)
     if parity.difference <= allowed and not parity.labels and not parity.flags:
         return

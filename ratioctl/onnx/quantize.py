@@ -25,11 +25,11 @@ MIN_IMAGES = 32  # to quantize on and measure
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What quantisation costs on held-out images, before and after; None where there are no labels.
+    """Cost of quantization on held-out images; None where there are no labels.
 
     Attributes:
-        source: the images; agreement: with the unquantised model on them.
-        outside, outside_agreement: of images that are no class of the model's.
+        source: the the ID images; agreement: with the unquantized model on them.
+        outside, outside_agreement: the OOD images, and the agreement on them.
         accuracy, auroc: (before, after); auroc against `outside`.
     """
 
@@ -42,7 +42,7 @@ class Cost:
 
 
 def held_out(package: ModelPackage, source: str | None, download: bool) -> Images:
-    """In-distribution images to quantise on: `source`, else what the package's recipe calibrates on.
+    """In-distribution images to quantize on: `source`, else the calibration data of the package's recipe.
 
     Raises:
         SourceError: there are none, or fewer than MIN_IMAGES; the step names the option that supplies them.
@@ -55,7 +55,7 @@ def held_out(package: ModelPackage, source: str | None, download: bool) -> Image
                 source, size, channels, package.label_names, download=download
             )
     else:
-        step = f"Name in-distribution images for the quantisation with --data SOURCE, {MIN_IMAGES} at least."
+        step = f"Name in-distribution images for the quantization with --data SOURCE, {MIN_IMAGES} at least."
         if package.recipe_text is None:
             raise SourceError(package.name, "has no recipe, so no calibration data are known", step)
         recipe = recipes.loads(package.recipe_text, str(package.path))
@@ -66,7 +66,7 @@ def held_out(package: ModelPackage, source: str | None, download: bool) -> Image
             raise SourceError(package.name, reason, step) from None
     if len(found) < MIN_IMAGES:
         reason = (
-            f"holds {len(found)} image(s) that can be read; {MIN_IMAGES} are needed to quantise and measure"
+            f"holds {len(found)} image(s) that can be read; {MIN_IMAGES} are needed to quantize and measure"
         )
         raise SourceError(found.source, reason, "Name more of them with --data.")
     return found
@@ -85,7 +85,7 @@ def quantize(
     )
 
     held, labels = images.pixels, images.labels
-    # Half to choose the ranges on, half to measure on: a range fits the images it was chosen on best.
+    # One half to choose ranges, the other to measure: a range fits best the images it was chosen on.
     order = np.random.default_rng(0).permutation(len(held))
     ranges, rest = np.sort(order[: min(512, len(held) // 2)]), np.sort(order[min(512, len(held) // 2) :])
 
@@ -103,7 +103,7 @@ def quantize(
             result,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            # The first and the last layer stay in floats: they cost little, and everything hangs on them.
+            # The first and the last layer stay float32: they cost little and decide most.
             op_types_to_quantize=["Conv", "Add"],
             nodes_to_exclude=[node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"][:1],
             per_channel=True,
@@ -134,8 +134,8 @@ def _cost(
     out = out_distribution.load(
         sources, size, channels, count=max(8, min(256, 2**21 // (size * size)))
     ).pixels
-    logits = [_batched(road, pixels) for road in (plain, small)]
-    far = [_batched(road, out) for road in (plain, small)]
+    logits = [_batched(model, pixels) for model in (plain, small)]
+    far = [_batched(model, out) for model in (plain, small)]
     known = [metrics.confidence(z, package.temperature) for z in logits]
     other = [metrics.confidence(z, package.temperature) for z in far]
     accuracy = auroc = None
@@ -144,20 +144,20 @@ def _cost(
         auroc = tuple(metrics.auroc(-c, -o) for c, o in zip(known, other, strict=True))
     return Cost(
         source="",
-        agreement=between(logits, known, threshold),
+        agreement=between(logits, package, threshold),
         outside=", ".join(sources),
-        outside_agreement=between(far, other, threshold),
+        outside_agreement=between(far, package, threshold),
         accuracy=accuracy,  # type: ignore[arg-type]
         auroc=auroc,  # type: ignore[arg-type]
     )
 
 
-def _batched(road: runtime.Runtime, pixels: np.ndarray) -> np.ndarray:
-    return np.concatenate([road.predict(pixels[k : k + 32]) for k in range(0, len(pixels), 32)])
+def _batched(model: runtime.Runtime, pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([model.predict(pixels[k : k + 32]) for k in range(0, len(pixels), 32)])
 
 
 def int8_warnings(held: Images | None, latency: Mapping[str, Mapping[int, float]]) -> tuple[str, ...]:
-    """What stands beside the numbers of a quantised file."""
+    """Warnings about the numbers of a quantized file."""
     if held is None:
         return ()
     found = []

@@ -70,6 +70,11 @@ class Spec:
     def calibrated(self) -> bool:
         return bool(self.thresholds)
 
+    @property
+    def ood_score(self) -> scores.OodScore:
+        """The score by which images are flagged."""
+        return scores.by_name(self.score)
+
     def thresholds_of(self, score: str) -> dict[str, float]:
         """Stored thresholds of a score; empty where it has not been calibrated."""
         return self.thresholds if score == scores.DEFAULT else self.score_thresholds.get(score, {})

@@ -20,6 +20,7 @@ from typing import Any
 
 from ratioctl.errors import OutputError, PackageError, UsageError
 from ratioctl.package import config, store
+from ratioctl.utils import optional
 from ratioctl.utils.atomic_files import lock, make_folder, sync_folder, write_file, writing
 from ratioctl.utils.text import safe_text
 
@@ -230,10 +231,4 @@ def _key_errors(key: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
 
 def _minisign() -> Any:
-    try:
-        import minisign
-    except ImportError:
-        raise UsageError(
-            "signatures", "need a package that is not installed", "Run: pip install 'ratioctl[sign]'."
-        ) from None
-    return minisign
+    return optional.load("minisign", "signing")

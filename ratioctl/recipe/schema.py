@@ -169,6 +169,7 @@ class Augment(_Value):
 
     Attributes:
         crop: padding in pixels before a random crop back to size.
+        crop_fill: color of that padding: "black", or "mean", that of the training images.
         flip: random horizontal flip.
         autoaugment: the AutoAugment policy of Cubuk et al. 2019; "none" removes that of a base.
         cutout: side in pixels of a square set to the mean (DeVries and Taylor 2017).
@@ -178,6 +179,7 @@ class Augment(_Value):
     """
 
     crop: int = Field(default=0, ge=0, le=1024)
+    crop_fill: Literal["black", "mean"] = "black"
     flip: bool = False
     autoaugment: Literal["cifar10", "svhn", "imagenet"] | None = None
     cutout: int = Field(default=0, ge=0, le=2048)
@@ -389,9 +391,13 @@ class Recipe(_Value):
         for key, earlier in RENAMED.items():
             table, name = key.split(".")
             values[table][earlier.split(".")[1]] = values[table].pop(name)
-        for key in ("stem_stride", "options"):
-            if values["model"][key] is None:
-                del values["model"][key]
+        for table, key, default in (
+            (values["model"], "stem_stride", None),
+            (values["model"], "options", None),
+            (values["data"]["augment"], "crop_fill", "black"),
+        ):
+            if table[key] == default:
+                del table[key]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

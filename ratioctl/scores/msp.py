@@ -33,10 +33,14 @@ def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _logit(confidence: float) -> float:
-    """Log-odds of a confidence; of 1, the log-odds from which a float64 confidence is rounded to 1."""
+    """Log-odds of a confidence, lower by what double precision rounds away.
+
+    So the image whose own confidence is the threshold is accepted however its log-odds are computed, and so
+    are images whose confidence is 1 in double precision at a threshold of 1.
+    """
     if confidence <= 0:
         return -math.inf
-    return math.log(confidence) - math.log(max(1 - confidence, 2.0**-54))
+    return math.log(confidence) - math.log(1 - confidence + 1.5 * 2**-53) - 1e-12
 
 
 def _confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -46,7 +50,7 @@ def _confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _is_ood(logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
-    return _confidence(logits, temperature) < threshold
+    return _log_odds(logits, temperature) < _logit(threshold)
 
 
 register_score(

@@ -24,8 +24,8 @@ class OodScore:
     """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
 
     The acceptance orders images exactly as the negated score does, also where the score itself is rounded
-    to a constant. So `acceptance(f, T) < acceptance_bound(threshold)`, which an exported float32 graph
-    computes, raises the flags of `is_ood`, which a float64 program computes.
+    to a constant. So `acceptance(f, T) < acceptance_bound(threshold)`, which an exported graph
+    computes in double precision, raises the flags of `is_ood`.
 
     Attributes:
         name: on the command line and in Python.
@@ -88,12 +88,19 @@ def register_from_score(
             from_tensor=from_tensor,
             acceptance=lambda logits, temperature: -from_logits(logits, temperature),
             acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
-            acceptance_bound=lambda threshold: -threshold,
-            is_ood=lambda logits, temperature, threshold: from_logits(logits, temperature) > threshold,
+            acceptance_bound=_bound,
+            is_ood=lambda logits, temperature, threshold: (
+                -from_logits(logits, temperature) < _bound(threshold)
+            ),
             threshold_of=from_logits,
             threshold_range=threshold_range,
         )
     )
+
+
+def _bound(threshold: float) -> float:
+    """Lower by rounding, so that the image at the threshold is accepted however its score is computed."""
+    return -threshold - 1e-13 * max(1.0, abs(threshold))
 
 
 def by_name(name: str) -> OodScore:

@@ -1,31 +1,44 @@
-"""Packages that only some commands need: the one place that says how to install them."""
+"""Packages that only some features need: the one place that says how to install them."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from ratioctl.errors import UsageError
 
-# Top-level modules by the extra of pyproject.toml that brings them.
-_EXTRAS = {
+# Top-level modules by the extra of pyproject.toml that installs them.
+EXTRAS = {
     "torch": (
-        *("torch", "torchvision", "onnx", "onnxscript", "jinja2", "markdown_it", "matplotlib"),
-        *("pyarrow", "pyautoattack", "scipy", "sklearn", "textual_image", "tomli_w"),
+        *("torch", "torchvision", "onnx", "onnxscript", "jinja2", "markdown_it", "pyarrow", "pyautoattack"),
+        *("scipy", "sklearn", "textual_image", "tomli_w"),
     ),
     "medical": ("pydicom",),
     "sign": ("minisign",),
 }
-_EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}
+_EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
-def missing_package(error: ImportError, what: str = "this") -> UsageError | None:
-    """`error` as a UsageError that names the extra to install; None where no extra brings the module.
+def install_command(module: str) -> str:
+    """The command that installs `module`, one of `EXTRAS`."""
+    return f'pip install "ratioctl[{_EXTRA_OF[module]}]"'
+
+
+def missing_package(error: ImportError, what: str) -> UsageError | None:
+    """`error` as a UsageError that says what to install; None where no extra installs the module.
 
     Args:
-        what: what needs the module, named by the message.
+        what: what needs the module.
     """
     module = (error.name or "").partition(".")[0]
-    extra = _EXTRA_OF.get(module)
-    if extra is None:
+    if module not in _EXTRA_OF:
         return None
-    return UsageError(
-        what, f"needs {module}, which is not installed", f'Run: pip install "ratioctl[{extra}]"'
-    )
+    return UsageError(what, f"needs {module}, which is not installed", f"Run: {install_command(module)}")
+
+
+def load(module: str, what: str) -> Any:
+    """Import one of `EXTRAS`. Raises UsageError where it is not installed; `what` needs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise missing_package(error, what) or error from None

@@ -192,6 +192,17 @@ def test_unknown_noise_is_refused() -> None:
 # --- augmentation --------------------------------------------------------------------------------------
 
 
+def test_crops_are_padded_with_the_mean_color_on_request() -> None:
+    """The same windows as with black padding, and every pixel that is padding has the mean color."""
+    x, mean = some(40, size=6).clamp(min=1), torch.tensor([10, 20, 30], dtype=torch.uint8)
+    black, filled = crop(x, 2, seeded()), crop(x, 2, seeded(), mean)
+    padding = (black == 0).all(1, keepdim=True).expand_as(black)
+    assert 0.1 < padding.float().mean() < 0.5
+    assert torch.equal(filled, torch.where(padding, mean.view(1, 3, 1, 1), black))
+    spec = Augment(crop=2, crop_fill="mean")
+    assert torch.equal(augment(x, spec, seeded(), mean), filled)
+
+
 def test_every_crop_is_a_window_of_the_padded_image() -> None:
     x = some(40, size=6)
     moved = crop(x, 2, seeded())

@@ -236,13 +236,89 @@ def test_the_threshold_is_the_graphs(pets: package.ModelPackage, tmp_path: Path)
         loaded = runtime.load(export.export(pets, threshold=asked).path)
         assert (loaded.threshold, loaded.spec.thresholds) == (limit, pets.thresholds)
         found = loaded.run(images)
-        assert (found["is_ood"] == (found["confidence"] < np.float32(limit))).all()
+        assert (found["is_ood"] == pets.ood_score.is_ood(found["logits"], pets.temperature, limit)).all()
     assert 0 < found["is_ood"].sum() < 37, "both answers occur, or the test proves nothing"
     with pytest.raises(UsageError):
         export.export(pets, threshold="1.1")
     bare = package.update(pets, config_changes={"ratio": {"thresholds": {}}})
     with pytest.raises(UncalibratedError, match="ratioctl calibrate"):
         export.export(bare)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.005])
+def test_flags_are_those_of_ood_score_where_confidences_are_1_in_float32(
+    once: package.ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """At 0.005 most confidences are 1 even in double precision, and so is the threshold."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    ascending = np.sort(metrics.confidence(predictor(once).predict(images), temperature))
+    sharp = package.write(
+        tmp_path / "sharp",
+        config={
+            **package.portable_config(once),
+            "ratio": {"temperature": temperature, "thresholds": {"tpr95": float(ascending[20])}},
+        },
+        weights=package.read_weights(once),
+    )
+    done = export.export(sharp, output=tmp_path / "sharp.onnx")
+    assert done.parity is not None
+    assert (done.parity.n, done.parity.flags, done.parity.labels) == (256, 0, 0)
+    found = runtime.load(done.path).run(images)
+    assert (found["confidence"] == 1).sum() > 40
+    for k in range(64):
+        Image.fromarray(images[k]).save(tmp_path / f"{k:02d}.png")
+    pictures = sorted(tmp_path.glob("*.png"))
+    expected = int((ascending < ascending[20]).sum())
+    for model in (done.path, sharp):
+        flags = [row.is_ood for row in ratioctl.ood_score(pictures, model=model)]
+        assert flags == found["is_ood"].tolist()
+        assert sum(flags) == expected
+    assert expected == (20 if temperature == 0.02 else 0)
+    assert onnx.load(done.path).ir_version == 8
+
+
+def test_a_graph_that_contradicts_its_own_logits_is_refused(pets: package.ModelPackage) -> None:
+    class Wrong:
+        def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            logits = predictor(pets).predict(pixels)
+            no = np.zeros(len(pixels), bool)
+            return {**dict.fromkeys(OUTPUTS, no), "logits": logits, "label": logits.argmax(1)}
+
+    images = parity.sample_images(pets)
+    reference = predictor(pets).predict
+    found = parity.agreement(images, reference, Wrong(), pets, pets.thresholds["tpr95"])  # type: ignore[arg-type]
+    assert found.flags > 50
+    assert found.labels == 0
+    with pytest.raises(RatioctlError, match=f"0 labels and {found.flags} flags differ"):
+        parity.check_parity(found, reference(images))
+
+
+def test_an_image_on_the_threshold_counts_with_the_graphs_own_logits(pets: package.ModelPackage) -> None:
+    logits = np.array([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]], np.float32)
+    off = logits + np.array([[0, 0, 0], [0, 1e-6, 0]], np.float32)
+    threshold = float(metrics.confidence(logits, pets.temperature)[1]) * (1 + 1e-8)
+
+    class Graph:
+        def __init__(self, label: list[int], flags: list[bool]) -> None:
+            self.outputs = {"logits": off, "label": np.array(label), "is_ood": np.array(flags)}
+
+        def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+            rows = slice(0, 1) if pixels[0].max() == 0 else slice(1, 2)
+            return {name: self.outputs.get(name, off[:, 0])[rows] for name in OUTPUTS}
+
+    images = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 1)])
+    for label, flags, expected in (
+        ([0, 1], [False, False], (0, 0)),  # what follows from its own logits
+        ([0, 0], [False, False], (1, 0)),
+        ([0, 1], [False, True], (0, 1)),
+        ([0, 1], [True, False], (0, 1)),
+    ):
+        found = parity.agreement(images, lambda x: logits, Graph(label, flags), pets, threshold)  # type: ignore[arg-type]
+        assert (found.labels, found.flags) == expected
+    far = parity.between([logits, logits[::-1]], pets, threshold + 0.01)
+    assert (far.n, far.labels, far.flags) == (2, 0, 2)
 
 
 def test_a_file_that_disagrees_never_appears(
@@ -261,17 +337,17 @@ def test_a_file_that_disagrees_never_appears(
 def test_how_much_logits_may_differ(difference: float, scale: float, passes: bool) -> None:
     found = parity.Agreement(n=1, difference=difference, labels=0, flags=0)
     if passes:
-        parity.check_parity(found, np.array([[scale, 0.0]]), Path("x"))
+        parity.check_parity(found, np.array([[scale, 0.0]]))
         return
     with pytest.raises(RatioctlError):
-        parity.check_parity(found, np.array([[scale, 0.0]]), Path("x"))
+        parity.check_parity(found, np.array([[scale, 0.0]]))
 
 
 @pytest.mark.parametrize("field", ["labels", "flags"])
 def test_no_decision_may_differ(field: str) -> None:
     found = dataclasses.replace(parity.Agreement(n=1, difference=0.0, labels=0, flags=0), **{field: 1})
     with pytest.raises(RatioctlError, match=f"1 {field}"):
-        parity.check_parity(found, np.zeros((1, 2)), Path("x"))
+        parity.check_parity(found, np.zeros((1, 2)))
 
 
 def test_places_that_cannot_be_written_are_refused_before_tracing(

@@ -438,8 +438,21 @@ def test_earlier_names_mean_the_same_and_keep_the_digest(write: Callable[..., Pa
     assert old == new
     assert old.optim.milestones == (1, 2)
     # Of the last version that wrote `drops` and `drop_factor`.
-    assert recipes.load("cifar10-acet").digest.startswith("e190165d")
+    assert recipes.load("cifar10-acet-small").digest.startswith("76910b20")
     assert recipes.load("cifar10-ratio").digest.startswith("8135f78c")
+
+
+def test_augmentation_follows_the_authors_code() -> None:
+    """See docs/decisions/0015. With the earlier values the digest is the earlier one, too."""
+    plain, hundred = recipes.load("cifar10-plain"), recipes.load("cifar100-plain")
+    assert (plain.data.augment.crop_fill, plain.data.augment.cutout) == ("mean", 16)
+    assert (hundred.data.augment.crop_fill, hundred.data.augment.cutout) == ("mean", 8)
+    assert recipes.load("svhn-plain").data.augment.crop_fill == "mean"
+    assert recipes.load("digits-ratio").data.augment.crop_fill == "black"
+    earlier = ["data.augment.crop_fill=black", "data.augment.cutout=16"]
+    assert recipes.load("cifar10-plain", earlier).digest.startswith("140386ee")
+    assert recipes.load("cifar100-plain", earlier).digest.startswith("3fe17bf0")
+    assert recipes.load("svhn-plain", earlier).digest.startswith("d30e440f")
 
 
 def test_a_base_with_earlier_names_is_overridden_by_current_ones(write: Callable[..., Path]) -> None:
