@@ -32,7 +32,7 @@ from ratioctl import images
 from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
-from ratioctl.counterfactuals.search import _BISECTED, _SHORTER
+from ratioctl.counterfactuals.search import FLIP_RADII, FLIP_SHARE
 from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.models.device import select_device
 from ratioctl.recipe import Attack, Ball
@@ -113,8 +113,8 @@ class Sides:
 
     def floor(self) -> None:
         self.search_floor()
-        flips = self.rows[:1].repeat(len(self.targets) * _BISECTED, 1, 1, 1)
-        harness.bare_passes(self.network, flips, max(self.steps // _SHORTER, 1), forwards=1)
+        flips = self.rows[:1].repeat(len(self.targets) * FLIP_RADII, 1, 1, 1)
+        harness.bare_passes(self.network, flips, max(self.steps // FLIP_SHARE, 1), forwards=1)
 
 
 def main() -> None:

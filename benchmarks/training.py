@@ -42,7 +42,7 @@ from ratioctl.data.in_distribution import Images
 from ratioctl.models import fold_batchnorm, sync_folded
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training.loop import _average, _in_precision
+from ratioctl.training.loop import in_precision, update_average
 from ratioctl.training.objective import attacked
 from tools import harness
 
@@ -177,20 +177,20 @@ class Ours:
             batch = loader.batch_at(self.update, self.recipe, self.train, self.out, FILL, device)
         with self.part("folding"):
             sync_folded(self.twin, self.model)
-        twin = _in_precision(self.twin, self.compute)
+        twin = in_precision(self.twin, self.compute)
         with self.part("in-attack"):
             z_in = attacked(twin, batch.x_in, batch.y_in, objective.inside)
         with self.part("out-attack"):
             z_out = attacked(twin, batch.x_out, None, objective.outside)
         with self.part("mixed pass of the update"):
-            logits = _in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
+            logits = in_precision(self.model.train(), self.compute)(torch.cat([z_in, z_out])).float()
             loss = mixed_loss(logits, batch.y_in)
             self.sgd.zero_grad(set_to_none=True)
             loss.backward()
         with self.part("optimizer"):
             self.sgd.step()
         with self.part("averaged weights"):
-            _average(self.average, self.model.network, 0.999)
+            update_average(self.average, self.model.network, 0.999)
         self.update += 1
 
 
@@ -284,8 +284,8 @@ class Floor:
     def __init__(self, recipe: Recipe, source: torch.nn.Module, compute: ComputeConfig) -> None:
         self.steps = [attack.steps for attack in _attacks(recipe)]
         self.model = copy.deepcopy(source).to(memory_format=torch.channels_last)
-        self.logits = _in_precision(self.model, compute)
-        self.folded_logits = _in_precision(fold_batchnorm(self.model), compute)
+        self.logits = in_precision(self.model, compute)
+        self.folded_logits = in_precision(fold_batchnorm(self.model), compute)
         x = torch.rand((recipe.optim.batch_size, 3, 32, 32), device=compute.device)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(2 * len(x), dtype=torch.long, device=compute.device)
@@ -306,7 +306,7 @@ def agree(recipe: Recipe, source: torch.nn.Module, batch: Any, compute: ComputeC
     x_in, x_out, y = batch.x_in[:8], batch.x_out[:8], batch.y_in[:8]
     inside, outside = _attacks(recipe)
     ours = [
-        attacked(_in_precision(twin, compute), x, label, term)
+        attacked(in_precision(twin, compute), x, label, term)
         for x, label, term in ((x_in, y, recipe.objective.inside), (x_out, None, recipe.objective.outside))
     ]
     plain = [

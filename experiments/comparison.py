@@ -30,7 +30,7 @@ from ratioctl.evaluation import run as evaluate
 from ratioctl.evaluation.suites import Suite
 from ratioctl.recipe import Recipe, Term
 from ratioctl.report import evaluation_files, markdown
-from ratioctl.training.loop import schedule_attacks
+from ratioctl.training.schedule import schedule_attacks
 from tools import harness
 
 METHODS = ("plain", "oe", "acet", "at-0.5", "at-0.25", "trades-0.5", "ratio-0.5", "ratio-0.25")

@@ -20,7 +20,8 @@ from experiments import study
 from experiments.study import Study
 from ratioctl import package as packages
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.sources import Source, encoded
 from ratioctl.models.device import select_device
 from ratioctl.models.predict import predictor
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ratioctl.calibration.temperature import Calibrated
+    from ratioctl.calibration.calibrate import Calibrated
     from ratioctl.onnx.export import Exported
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.sources import Images
@@ -117,7 +117,7 @@ def train(
     init: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     download: bool = False,
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> ModelPackage:
@@ -129,17 +129,17 @@ def train(
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
         init: a model whose weights are the start.
-        seed: replaces the recipe's where it is not 0.
-        watch: called with progress events, see `ratioctl.train.fit`.
+        seed: replaces the recipe's seed; None keeps it.
+        callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
     import pathlib
 
     from ratioctl import package as packages
     from ratioctl import recipe as recipes
-    from ratioctl.calibration.temperature import calibrate as calibrate_package
+    from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training.loop import fit
 
-    loaded = recipes.load(str(recipe), [*settings, *([f"seed={seed}"] if seed else [])])
+    loaded = recipes.load(str(recipe), [*settings, *([] if seed is None else [f"seed={seed}"])])
     folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
     start = None if init is None else packages.resolve(init)
     package = fit(
@@ -165,10 +165,10 @@ def calibrate(
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
-    """Choose temperature and thresholds on held-out data; see `ratioctl.calibrate.calibrate`."""
+    """Choose temperature and thresholds on held-out data; see `ratioctl.calibration.calibrate.calibrate`."""
     import pathlib
 
-    from ratioctl.calibration.temperature import calibrate as run
+    from ratioctl.calibration.calibrate import calibrate as run
 
     target = None if out is None else pathlib.Path(out)
     return run(model, data=data, objective=objective, out=target, device=device, download=download)
@@ -277,7 +277,7 @@ def counterfactual(
     """
     from ratioctl import counterfactuals
 
-    asked = counterfactuals.prepare(
+    prepared = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -291,14 +291,14 @@ def counterfactual(
         bit_depth=bit_depth,
         out=out,
     )
-    answers = counterfactuals.explain(asked, device=device, precision=precision)
+    answers = counterfactuals.explain(prepared, device=device, precision=precision)
     if out is None:
         return list(answers)
 
     from ratioctl.report import counterfactual_files as report
 
     return report.write_counterfactuals(
-        out, asked.header, answers, inputs=counterfactuals.files_of(asked.sources)
+        out, prepared.header, answers, inputs=counterfactuals.files_of(prepared.sources)
     )
 
 

@@ -230,6 +230,7 @@ class Counterfactual(_ShortRepr):
         confidence: p_target of `image`; never falls as eps grows.
         confidence_float: p_target of the best point before rounding to 8 bits.
         predicted: the label of `image`; probabilities: (K,), of `image`.
+        is_ood: whether the largest of them is below the default threshold; None without a threshold.
         distance: "l1", "l1.5", "l2" and "linf" of `image` from the 8-bit input, pixels in [0,1].
         png: where it was saved, relative to the output folder; None before that.
     """
@@ -242,6 +243,7 @@ class Counterfactual(_ShortRepr):
     probabilities: tuple[float, ...]
     distance: dict[str, float]
     png: str | None = None
+    is_ood: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -250,6 +252,7 @@ class Counterfactual(_ShortRepr):
             "confidence": self.confidence,
             "confidence_float": self.confidence_float,
             "predicted": self.predicted,
+            "is_ood": self.is_ood,
             "probabilities": list(self.probabilities),
             "distance": dict(self.distance),
         }
@@ -257,12 +260,17 @@ class Counterfactual(_ShortRepr):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Target(_ShortRepr):
-    """The answers for one target class, budgets ascending.
+    """The counterfactuals for one target class, budgets ascending.
+
+    The two radii are the smallest ones found, so upper bounds.
 
     Attributes:
         flip_eps: distance of `flip_image`, which is predicted as the target (or reaches --until); 0 if the
-            original is; None exactly when no budget gets there.
+            original is; None exactly when no budget flips.
         flip_image: uint8 (H, W, C), None when flip_eps is.
+        flip_confidence, flip_is_ood: of `flip_image`.
+        in_distribution_eps: smallest radius found at which a picture is predicted as the target and its
+            confidence reaches the default threshold; None where no budget does, or without a threshold.
     """
 
     target: str
@@ -270,12 +278,18 @@ class Target(_ShortRepr):
     flip_eps: float | None
     flip_image: np.ndarray | None
     flip_png: str | None = None
+    flip_confidence: float | None = None
+    flip_is_ood: bool | None = None
+    in_distribution_eps: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "target": self.target,
             "flip_eps": self.flip_eps,
             "flip_png": self.flip_png,
+            "flip_confidence": self.flip_confidence,
+            "flip_is_ood": self.flip_is_ood,
+            "in_distribution_eps": self.in_distribution_eps,
             "budgets": [budget.to_json() for budget in self.budgets],
         }
 

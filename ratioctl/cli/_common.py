@@ -161,12 +161,19 @@ class Context:
         """One line on stderr, always."""
         typer.echo(_coloured("Warning:", "33", sys.stderr) + " " + safe_text(text), err=True)
 
+    def alert(self, title: str, *lines: str) -> None:
+        """A block on stderr, always: a result that must not be used as it is."""
+        rule = "-" * 78
+        head = _coloured(f"WARNING: {safe_text(title)}", "1;31", sys.stderr)
+        typer.echo("\n".join(["", rule, head, *map(safe_text, lines), rule]), err=True)
+
 
 def command(
     body: Callable[..., int | None] | None = None, *, unused: Sequence[str] = ()
 ) -> Callable[..., Any]:
     """`body(context, **own_options)` as a function Typer can register: the common options are appended.
 
+    A common option that the body declares itself is passed to it and keeps its default in the context.
     An option --out is also spelled --output, and the other way round.
 
     Args:
@@ -178,14 +185,15 @@ def command(
     own = list(inspect.signature(body).parameters.values())[1:]
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=keyword, annotation=_with_both_spellings(hints[p.name])) for p in own]
+    common = {name: option for name, option in COMMON.items() if name not in {p.name for p in own}}
     parameters += [
         inspect.Parameter(name, keyword, annotation=shown, default=default)
-        for name, (annotation, default) in COMMON.items()
+        for name, (annotation, default) in common.items()
         for shown in [_changed(annotation, hidden=True) if name in unused else annotation]
     ]
 
     def wrapper(**values: Any) -> int | None:
-        context = Context(**{name: values.pop(name) for name in COMMON}, args=_args)
+        context = Context(**{name: values.pop(name) for name in common}, args=_args)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", context.device):
             raise UsageError(f"--device {context.device}", "no such device", "Use auto, cpu, cuda or cuda:N.")
         _set_up_logging(context)

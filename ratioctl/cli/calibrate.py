@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from ratioctl.calibration.calibrate import Calibrated
 
 
 @command(unused=("precision", "seed"))
@@ -38,39 +41,54 @@ def calibrate(
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data."""
-    from ratioctl.calibration.temperature import calibrate as run
+    from ratioctl.calibration.calibrate import calibrate as run
 
-    found = run(model, data=data, objective=objective, out=out, device=context.device, download=download)
-    for doubt in found.warnings:
-        context.warn(doubt)
-    code = 3 if found.unreadable else None
+    result = run(model, data=data, objective=objective, out=out, device=context.device, download=download)
+    for warning in result.warnings:
+        context.warn(warning)
     if context.json:
         emit_json(
             {
-                "package": str(found.package.path),
-                "digest": found.package.digest,
-                "temperature": found.temperature,
-                "thresholds": found.thresholds,
-                "calibration": found.package.config["ratio"]["calibration"],
+                "package": str(result.package.path),
+                "digest": result.package.digest,
+                "temperature": result.temperature,
+                "thresholds": result.thresholds,
+                "calibration": result.package.config["ratio"]["calibration"],
             }
         )
-        return code
+    else:
+        _print_result(context, result)
+    if result.collapsed:
+        alert_chance(context, result, "Check the labels and their order, and the normalization.")
+    return 3 if result.unreadable else None
 
+
+def _print_result(context: Context, result: Calibrated) -> None:
     from rich.table import Table
 
-    table = Table("", "before (T = 1)", f"after (T = {found.temperature:.4g})")
-    bins = found.package.config["ratio"]["calibration"]
+    table = Table("", "before (T = 1)", f"after (T = {result.temperature:.4g})")
+    record = result.package.config["ratio"]["calibration"]
     for key, name, percent in (
-        ("ece", f"ECE, {bins['bins']} bins on [1/K,1]", True),
-        ("ece_report", f"ECE, {bins['report_bins']} bins on [1/K,1]", True),
+        ("ece", f"ECE, {record['bins']} bins on [1/K,1]", True),
+        ("ece_report", f"ECE, {record['report_bins']} bins on [1/K,1]", True),
         ("nll", "NLL", False),
         ("mean_confidence", "mean confidence", True),
     ):
-        row = [f"{v:.2%}" if percent else f"{v:.4f}" for v in (found.before[key], found.after[key])]
+        row = [f"{v:.2%}" if percent else f"{v:.4f}" for v in (result.before[key], result.after[key])]
         table.add_row(name, *row)
     context.out.print(table)
-    context.out.print(f"Accuracy {found.accuracy:.2%} of {found.n} held-out images ({bins['source']})")
-    shown = ", ".join(f"{k} {v:.6f}" for k, v in found.thresholds.items())
+    context.out.print(f"Accuracy {result.accuracy:.2%} of {result.n} held-out images ({record['source']})")
+    shown = ", ".join(f"{k} {v:.6f}" for k, v in result.thresholds.items())
     context.out.print(f"Thresholds: {shown}")
-    context.out.print(f"Package: {found.package.path} (digest {found.package.digest[:12]})")
-    return code
+    context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
+
+
+def alert_chance(context: Context, result: Calibrated, advice: str) -> None:
+    """The warning block of a model whose predictions carry no information."""
+    context.alert(
+        "this model is no better than chance",
+        f"Held-out accuracy {result.accuracy:.1%} of {result.n} images; always predicting the most frequent "
+        f"class gives {result.chance:.1%}.",
+        "Its confidences, thresholds and counterfactuals mean nothing.",
+        advice,
+    )

@@ -86,7 +86,7 @@ def counterfactual(
     from ratioctl.report import counterfactual_files as report
     from ratioctl.report import terminal
 
-    asked = counterfactuals.prepare(
+    prepared = counterfactuals.prepare(
         images,
         target=target,
         eps=eps,
@@ -100,7 +100,7 @@ def counterfactual(
         bit_depth=bit_depth,
         out=out,
     )
-    for doubt in asked.warnings:
+    for doubt in prepared.warnings:
         context.warn(doubt)
     errors: list[dict[str, str]] = []
     told = 0
@@ -118,13 +118,13 @@ def counterfactual(
 
     finished = 0
     earlier = (out / report.DOCUMENT).exists()
-    total = len(asked.sources) * len(asked.models)
+    total = len(prepared.sources) * len(prepared.models)
     with Progress(context, total, tenths=False) as progress:
 
         def counted() -> Iterator[Explanation]:
             nonlocal finished
             for explanation in counterfactuals.explain(
-                asked,
+                prepared,
                 device=context.device,
                 precision=context.precision,
                 on_error=tell_error,
@@ -137,12 +137,12 @@ def counterfactual(
         try:
             done = report.write_counterfactuals(
                 out,
-                asked.header,
+                prepared.header,
                 counted(),
                 errors=errors,
-                inputs=counterfactuals.files_of(asked.sources),
+                inputs=counterfactuals.files_of(prepared.sources),
                 animation=None if picture_format == "png" else picture_format,
-                cards=asked.cards,
+                cards=prepared.cards,
             )
         except KeyboardInterrupt as stop:
             reason = f"stopped with {finished} of {total} images done"
@@ -159,15 +159,15 @@ def counterfactual(
             f"... and {told - _TOLD} more images were fitted to the model's input (--verbose lists them)"
         )
     if context.json:
-        emit_json({**asked.header, **report.document_body(done, errors)})
+        emit_json({**prepared.header, **report.document_body(done, errors)})
     else:
         for shown, (explanation, target_of) in enumerate((e, t) for e in done for t in e.targets):
             if not context.out.is_terminal or (shown >= _SHOWN and not context.verbose):
                 break
-            labels = asked.header["models"][explanation.model]["labels"]
-            norm_of = explanation.norm or asked.header["norm"]
+            labels = prepared.header["models"][explanation.model]["labels"]
+            norm_of = explanation.norm or prepared.header["norm"]
             terminal.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
-        for table in terminal.counterfactual_tables(asked.header, done, context.out.width):
+        for table in terminal.counterfactual_tables(prepared.header, done, context.out.width):
             context.out.print(table)
     if not context.json and (done or not earlier):
         context.note(f"Pictures, page and numbers: {out / report.PAGE}")

@@ -2,90 +2,104 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress, duration
 
+if TYPE_CHECKING:
+    from ratioctl.types import Evaluation
+
+Data = Annotated[str, typer.Option("--data", metavar="SOURCE", help=f"Labelled test images: {SOURCE_HELP}.")]
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="MODEL", help=MODEL_HELP + " [default: cifar10-ratio]")
+]
+Ood = Annotated[
+    list[str] | None,
+    typer.Option("--ood", metavar="NAME=SOURCE", help="An out-of-distribution (OOD) set; repeatable."),
+]
+SuiteName = Annotated[
+    Literal["clean", "quick", "paper", "full", "explanations"],
+    typer.Option("--suite", metavar="SUITE", help="clean (no attacks), quick, paper, full, explanations."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Also reuse the batches of a finished evaluation in DIR (an interrupted one always continues).",
+    ),
+]
+Write = Annotated[
+    bool, typer.Option("--write", help="Also write the measurements into the package's card and config.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for the reports [default: reports/MODEL-DIGEST-SUITE]."
+    ),
+]
+BackendName = Annotated[
+    Literal["own", "reference"] | None,
+    typer.Option(
+        "--backend",
+        metavar="BACKEND",
+        help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the same "
+        "attacks in this package) [default: reference in paper and full, own in quick].",
+    ),
+]
+SaveAdversarial = Annotated[
+    bool,
+    typer.Option(
+        "--save-adversarial", help="Also save the attacked images, as float32 in DIR/adversarial/*.npz."
+    ),
+]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="MODEL",
+        help="With --suite explanations: a second model that scores the counterfactuals.",
+    ),
+]
+
 
 @command
 def evaluate(
     context: Context,
-    data: Annotated[
-        str, typer.Option("--data", metavar="SOURCE", help=f"Labelled test images: {SOURCE_HELP}.")
-    ],
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help=MODEL_HELP + " [default: cifar10-ratio]"),
-    ] = None,
-    ood: Annotated[
-        list[str] | None,
-        typer.Option("--ood", metavar="NAME=SOURCE", help="An out-of-distribution set; repeatable."),
-    ] = None,
-    suite: Annotated[
-        Literal["quick", "paper", "full", "explanations"],
-        typer.Option("--suite", metavar="SUITE", help="quick, paper, full or explanations."),
-    ] = "quick",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Also reuse what a finished evaluation left in DIR (an interrupted one always continues).",
-        ),
-    ] = False,
-    write: Annotated[
-        bool, typer.Option("--write", help="Also write the measurements into the package's card and config.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for the reports [default: reports/MODEL-SUITE]."),
-    ] = None,
-    backend: Annotated[
-        Literal["own", "reference"] | None,
-        typer.Option(
-            "--backend",
-            metavar="BACKEND",
-            help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the "
-            "same attacks by our engine) [default: reference in paper and full, own in quick].",
-        ),
-    ] = None,
-    save_adversarial: Annotated[
-        bool,
-        typer.Option(
-            "--save-adversarial", help="Also keep the attacked images, as float32 in DIR/adversarial/*.npz."
-        ),
-    ] = False,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge",
-            metavar="MODEL",
-            help="With --suite explanations: another model that says how much of the target it sees.",
-        ),
-    ] = None,
+    data: Data,
+    models: Models = None,
+    ood: Ood = None,
+    suite: SuiteName = "quick",
+    limit: Limit = None,
+    resume: Resume = False,
+    write: Write = False,
+    out: Out = None,
+    backend: BackendName = None,
+    save_adversarial: SaveAdversarial = False,
+    judge: JudgeModel = None,
     download: Download = False,
 ) -> int | None:
     """Measure accuracy, robustness, calibration and OOD detection.
 
-    Without --ood, out-distributions are the built-in uniform and smooth noise. An interrupted evaluation
-    continues where it stopped when the same command is given again.
+    Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
+    where it stopped when the same command is given again.
     """
     from ratioctl import package as packages
     from ratioctl.errors import Interrupted
     from ratioctl.evaluation import run
+    from ratioctl.report import evaluation_files
 
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
-    folder = out or default_folder([package.name for package in loaded], suite)
-
-    from ratioctl.report import evaluation_files, terminal
-
+    folder = out or default_folder([(package.name, package.digest) for package in loaded], suite)
     written: list[Path] = []
     try:
         with Progress(context, total=1.0) as progress:
@@ -94,11 +108,11 @@ def evaluate(
                 loaded,
                 data=data,
                 ood=ood or (),
+                suite=suite,
                 limit=limit,
                 resume=resume,
                 write=write,
                 out=folder,
-                suite=suite,
                 backend=backend,
                 save_adversarial=save_adversarial,
                 judge=judge,
@@ -116,33 +130,46 @@ def evaluate(
             f"Continue with: {context.typed()}",
             signum=getattr(stop, "signum", 2),
         ) from None
-    written += events.files
-    code = 3 if any(entry["unreadable"] for entry in evaluation.data) else None
+    updated = [package.path for package in loaded] if write else []
+    _present(context, evaluation, [*written, *events.files], updated)
+    return 3 if any(entry["unreadable"] for entry in evaluation.data) else None
+
+
+def _present(
+    context: Context, evaluation: Evaluation, written: Sequence[Path], updated: Sequence[Path]
+) -> None:
+    """Warnings to stderr; tables, or one JSON document, to stdout."""
     for model in evaluation.models:
         prefix = f"{model.name}: " if len(evaluation.models) > 1 else ""
         for warning in model.report.warnings:
             context.warn(prefix + warning)
     if context.json:
         emit_json({**evaluation.to_json(), "files": [str(path) for path in written]})
-        return code
+        return
+    from ratioctl.report import terminal
+
     for shown in terminal.evaluation_tables(evaluation):
         context.out.print(shown)
     for path in written:
         context.out.print(f"Written: {path}")
-    if write:
-        for package in loaded:
-            context.out.print(f"Filed in: {package.path}")
-    return code
+    for path in updated:
+        context.out.print(f"Measurements written into: {path}")
 
 
-def default_folder(names: list[str], suite: str) -> Path:
-    """Where reports go without --out; a model's name may be anything, and stays below `reports`."""
-    name = re.sub(r"[^\w.-]+", "-", names[0]).strip("-.") or "model"
-    return Path("reports") / f"{name if len(names) == 1 else 'comparison'}-{suite}"
+def default_folder(models: Sequence[tuple[str, str]], suite: str) -> Path:
+    """Where reports go without --out, from (name, digest) of each model.
+
+    The digest keeps reports of different packages with the same name apart.
+    """
+    name, digest = models[0]
+    if len(models) > 1:
+        name, digest = "comparison", hashlib.sha256(" ".join(d for _, d in models).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+    return Path("reports") / f"{name}-{digest[:8]}-{suite}"
 
 
 class _Events:
-    """Shows what an evaluation reports; `files` are those it has written."""
+    """Shows the progress events of an evaluation; `files` are the attacked images it has written."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

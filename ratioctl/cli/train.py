@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ratioctl.cli._common import Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
+from ratioctl.cli.calibrate import alert_chance
 from ratioctl.errors import DiskError, Interrupted
+
+if TYPE_CHECKING:
+    from ratioctl.calibration.calibrate import Calibrated
 
 
 @command
@@ -32,15 +36,18 @@ def train(
     init: Annotated[
         str | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model.")
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed [default: the recipe's]."
+        ),
+    ] = None,
     download: Download = False,
 ) -> int | None:
-    """Train a model from a recipe, package it and calibrate it.
-
-    The recipe's own seed is used unless --seed is given and not 0.
-    """
+    """Train a model from a recipe, package it and calibrate it."""
     from ratioctl import recipe as recipes
 
-    changes = [*(settings or []), *([f"seed={context.seed}"] if context.seed else [])]
+    changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
     loaded = recipes.load(recipe, changes)
     folder = out or Path("runs") / loaded.name
 
@@ -48,7 +55,7 @@ def train(
 
     start = None if init is None else packages.resolve(init)
 
-    from ratioctl.calibration.temperature import calibrate
+    from ratioctl.calibration.calibrate import calibrate
     from ratioctl.training.loop import fit
 
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
@@ -66,40 +73,49 @@ def train(
                 download=download,
                 callback=events,
             )
-        found = calibrate(package, device=context.device, download=download)
+        result = calibrate(package, device=context.device, download=download)
     except Interrupted as stop:
         raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
     except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
-        reason = "was stopped, and what is in it is whole"
+        reason = "was stopped; what is in it is complete"
         raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
     except DiskError as fault:
         raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
-    for doubt in found.warnings:
-        context.warn(doubt)
+    for warning in result.warnings:
+        context.warn(warning)
     if context.json:
         emit_json(
             {
-                "package": str(found.package.path),
-                "digest": found.package.digest,
+                "package": str(result.package.path),
+                "digest": result.package.digest,
                 "recipe_digest": loaded.digest,
                 "validation": events.last,
-                "calibration": found.package.config["ratio"]["calibration"],
-                "temperature": found.temperature,
-                "thresholds": found.thresholds,
+                "calibration": result.package.config["ratio"]["calibration"],
+                "temperature": result.temperature,
+                "thresholds": result.thresholds,
             }
         )
-        return None
-    last = events.last
-    context.out.print(f"Package: {found.package.path} (digest {found.package.digest[:12]})")
+    else:
+        _print_result(context, result, events.last)
+    if result.collapsed:
+        alert_chance(
+            context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
+        )
+    return None
+
+
+def _print_result(context: Context, result: Calibrated, last: dict[str, Any]) -> None:
+    context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
     if "validation.clean" in last:
         attacked = f", attacked {last['validation.attacked']:.1%}" if "validation.attacked" in last else ""
-        context.out.print(f"Held-out accuracy: {found.accuracy:.1%} of {found.n}{attacked}")
+        context.out.print(f"Held-out accuracy: {result.accuracy:.1%} of {result.n}{attacked}")
     context.out.print(
-        f"Temperature {found.temperature:.4g}: ECE {found.before['ece_report']:.2%} -> "
-        f"{found.after['ece_report']:.2%}; threshold tpr95 {found.thresholds['tpr95']:.4f}"
+        f"Temperature {result.temperature:.4g}: ECE {result.before['ece_report']:.2%} -> "
+        f"{result.after['ece_report']:.2%}; threshold tpr95 {result.thresholds['tpr95']:.4f}"
     )
-    context.out.print(f"Next: ratioctl counterfactual IMAGE --target CLASS --model {found.package.path}")
-    return None
+    if not result.collapsed:
+        model = result.package.path
+        context.out.print(f"Next: ratioctl counterfactual IMAGE --target CLASS --model {model}")
 
 
 class _Events:
@@ -132,18 +148,18 @@ class _Events:
         exact, near = event.get("outside.exact", 0), event.get("outside.near", 0)
         if exact or near:
             self.progress.warn(
-                f"leak check: of {held} held-out images {exact} stand in the out-distribution exactly "
-                f"and {near} nearly; remove them there, or their class with data.exclude"
+                f"leak check: of {held} held-out images, {exact} have an exact and {near} a near duplicate "
+                "in the out-distribution; remove them there, or their class with data.exclude"
             )
         if event["train.exact"]:
             self.progress.warn(
-                f"leak check: {event['train.exact']} of {held} held-out images are also trained on"
+                f"leak check: {event['train.exact']} of {held} held-out images duplicate a training image"
             )
         if event.get("init"):
             self.progress.warn(
-                f"leak check: the model of --init was trained on another split of the same images, so it may "
-                f"know the {held} held-out ones, and selection and calibration will be too hopeful; give the "
-                "seed and data.validation of its recipe"
+                "leak check: the model of --init was trained on another split of the same images, so it may "
+                f"have seen the {held} held-out ones, and selection and calibration will be too optimistic; "
+                "use the seed and data.validation of its recipe"
             )
         if not (exact or near or event["train.exact"] or event.get("init")):
-            self.progress.note(f"Leak check: none of {held} held-out images stands in the training data")
+            self.progress.note(f"Leak check: no held-out image of {held} duplicates a training image")

@@ -1,29 +1,20 @@
-"""Counterfactuals: how an image would have to change, within a ball, to be seen as another class.
+"""Counterfactuals: how an image would have to change, within a ball, to be predicted as another class.
 
-The search is the one attack engine with the goal log p(target); every budget of a target runs in one batch
-of per-example radii. What is handed out is not the point the search found but the 8-bit picture made of it,
-and every number belongs to that picture: it is rounded so that it stays in the ball, scored again on the road
-that scores any image, and never less confident than the picture of a smaller budget.
+The search is the attack engine with the goal log p(target). The result is the 8-bit picture made of the best
+point: it is rounded so that it stays in the ball, scored again like any image, and never less confident than
+the picture of a smaller budget. All numbers are those of that picture.
 
-Reading order: `question` (what is asked, checked), `answer` (one image and target), `rounding` (pictures in
-the ball), `batches` (many searches at once), `run` (a request from end to end), `suite` (how good they are).
-torch is loaded only when the search begins, so that a wrong question is answered at once.
+Reading order: `request` (what is requested, checked), `sources`, `search` (one image and target), `rounding`
+(pictures in the ball), `batches` (many searches at once), `pipeline` (a request from end to end). torch is
+loaded only when the search begins, so that wrong usage is reported at once.
 """
 
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import (
-    SCHEMA,
-    CounterfactualRequest,
-    Picture,
-    PreparedRequest,
-    Source,
-    files_of,
-    load,
-    prepare,
-    resolve_targets,
-)
+from ratioctl.counterfactuals.request import SCHEMA, CounterfactualRequest, PreparedRequest, prepare
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
-from ratioctl.counterfactuals.search import drive, search_target, seed_of
+from ratioctl.counterfactuals.search import run_searches, search_target, seed_of
+from ratioctl.counterfactuals.sources import Picture, Source, files_of, load
+from ratioctl.counterfactuals.targets import resolve_targets
 
 __all__ = [
     "SCHEMA",
@@ -32,13 +23,13 @@ __all__ = [
     "PreparedRequest",
     "Source",
     "distances",
-    "drive",
     "explain",
     "files_of",
     "load",
     "prepare",
     "resolve_targets",
     "round_into_ball",
+    "run_searches",
     "search_target",
     "seed_of",
 ]

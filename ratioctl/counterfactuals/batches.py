@@ -9,135 +9,136 @@ import numpy as np
 import torch
 
 from ratioctl import images as pixels_of
-from ratioctl import recipe
 from ratioctl.attacks import engine, goals
+from ratioctl.attacks.registry import strongest
 from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.search import SearchRequest, seed_of
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
+from ratioctl.recipe import Attack, Ball
 
 Job = tuple[np.ndarray, int]  # 8-bit input (H, W, C), target class
-Search = Callable[[Sequence[tuple[Job, SearchRequest]], Callable[[float], None]], list[np.ndarray]]
+Progress = Callable[[float], None]  # is called with the share that is done
 
-_CUDA = 256 * 1024  # pixels a batch on a GPU: 256 rows of a CIFAR model
+_CUDA = 256 * 1024  # pixels per batch on a GPU: 256 rows of a CIFAR model
 _CPU = 96 * 1024  # more is no faster per row, and takes memory
-_CPU_ROWS = 12  # rows of a thread up to which a CPU gains: 4.7, 3.6, 2.8, 2.5 ms a row with 3, 6, 12, 24
+_CPU_ROWS = 12  # rows per thread up to which a CPU gains: 4.7, 3.6, 2.8, 2.5 ms a row with 3, 6, 12, 24
 
 
-def jobs_together(compute: ComputeConfig, question: CounterfactualRequest, size: int) -> int:
-    """How many images and targets share a batch.
-
-    Rounding depends on the shape of a batch, so on how many of them there are.
-    """
-    rows = len(question.beyond) + len(question.eps)
+def jobs_together(compute: ComputeConfig, request: CounterfactualRequest, size: int) -> int:
+    """How many images and targets share a batch. Rounding depends on the batch's shape, so on this."""
+    rows = len(request.extra_radii) + len(request.eps)
     most = _CUDA // size**2 if compute.device.type == "cuda" else _CPU_ROWS * torch.get_num_threads()
     return max(1, most // rows)
 
 
-def searcher(
-    predict: Predictor, spec: ModelPackage, question: CounterfactualRequest, compute: ComputeConfig
-) -> Search:
-    """The function that grants wishes of one number of steps and restarts, in batches of per-example radii.
+class BatchSearch:
+    """Carries out search requests, in batches with one radius per row.
 
     channels_last weights and images halve the time of a narrow network on a CPU (ResNet-18 of width 16 and
-    32, measured). A batch that does not fit into a GPU's memory is halved. With a region all jobs must have
-    the same image: the network may be called with any part of a batch, and pixels outside are taken from it.
+    32, measured). A batch that does not fit into a GPU's memory is halved. With a region all jobs of a call
+    must have the same image: the network may be called with any part of a batch, and the pixels outside the
+    region are taken from that image.
     """
-    network = copy.deepcopy(predict.network).to(memory_format=torch.channels_last)
-    channels, size, _ = spec.input_size
-    widest = (channels * size * size) ** (1 / question.p)  # the whole box fits into this ball
-    most = max((_CUDA if compute.device.type == "cuda" else _CPU) // size**2, 1)
-    mask = None
-    if question.region is not None:
-        mask = torch.from_numpy(question.region).to(compute.device)[None, None]
 
-    def one_batch(
+    def __init__(
+        self, predict: Predictor, spec: ModelPackage, request: CounterfactualRequest, compute: ComputeConfig
+    ) -> None:
+        self.network = copy.deepcopy(predict.network).to(memory_format=torch.channels_last)
+        self.spec, self.request, self.compute = spec, request, compute
+        channels, size, _ = spec.input_size
+        self.diameter = (channels * size * size) ** (1 / request.p)  # a ball this large holds the whole box
+        self.most = max((_CUDA if compute.device.type == "cuda" else _CPU) // size**2, 1)
+        self.mask = None
+        if request.region is not None:
+            self.mask = torch.from_numpy(request.region).to(compute.device)[None, None]
+
+    def __call__(self, requests: Sequence[tuple[Job, SearchRequest]], progress: Progress) -> list[np.ndarray]:
+        """For each request its points (R, C, H, W); requests of one stage."""
+        first = requests[0][1]
+        rows = [(job, eps) for job, request in requests for eps in request.radii]
+        inits = [request.init for _, request in requests if request.init is not None]
+        init = np.concatenate(inits) if inits else None
+        attack = strongest(
+            Ball(p=self.request.p, eps=1.0),
+            first.steps,
+            restarts=first.restarts,
+            start="random" if first.random else "centre",
+        )
+        points = self._in_memory(rows, init, attack, progress)
+        return np.split(points, np.cumsum([len(request.radii) for _, request in requests])[:-1])
+
+    def _in_memory(
+        self,
         rows: Sequence[tuple[Job, float]],
         init: np.ndarray | None,
-        steps: int,
-        restarts: int,
-        callback: Callable[[float], None],
+        attack: Attack,
+        progress: Progress,
     ) -> np.ndarray:
-        pixels = np.stack([job[0] for job, _ in rows])
-        targets = torch.tensor([job[1] for job, _ in rows], device=compute.device)
-        x0 = _on(compute, pixels_of.to_pixels(pixels))
+        """`_batch` on parts that fit into memory."""
+        parts: list[np.ndarray] = []
+        start = 0
+        while start < len(rows):
+            end = min(start + self.most, len(rows))
+
+            def part_done(share: float, start: int = start, end: int = end) -> None:
+                progress((start + (end - start) * share) / len(rows))
+
+            try:
+                begin = None if init is None else init[start:end]
+                parts.append(self._batch(rows[start:end], begin, attack, part_done))
+            except torch.OutOfMemoryError:
+                if end - start == 1:
+                    raise
+                self.most = (end - start) // 2
+                torch.cuda.empty_cache()
+                continue
+            start = end
+        return np.concatenate(parts)
+
+    def _batch(
+        self,
+        rows: Sequence[tuple[Job, float]],
+        init: np.ndarray | None,
+        attack: Attack,
+        progress: Progress,
+    ) -> np.ndarray:
+        """Points (R, C, H, W) for rows of image, target and radius."""
+        request, device = self.request, self.compute.device
+        targets = torch.tensor([job[1] for job, _ in rows], device=device)
+        x0 = self._on_device(pixels_of.to_pixels(np.stack([job[0] for job, _ in rows])))
         calls = 0
 
         def count(step: int, x: torch.Tensor, value: torch.Tensor) -> None:
             nonlocal calls
             calls += 1
-            callback(min(1.0, calls / (restarts * (steps + 1))))
+            progress(min(1.0, calls / (attack.restarts * (attack.steps + 1))))
 
         def logits_of(x: torch.Tensor) -> torch.Tensor:
-            free = x if mask is None else torch.where(mask, x, x0[:1])
-            with compute.autocast():
-                return network(free)
+            free = x if self.mask is None else torch.where(self.mask, x, x0[:1])
+            with self.compute.autocast():
+                return self.network(free)
 
         generators = None
-        if restarts > 1:
-            labels = spec.label_names
+        if attack.start == "random" or attack.restarts > 1:
+            labels = self.spec.label_names
             generators = [
-                torch.Generator().manual_seed(seed_of(question.seed, image, labels[target], eps))
+                torch.Generator().manual_seed(seed_of(request.seed, image, labels[target], eps))
                 for (image, target), eps in rows
             ]
         best = engine.perturb(
             logits_of,
             x0,
-            goals.log_probability(targets, spec.temperature),
-            recipe.Attack(
-                ball=recipe.Ball(p=question.p, eps=1.0),
-                method="afw" if question.p == 1.5 else "apgd",
-                steps=steps,
-                restarts=restarts,
-            ),
+            goals.log_probability(targets, self.spec.temperature),
+            attack,
             generator=generators,
-            eps=torch.tensor([min(eps, widest) for _, eps in rows], dtype=torch.float64),
-            init=None if init is None else _on(compute, init),
+            eps=torch.tensor([min(eps, self.diameter) for _, eps in rows], dtype=torch.float64),
+            init=None if init is None else self._on_device(init),
             callback=count,
         ).x
-        best = best if mask is None else torch.where(mask, best, x0)
+        best = best if self.mask is None else torch.where(self.mask, best, x0)
         return best.cpu().contiguous().numpy()
 
-    def in_memory(
-        rows: Sequence[tuple[Job, float]],
-        init: np.ndarray | None,
-        steps: int,
-        restarts: int,
-        callback: Callable[[float], None],
-    ) -> np.ndarray:
-        nonlocal most
-        found: list[np.ndarray] = []
-        start = 0
-        while start < len(rows):
-            end = min(start + most, len(rows))
-
-            def part(share: float, start: int = start, end: int = end) -> None:
-                callback((start + (end - start) * share) / len(rows))
-
-            try:
-                begun = None if init is None else init[start:end]
-                found.append(one_batch(rows[start:end], begun, steps, restarts, part))
-            except torch.OutOfMemoryError:
-                if end - start == 1:
-                    raise
-                most = (end - start) // 2
-                torch.cuda.empty_cache()
-                continue
-            start = end
-        return np.concatenate(found)
-
-    def search(
-        wishes: Sequence[tuple[Job, SearchRequest]], callback: Callable[[float], None]
-    ) -> list[np.ndarray]:
-        rows = [(job, eps) for job, find in wishes for eps in find.radii]
-        begins = [find.init for _, find in wishes if find.init is not None]
-        init = np.concatenate(begins) if begins else None
-        found = in_memory(rows, init, wishes[0][1].steps, wishes[0][1].restarts, callback)
-        return np.split(found, np.cumsum([len(find.radii) for _, find in wishes])[:-1])
-
-    return search
-
-
-def _on(compute: ComputeConfig, images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).to(compute.device).contiguous(memory_format=torch.channels_last)
+    def _on_device(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images).to(self.compute.device).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A request from end to end: pictures in, explanations out as they are done."""
+"""A request from end to end: images in, explanations out as they are done."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ratioctl import metrics, recipe
-from ratioctl.counterfactuals.request import CounterfactualRequest, Picture, PreparedRequest, Source, load
-from ratioctl.counterfactuals.search import Answer, SearchRequest, drive, plain, search_target
+from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.search import (
+    SearchRequest,
+    TargetSearch,
+    plain,
+    run_searches,
+    search_target,
+)
+from ratioctl.counterfactuals.sources import Picture, Source, load
+from ratioctl.counterfactuals.targets import classes_of
 from ratioctl.errors import ImageError
 from ratioctl.package import ModelPackage, Spec
 from ratioctl.types import Explanation, Original, Target
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    asked: PreparedRequest,
+    prepared: PreparedRequest,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -31,27 +39,27 @@ def explain(
     callback: Callable[[float], None] | None = None,
     together: int | None = None,
 ) -> Iterator[Explanation]:
-    """Answer a request, image by image as they are done; models in the outer order.
+    """Carry out a request, image by image; models in the outer order.
 
     Args:
-        on_error: told once of each image that cannot be read, which is then left out; without it the
+        on_error: called once for each image that cannot be read, which is then left out; without it the
             ImageError is raised.
-        on_picture: told of each image when it was read for the first time.
-        watch: told how many of the images, over all models, are done; fractions while searching.
+        on_picture: called with each image when it is read for the first time.
+        callback: called with the number of images done, over all models; fractions while searching.
         together: how many images and targets share a batch; None chooses. With 1 nothing depends on the
-            companions, not even by rounding.
+            companions, not even rounding.
     """
     if on_error is None:
-        for source in asked.sources:  # now rather than after an hour's search
-            load(source, asked.models[0][0], asked.bit_depth)
+        for source in prepared.sources:  # now rather than after hours of searching
+            load(source, prepared.models[0][0], prepared.bit_depth)
     unreadable: set[int] = set()
 
     def pictures(turn: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
-        for index, source in enumerate(asked.sources):
+        for index, source in enumerate(prepared.sources):
             if index in unreadable:
                 continue
             try:
-                picture = load(source, spec, asked.bit_depth)
+                picture = load(source, spec, prepared.bit_depth)
             except ImageError as error:
                 if on_error is None:
                     raise
@@ -64,29 +72,27 @@ def explain(
 
     compute: ComputeConfig | None = None
     done = 0
-    packages = [id(spec) for spec in asked.packages]
-    for turn, (spec, question) in enumerate(asked.models):
-        given = pictures(turn, spec)
-        norm = recipe.norm_name(question.p) if len(asked.norms) > 1 else None
-        first = next(given, None)
+    packages = [id(spec) for spec in prepared.packages]
+    for turn, (spec, request) in enumerate(prepared.models):
+        readable = pictures(turn, spec)
+        first = next(readable, None)
         if first is None:
             continue
         if compute is None:
             from ratioctl.models.device import select_device
 
             compute = select_device(device, precision)
-        told = float(done)
+        reported = float(done)
 
         def progress(images: float, before: int = done) -> None:
-            nonlocal told
-            told = max(told, before + round(images, 6))
+            nonlocal reported
+            reported = max(reported, before + round(images, 6))
             if callback is not None:
-                callback(told)
+                callback(reported)
 
-        model = packages.index(id(spec))
-        for explanation in _answered(
-            itertools.chain([first], given), spec, question, compute, model, progress, together
-        ):
+        norm = recipe.norm_name(request.p) if len(prepared.norms) > 1 else None
+        explanations = _Explanations(spec, request, compute, packages.index(id(spec)), progress, together)
+        for explanation in explanations.of(itertools.chain([first], readable)):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
         if callback is not None:
@@ -94,8 +100,8 @@ def explain(
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class _Open:
-    """An image some of whose answers are not there yet."""
+class _Pending:
+    """An image some of whose targets are not done."""
 
     picture: Picture
     probabilities: np.ndarray  # (K,) of the image itself
@@ -105,83 +111,85 @@ class _Open:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """One image and target, to be answered."""
+    """The search for one image and target."""
 
-    image: _Open
+    image: _Pending
     target: int
-    answer: Answer
+    search: TargetSearch
 
 
-def _answered(
-    pictures: Iterable[tuple[Source, Picture]],
-    spec: ModelPackage,
-    question: CounterfactualRequest,
-    compute: ComputeConfig,
-    index: int,
-    progress: Callable[[float], None],
-    together: int | None,
-) -> Iterator[Explanation]:
+class _Explanations:
     """The explanations of one model, in order: images and targets share batches, a few at a time."""
-    from ratioctl.counterfactuals.batches import jobs_together, searcher
-    from ratioctl.models.predict import predictor
 
-    predict = predictor(spec, compute.device)
-    search = searcher(predict, spec, question, compute)
-    most = together or jobs_together(compute, question, spec.input_size[1])
-    done = 0.0
+    def __init__(
+        self,
+        spec: ModelPackage,
+        request: CounterfactualRequest,
+        compute: ComputeConfig,
+        index: int,
+        progress: Callable[[float], None],
+        together: int | None,
+    ) -> None:
+        from ratioctl.counterfactuals.batches import BatchSearch, jobs_together
+        from ratioctl.models.predict import predictor
 
-    def scores(images: np.ndarray) -> np.ndarray:
-        return metrics.softmax(predict.predict(images), spec.temperature)
+        self.spec, self.request, self.index, self.progress = spec, request, index, progress
+        self.predict = predictor(spec, compute.device)
+        self.search = BatchSearch(self.predict, spec, request, compute)
+        self.together = together or jobs_together(compute, request, spec.input_size[1])
+        self.done = 0.0
+        self.pending: deque[_Pending] = deque()
+        self.jobs: deque[_Job] = deque()
 
-    def answer(batch: Sequence[_Job]) -> None:
-        nonlocal done
+    def of(self, pictures: Iterable[tuple[Source, Picture]]) -> Iterator[Explanation]:
+        request, labels = self.request, self.spec.label_names
+        for source, picture in pictures:
+            probabilities = self._probabilities(picture.pixels[None])[0]
+            targets = request.targets if source.targets is None else source.targets
+            classes = classes_of(targets, probabilities, labels)
+            image = _Pending(picture=picture, probabilities=probabilities, classes=classes)
+            self.pending.append(image)
+            for target in classes:
+                search = search_target(
+                    picture.pixels, target, original=probabilities, labels=labels, request=request
+                )
+                self.jobs.append(_Job(image=image, target=target, search=search))
+            # With a region a batch keeps to one image.
+            yield from self._finished(self.together if request.region is None else 1)
+        yield from self._finished(1)
+
+    def _finished(self, least: int) -> Iterator[Explanation]:
+        """Run jobs while at least `least` wait; yields the images that are complete then, in order."""
+        while len(self.jobs) >= least:
+            self._run([self.jobs.popleft() for _ in range(min(self.together, len(self.jobs)))])
+            while self.pending and len(self.pending[0].targets) == len(self.pending[0].classes):
+                yield _explanation(self.pending.popleft(), self.spec, self.index)
+
+    def _run(self, batch: Sequence[_Job]) -> None:
         weight = sum(1 / len(job.image.classes) for job in batch)
 
-        def find(wishes: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
-            before, after = wishes[0][1].work
+        def search(requests: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
+            before, after = requests[0][1].work
 
             def callback(share: float) -> None:
-                progress(done + weight * (before + (after - before) * share))
+                self.progress(self.done + weight * (before + (after - before) * share))
 
-            return search(
-                [((batch[n].image.picture.pixels, batch[n].target), wish) for n, wish in wishes], callback
+            return self.search(
+                [((batch[n].image.picture.pixels, batch[n].target), request) for n, request in requests],
+                callback,
             )
 
-        for job, target in zip(batch, drive([job.answer for job in batch], find, scores), strict=True):
+        results = run_searches([job.search for job in batch], search, self._probabilities)
+        for job, target in zip(batch, results, strict=True):
             job.image.targets.append(target)
-        done += weight
-        progress(done)
+        self.done += weight
+        self.progress(self.done)
 
-    waiting: deque[_Open] = deque()
-    jobs: deque[_Job] = deque()
-
-    def finished(least: int) -> Iterator[Explanation]:
-        """Answer while at least so many jobs wait; what is whole then, in order."""
-        while len(jobs) >= least:
-            answer([jobs.popleft() for _ in range(min(most, len(jobs)))])
-            while waiting and len(waiting[0].targets) == len(waiting[0].classes):
-                yield _explanation(waiting.popleft(), spec, index)
-
-    for source, picture in pictures:
-        probabilities = scores(picture.pixels[None])[0]
-        targets = question.targets if source.targets is None else source.targets
-        image = _Open(
-            picture=picture,
-            probabilities=probabilities,
-            classes=classes_of(targets, probabilities, spec.label_names),
-        )
-        waiting.append(image)
-        for target in image.classes:
-            todo = search_target(
-                picture.pixels, target, original=probabilities, labels=spec.label_names, question=question
-            )
-            jobs.append(_Job(image=image, target=target, answer=todo))
-        # With a region a batch keeps to one image.
-        yield from finished(most if question.region is None else 1)
-    yield from finished(1)
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        return metrics.softmax(self.predict.predict(images), self.spec.temperature)
 
 
-def _explanation(image: _Open, spec: ModelPackage, index: int) -> Explanation:
+def _explanation(image: _Pending, spec: ModelPackage, index: int) -> Explanation:
     threshold = spec.thresholds.get("tpr95")
     confidence = float(image.probabilities.max())
     return Explanation(
@@ -198,19 +206,3 @@ def _explanation(image: _Open, spec: ModelPackage, index: int) -> Explanation:
         targets=tuple(image.targets),
         notes=image.picture.notes,
     )
-
-
-def classes_of(targets: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> list[int]:
-    """Indices of the target classes of one image; a class of the model named like a question goes first."""
-    ranked = np.argsort(-probabilities, kind="stable")
-    found: list[int] = []
-    for target in targets:
-        if target in labels:
-            found.append(labels.index(target))
-        elif target == "predicted":
-            found.append(int(ranked[0]))
-        elif target == "second":
-            found.append(int(ranked[min(1, len(ranked) - 1)]))
-        else:
-            found.extend(range(len(labels)))
-    return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Points of a ball as 8-bit pictures that are in the ball themselves, and how far they are."""
+"""Points of a ball as 8-bit pictures that are in the ball themselves, and their distances."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import math
 import numpy as np
 
 _ROUNDING = 5e-7  # share of the radius kept free, so that no way of computing a distance finds it exceeded
+
+
+def into_ball(z: np.ndarray, x0: np.ndarray, p: float, eps: float) -> np.ndarray:
+    """A point of the box [0,1] moved into the ball around `x0`, float32: clipped for linf, else scaled.
+
+    A millionth of the radius and of a pixel stay free, so that the fp32 point is inside.
+    """
+    change, inner = z.astype(np.float64) - x0, eps * (1 - 2e-6)
+    if math.isinf(p):
+        inner = max(inner - 1e-7, 0.0)
+        return (x0 + np.clip(change, -inner, inner)).astype(np.float32)
+    length = float(np.linalg.norm(change.ravel(), ord=p))
+    inner = max(inner - 2e-7 * change.size ** (1 / p - 0.5), 0.0)
+    return (x0 + change * min(1.0, inner / length if length else 0.0)).astype(np.float32).clip(0, 1)
 
 
 def round_into_ball(x: np.ndarray, pixels: np.ndarray, p: float, eps: float) -> np.ndarray:

@@ -20,6 +20,7 @@ class Images:
         fingerprint: SHA-256 over pixels and labels.
         source: as the user wrote it.
         errors: (name, reason) of images that could not be read.
+        names: (N,) POSIX paths inside the source; empty for generated and library sets.
     """
 
     pixels: np.ndarray
@@ -28,6 +29,7 @@ class Images:
     fingerprint: str
     source: str
     errors: tuple[tuple[str, str], ...] = ()
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -37,7 +39,10 @@ class Images:
         index = np.asarray(index)
         digest = hashlib.sha256(self.fingerprint.encode() + index.astype("<i8").tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[index]
-        return dataclasses.replace(self, pixels=self.pixels[index], labels=labels, fingerprint=digest)
+        names = tuple(self.names[k] for k in index) if self.names else ()
+        return dataclasses.replace(
+            self, pixels=self.pixels[index], labels=labels, fingerprint=digest, names=names
+        )
 
 
 def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:

@@ -64,6 +64,7 @@ def load(
         fingerprint=kept[0].fingerprint if len(kept) == 1 else digest,
         source=", ".join(sources),
         errors=tuple(error for part in kept for error in part.errors),
+        names=tuple(name for part in kept for name in part.names) if all(p.names for p in kept) else (),
     )
 
 

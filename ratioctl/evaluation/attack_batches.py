@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from ratioctl.attacks import balls as geometry
 from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
+from ratioctl.attacks.registry import strongest
+from ratioctl.attacks.worst_case import worst_case_confidence
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
-from ratioctl.recipe import Attack, Ball
+from ratioctl.recipe import Ball
 from ratioctl.utils.result_cache import Arrays
 
 
@@ -149,7 +151,7 @@ def worst_case(
         "x" (B, C, H, W) float32, the best point.
     """
     x = to_float(pixels, subject.compute.device)
-    found = autoattack.worst_case_confidence(
+    found = worst_case_confidence(
         subject.predictor.exact,
         x,
         ball,
@@ -216,7 +218,7 @@ def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep
     x = to_float(pixels, subject.compute.device)
     high, even = goals.log_odds(subject.temperature), goals.uniform_cross_entropy()
     searches: list[Goal] = [lambda f: -high(f), lambda f: -even(f / subject.temperature)]
-    attack = _attack(ball, steps, "centre")
+    attack = strongest(ball, steps)
     best, best_x = subject.log_odds(x), x.clone()
     for goal in searches:
         ended = perturb(subject.logits_of, x, goal, attack)
@@ -251,9 +253,7 @@ def curve(
     eps = torch.tensor(radii, dtype=torch.float64).repeat(n)
     y = None if labels is None else torch.from_numpy(np.repeat(labels, r)).to(x.device)
     goal = goals.log_odds(subject.temperature) if y is None else goals.cross_entropy(y)
-    ended = perturb(
-        subject.logits_of, many, goal, _attack(Ball(p=2.0, eps=max(radii)), steps, "centre"), eps=eps
-    )
+    ended = perturb(subject.logits_of, many, goal, strongest(Ball(p=2.0, eps=max(radii)), steps), eps=eps)
 
     def value(points: Tensor, at: np.ndarray | None) -> np.ndarray:
         p = metrics.softmax(subject.logits(points), subject.temperature)
@@ -274,7 +274,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
     """
     x = to_float(pixels, subject.compute.device)
     y = torch.from_numpy(labels).to(x.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     ended = perturb(
         subject.predictor.exact, x, goals.margin(y), attack, generator=subject.random(pixels, f"probe/{ball}")
     )
@@ -285,7 +285,7 @@ def probe_inside(subject: Subject, pixels: np.ndarray, labels: np.ndarray, ball:
 def probe_outside(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
     """Confidence reached by a longer fp32 search from a random start: "confidence" (B,)."""
     x = to_float(pixels, subject.compute.device)
-    attack = _attack(ball, steps, "random")
+    attack = strongest(ball, steps, start="random")
     goal = goals.log_odds(subject.temperature)
     ended = perturb(
         subject.predictor.exact, x, goal, attack, generator=subject.random(pixels, f"probe/{ball}")
@@ -298,19 +298,27 @@ def longer(steps: int) -> int:
     return max(4 * steps, 50)
 
 
-def seconds_per_image(subject: Subject, pixels: np.ndarray) -> tuple[float, float]:
-    """Measured seconds per image of a forward pass, and of a step of a gradient search, in such a batch."""
+def forward_seconds(subject: Subject, pixels: np.ndarray) -> float:
+    """Measured seconds per image of a forward pass, in such a batch."""
     x = to_float(pixels, subject.compute.device)
-    goal, attack = goals.log_confidence(), _attack(Ball(p=2.0, eps=1.0), 3, "centre")
-    subject.logits(x)
-    perturb(subject.logits_of, x, goal, _attack(Ball(p=2.0, eps=1.0), 1, "centre"))
-    times = [time.perf_counter()]
-    subject.logits(x)
-    times.append(time.perf_counter())
-    perturb(subject.logits_of, x, goal, attack).value.cpu()
-    times.append(time.perf_counter())
-    forward = max((times[1] - times[0]) / len(x), 1e-9)
-    return forward, max((times[2] - times[1]) / len(x) - forward, forward) / attack.steps
+    return max(_seconds(lambda: subject.logits(x)) / len(x), 1e-9)
+
+
+def step_seconds(subject: Subject, pixels: np.ndarray, forward: float) -> float:
+    """Measured seconds per image of a step of a gradient search; `forward` is that of a forward pass."""
+    x = to_float(pixels, subject.compute.device)
+    goal, steps = goals.log_confidence(), 3
+    attack = strongest(Ball(p=2.0, eps=1.0), steps)
+    taken = _seconds(lambda: perturb(subject.logits_of, x, goal, attack).value.cpu())
+    return max(taken / len(x) - forward, forward) / steps
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    """Seconds of the second of two calls."""
+    compute()
+    started = time.perf_counter()
+    compute()
+    return time.perf_counter() - started
 
 
 def surviving_fraction(
@@ -319,10 +327,6 @@ def surviving_fraction(
     """Fraction of images that survive a short attack, for the time estimate of a long one."""
     found = robust(subject, pixels, labels, ball, "apgd-ce", AttackBudget(steps=steps))
     return (int((~found["broken"]).sum()) + 0.5) / (len(pixels) + 1)
-
-
-def _attack(ball: Ball, steps: int, start: Literal["centre", "random"]) -> Attack:
-    return Attack(ball=ball, method="afw" if ball.p == 1.5 else "apgd", steps=steps, start=start)
 
 
 def _pictures(x: Tensor) -> np.ndarray:

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ratioctl.data.in_distribution import Images
-from ratioctl.evaluation import adversarial, attack_batches, measurements
+from ratioctl.evaluation import attack_batches, measurements
+from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.datasets import EvaluationData
 from ratioctl.evaluation.judge import Judge
@@ -103,7 +103,7 @@ class Context:
 
     Attributes:
         name: of the model, unique within the evaluation.
-        saved: folder for attacked images; None keeps none.
+        saved: where attacked images are saved; None keeps none.
         judge: another model that judges counterfactuals (suite "explanations").
     """
 
@@ -112,7 +112,7 @@ class Context:
     data: EvaluationData
     suite: Suite
     batches: Batches
-    saved: Path | None = None
+    saved: AttackedImages | None = None
     judge: Judge | None = None
 
     @property
@@ -124,9 +124,18 @@ class Context:
         return self.subject.seed
 
     @functools.cached_property
-    def seconds(self) -> tuple[float, float]:
-        """Measured seconds per image of a forward pass, and of one step of a gradient attack."""
-        return attack_batches.seconds_per_image(self.subject, self.data.inside.pixels[: self.batches.size])
+    def forward_seconds(self) -> float:
+        """Measured seconds per image of a forward pass."""
+        return attack_batches.forward_seconds(self.subject, self._sample)
+
+    @functools.cached_property
+    def step_seconds(self) -> float:
+        """Measured seconds per image of a step of a gradient attack."""
+        return attack_batches.step_seconds(self.subject, self._sample, self.forward_seconds)
+
+    @property
+    def _sample(self) -> np.ndarray:
+        return self.data.inside.pixels[: self.batches.size]
 
     def phase(self, what: str, kind: str, images: float, seconds_each: float) -> Phase:
         """A phase of this model's plan."""
@@ -138,17 +147,17 @@ class Context:
         return measurements.Source(name=name, images=images, seed=self.seed, seconds=taken)
 
     def save_attacked(self, name: str, **arrays: np.ndarray) -> None:
-        """Write attacked images into the folder for them, if there is one."""
+        """Write attacked images, if they are kept."""
         if self.saved is not None:
-            path = adversarial.save(self.saved, f"{self.name} {name}", **arrays)
+            path = self.saved.write(f"{self.name} {name}", **arrays)
             self.batches.plan.tell({"event": "file", "path": str(path)})
 
 
 class Examples:
-    """Columns of `examples.parquet`."""
+    """Columns of `examples.parquet`; `path` is inside the SOURCE, None for generated images."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, sets: Mapping[str, Images]) -> None:
+        self.model, self.sets = model, sets
         self.parts: dict[str, list[np.ndarray]] = {}
 
     def add(
@@ -178,9 +187,14 @@ class Examples:
         self.extend(columns)
 
     def extend(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Append rows given as columns; without "model"."""
+        """Append rows of one set given as columns, without "model" and "path"."""
         n = len(columns["index"])
-        for key, column in {"model": np.full(n, self.model, dtype=object), **columns}.items():
+        names = self.sets[columns["dataset"][0]].names if n else ()
+        added = {
+            "path": np.array([names[k] if names else None for k in columns["index"]], dtype=object),
+            "model": np.full(n, self.model, dtype=object),
+        }
+        for key, column in {**added, **columns}.items():
             self.parts.setdefault(key, []).append(column)
 
     def columns(self) -> dict[str, np.ndarray]:

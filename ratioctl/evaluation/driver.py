@@ -18,6 +18,7 @@ from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.errors import OutputError, PackageError, UsageError
 from ratioctl.evaluation import measurements, sanity_checks, suites
+from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.context import Batches, Context, Examples, Results
 from ratioctl.evaluation.datasets import Datasets, EvaluationData, stratified_indices
@@ -108,7 +109,7 @@ def run(
         if folder is not None:
             stack.enter_context(lock(folder))
         cache = ResultCache(None if folder is None else folder / ".journal", keep=resume)
-        saved = make_folder(folder / "adversarial") if save_adversarial and folder else None
+        saved = AttackedImages(folder / "adversarial") if save_adversarial and folder else None
         datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
         plan = Plan((), callback or (lambda event: None))
         contexts = []
@@ -257,7 +258,7 @@ def _evaluation(
 def _evaluated(context: Context) -> Evaluated:
     """All stages of one model, and its report."""
     context.batches.plan.start(context.name)
-    results = Results(examples=Examples(context.name))
+    results = Results(examples=Examples(context.name, context.data.all()))
     for name in context.suite.stages:
         STAGES[name].run(context, results)
     data = context.data

@@ -5,6 +5,7 @@ eq. 4-8); `Recipe` is a whole experiment. There is no second "config" class behi
 """
 
 from ratioctl.recipe.schema import (
+    ATTACKS,
     LADDER_STEPS,
     NORMS,
     Attack,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,8 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from ratioctl.utils.registry import Registry
+
 NORMS = (1.0, 1.5, 2.0, math.inf)
 LADDER_STEPS = 6
+ATTACKS: Registry[Any] = Registry("attack method", "attacks", "register_attack")
 MAX_EPOCHS = 1e6
 MAX_BATCH = 2**20
 MAX_BUDGETS = 1000
@@ -66,8 +69,8 @@ class Attack(_Value):
     """Maximization over a ball.
 
     Attributes:
-        method: "pgd" is momentum PGD as in the paper's appendix B.1, "apgd" Auto-PGD (Croce and Hein
-            2020), "afw" Auto-Frank-Wolfe (Boreiko et al. 2022).
+        method: a registered attack method: "pgd" is momentum PGD as in the paper's appendix B.1, "apgd"
+            Auto-PGD (Croce and Hein 2020), "afw" Auto-Frank-Wolfe (Boreiko et al. 2022).
         steps: gradient steps per restart.
         step_size: length of a PGD step in the ball's norm; None means 2.5 eps / steps. APGD and AFW
             adapt theirs.
@@ -77,22 +80,28 @@ class Attack(_Value):
     """
 
     ball: Ball
-    method: Literal["pgd", "apgd", "afw"] = "pgd"
+    method: str = "pgd"
     steps: int = Field(default=7, ge=1, le=100_000)
     step_size: float | None = Field(default=None, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     start: Literal["centre", "random"] = "centre"
     restarts: int = Field(default=1, ge=1, le=10_000)
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        return ATTACKS.check(method)
+
     @model_validator(mode="after")
     def _legal_pair(self) -> Attack:
-        if self.ball.p == 1.5 and self.method != "afw":
+        options, norm = ATTACKS.options(self.method), norm_name(self.ball.p)
+        if norm not in options["norms"]:
+            able = [f'"{name}"' for name in ATTACKS.names() if norm in ATTACKS.options(name)["norms"]]
             raise ValueError(
-                f'method = "{self.method}" needs a projection, which has no closed form for p = 1.5; '
-                'use method = "afw"'
+                f'method = "{self.method}" cannot search the l{norm} ball; use method = {" or ".join(able)}'
             )
-        if self.step_size is not None and self.method != "pgd":
-            raise ValueError(f'step_size belongs to method = "pgd"; "{self.method}" adapts its step size')
+        if self.step_size is not None and not options.get("step_size"):
+            raise ValueError(f'method = "{self.method}" adapts its step size; remove step_size')
         return self
 
 

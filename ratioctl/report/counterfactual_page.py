@@ -11,6 +11,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,7 @@ def page(
     for content in pictures.values():
         if places.setdefault(content, len(data)) == len(data):
             data.append(base64.b64encode(content).decode("ascii"))
+    document = without_folders(document)
     extra = {
         "notes": [list(lines) for lines in notes],
         "files": {name: places[content] for name, content in pictures.items()},
@@ -63,6 +65,21 @@ def page(
             script_hash=_hash(script),
         )
     )
+
+
+def without_folders(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with absolute paths relative to their common folder: the page may be sent to others."""
+    entries = [*document["images"], *document["errors"]]
+    folders = [os.path.dirname(entry["path"]) for entry in entries if os.path.isabs(entry["path"])]
+    if not folders:
+        return dict(document)
+    common = os.path.commonpath(folders)
+
+    def relative(entry: Mapping[str, Any]) -> dict[str, Any]:
+        path = entry["path"]
+        return {**entry, "path": os.path.relpath(path, common) if os.path.isabs(path) else path}
+
+    return {**document, **{key: list(map(relative, document[key])) for key in ("images", "errors")}}
 
 
 def card_html(card: str) -> str:

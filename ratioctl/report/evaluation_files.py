@@ -41,7 +41,7 @@ def parquet(evaluation: Evaluation) -> bytes:
     parts = [model.examples for model in evaluation.models]
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     arrays = {
-        key: pa.array(column).dictionary_encode() if column.dtype == object else pa.array(column)
+        key: pa.array(column, pa.string()).dictionary_encode() if column.dtype == object else pa.array(column)
         for key, column in columns.items()
         if key not in ("label", "verdict")
     }

@@ -72,9 +72,9 @@ def counterfactual_tables(
 ) -> Iterator[RichTable]:
     """One table per model and norm: a row per image and target, confidences by budget, smallest radius found.
 
-    `*` (and color) marks pictures that are predicted as the target. `?` marks a radius where no budget's
-    picture is predicted as the target with a confidence above the threshold. A table wider than `width`
-    columns puts image, label and target into one column.
+    `*` (and color) marks pictures that are predicted as the target. "ID radius" is the smallest radius found
+    at which the confidence also reaches the threshold. A table wider than `width` columns puts image, label
+    and target into one column.
     """
     for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
         mine = [e for e in explanations if (e.model, e.norm or header["norm"]) == (number, norm_name)]
@@ -118,6 +118,9 @@ def _counterfactual_table(
     until = header.get("until")
     flips = ("radius" if compact else "smallest radius") if until is None else f"reaches {until:g} at"
     table.add_column(flips, justify="right", no_wrap=not compact)
+    threshold = model.get("threshold")
+    if threshold is not None:
+        table.add_column("ID radius", justify="right", no_wrap=not compact)
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"
@@ -129,27 +132,20 @@ def _counterfactual_table(
             about = [safe_text(explanation.path), predicted, safe_text(target.target)]
             if compact:
                 about = [f"{Path(about[0]).name}\n{predicted}\nto {about[2]}"]
-            mark = ""
-            if target.flip_eps is not None and not _in_distribution(target, model.get("threshold")):
-                mark = "?"
-                table.caption = "? out of distribution: every budget's picture stays below the threshold"
             table.add_row(
                 *about,
                 *(
                     Text(two_digits(value) + ("*" if hit else " "), style="bold green" if hit else "")
                     for value, hit in ((value, label == target.target) for value, label in cells)
                 ),
-                "-" if target.flip_eps is None else f"{target.flip_eps:.3g}{mark}",
+                _radius(target.flip_eps),
+                *(() if threshold is None else (_radius(target.in_distribution_eps),)),
             )
     return table
 
 
-def _in_distribution(target: Target, threshold: float | None) -> bool:
-    """Whether some budget's picture is predicted as the target with a confidence above the threshold."""
-    return threshold is None or any(
-        budget.predicted == target.target and max(budget.probabilities) >= threshold
-        for budget in target.budgets
-    )
+def _radius(eps: float | None) -> str:
+    return "-" if eps is None else f"{eps:.3g}"
 
 
 # --- previews ----------------------------------------------------------------------------------------------

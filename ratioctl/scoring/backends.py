@@ -124,7 +124,7 @@ def _worst_case(
 
     import torch
 
-    from ratioctl.attacks.autoattack import worst_case_confidence
+    from ratioctl.attacks.worst_case import worst_case_confidence
     from ratioctl.images import to_pixels
     from ratioctl.recipe import Ball
     from ratioctl.scoring.pipeline import batch_size

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ratioctl.attacks import autoattack
 from ratioctl.attacks import balls as geometry
-from ratioctl.attacks.autoattack import AttackBudget, ensemble_name, robust_verdicts, worst_case_confidence
+from ratioctl.attacks.autoattack import AttackBudget, ensemble_name, robust_verdicts
+from ratioctl.attacks.worst_case import worst_case_confidence
 from ratioctl.recipe import Ball
 
 Case = tuple[nn.Module, Tensor, Tensor]

@@ -129,7 +129,7 @@ def test_the_slider_moves_picture_confidences_and_curve_together(one: Path, open
         assert widths == pytest.approx([100 * p for p in point["probabilities"]], abs=1e-3)
         spoken = str(slider.get_attribute("aria-valuetext"))
         assert f"dog {pictures.two_digits(point['confidence'])}" in spoken
-        assert f"seen as {point['predicted']}" in spoken
+        assert f"predicted {point['predicted']}" in spoken
         assert ("original" in spoken) == (step == 0)
         heights.append(float(str(page.locator(".plot .now circle").get_attribute("cy"))))
         distances = (
@@ -262,7 +262,7 @@ def test_the_change_is_drawn_from_the_pixels(one: Path, open_page: OpenPage) -> 
 
     far = image["targets"][0]["budgets"][5]["distance"]
     fitting = int(1 / min(far["linf"], 3 * far["l2"] ** 2 / far["l1"]))
-    control = page.get_by_role("slider", name="Gain of the change")
+    control = page.get_by_role("slider", name="Difference amplification")
     assert control.input_value() == str(fitting)
     for gain in (fitting, fitting + 2):
         control.fill(str(gain))
@@ -345,7 +345,7 @@ def test_the_overview_says_which_model_does_not_know(tmp_path: Path, open_page: 
     cards = open_page(index(folder), viewport=WIDE).page.locator(".cards li")
     rocket = cards.nth(0).locator(".saw .line").all_inner_texts()
     assert [text.partition(":")[0] for text in rocket] == ["cifar10-ratio", "cifar10-plain"]
-    assert ["not known" in text for text in rocket] == [True, False]
+    assert ["OOD" in text for text in rocket] == [True, False]
     assert cards.nth(1).locator(".tag").count() == 0
 
 
@@ -424,8 +424,8 @@ def test_what_the_model_does_not_know_is_said(several: Path, one: Path, open_pag
     page = open_page(index(several), fragment="#1/ship").page
     notice = page.locator(".notice").text_content()
     assert notice == (
-        f"The model does not know this. Its highest confidence, {coffee['original']['confidence']:.2f} "
-        f"({coffee['original']['label']}), is below its threshold of {threshold:.2f}."
+        f"Out of distribution. The highest confidence, {coffee['original']['confidence']:.2f} "
+        f"({coffee['original']['label']}), is below the threshold of {threshold:.2f}."
     )
     slider = page.get_by_role("slider", name="Budget of change")
     told = []
@@ -444,15 +444,16 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     found = document(one)
     (answer,) = found["images"][0]["targets"]
     assert answer["flip_eps"]
-    assert "is enough for" in (open_page(index(one)).page.locator(".lead").text_content() or "")
+    radius = f"Smallest radius found for dog: l₂ {answer['flip_eps']:.3g}"
+    assert f"{radius}." in (open_page(index(one)).page.locator(".lead").text_content() or "")
     found["models"][0]["threshold"] = 1.1
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
     made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
     (tmp_path / "index.html").write_text(made)
     page = open_page(tmp_path / "index.html").page
     lead = page.locator(".lead").text_content() or ""
-    assert f"makes {answer['target']} the best guess, but no budget makes it known" in lead
-    assert page.locator(".counterfactual .tag").text_content() == "no longer known"
+    assert f"{radius}; out of distribution at every budget." in lead
+    assert page.locator(".counterfactual .tag").text_content() == "OOD"
 
 
 def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage) -> None:
@@ -474,14 +475,14 @@ def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage)
     assert second_pictures() == [
         (several / i["targets"][1]["budgets"][0]["png"]).read_bytes() for i in images
     ]
-    page.get_by_label("Known").select_option("no")
+    page.get_by_label("Out of distribution").select_option("yes")
     assert names.all_text_contents() == [Path(i["path"]).name for i in images if i["original"]["is_ood"]]
-    page.get_by_label("Known").select_option("")
-    page.get_by_label("Seen as").select_option("horse")
+    page.get_by_label("Out of distribution").select_option("")
+    page.get_by_label("Predicted").select_option("horse")
     seen = [Path(i["path"]).name for i in images if i["original"]["label"] == "horse"]
     assert names.all_text_contents() == seen
     assert page.get_by_role("status").text_content() == f"{len(seen)} of 3 images"
-    page.get_by_label("Seen as").select_option("")
+    page.get_by_label("Predicted").select_option("")
     page.get_by_label("Order").select_option("least")
     flips = {Path(i["path"]).name: i["targets"][1]["flip_eps"] for i in images}
     in_order = sorted(flips, key=lambda name: math.inf if flips[name] is None else flips[name])
@@ -490,7 +491,7 @@ def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage)
     sure = {Path(i["path"]).name: i["original"]["confidence"] for i in images}
     assert names.all_text_contents() == sorted(sure, key=lambda name: sure[name])
     page.get_by_label("Order").select_option("")
-    page.get_by_label("Seen as").select_option("horse")
+    page.get_by_label("Predicted").select_option("horse")
     page.locator(".cards a").first.click()
     assert page.get_by_role("tab", selected=True).text_content() == "ship"
     page.go_back()
@@ -617,7 +618,81 @@ def test_downloads_are_the_files(one: Path, open_page: OpenPage) -> None:
     assert waiting.value.path().read_bytes() == (one / image["targets"][0]["budgets"][5]["png"]).read_bytes()
     with page.expect_download() as waiting:
         page.get_by_role("link", name="Download all numbers").click()
-    assert json.loads(waiting.value.path().read_text()) == document(one)
+    numbers = document(one)
+    numbers["images"][0]["path"] = "kitten.jpg"  # without the folder
+    assert json.loads(waiting.value.path().read_text()) == numbers
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="counterfactuals.json").click()
+    assert json.loads(waiting.value.path().read_text()) == numbers
+
+
+def test_a_page_that_is_sent_alone_holds_no_path_and_still_gives_its_numbers(
+    one: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    assert str(SAMPLES) in (one / "counterfactuals.json").read_text()
+    assert str(SAMPLES) not in index(one).read_text()
+    (tmp_path / "sent.html").write_bytes(index(one).read_bytes())
+    opened = open_page(tmp_path / "sent.html")
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_role("link", name="counterfactuals.json").click()
+    assert json.loads(waiting.value.path().read_text())["images"][0]["path"] == "kitten.jpg"
+    assert opened.requests == [(tmp_path / "sent.html").as_uri()]
+
+
+def test_a_target_shows_only_the_models_it_was_requested_of(
+    one: Path, tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Two models with the same classes, each with a target of its own, as with --target predicted."""
+    found = document(one)
+    found["models"].append({**found["models"][0], "name": "other", "digest": "f" * 64})
+    other = json.loads(json.dumps(found["images"][0])) | {"model": 1}
+    other["targets"][0]["target"] = "ship"
+    found["images"] += [other, {**found["images"][0], "path": "second.jpg"}]
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
+    (tmp_path / "index.html").write_text(made)
+    page = open_page(tmp_path / "index.html").page
+    values = page.locator(".cards li").first.locator("a > .line").all_inner_texts()
+    assert [text.partition(":")[0] for text in values] == ["cifar10-ratio"]
+    assert page.locator(".cards li").first.locator(".thumbs img").count() == 2
+    for target, model in (("dog", "cifar10-ratio"), ("ship", "other")):
+        page = open_page(tmp_path / "index.html", fragment=f"#1/{target}").page
+        assert page.locator(".lead .model").all_text_contents() == [model]
+        assert page.locator(".counterfactual").count() == 1
+
+
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_labels_of_the_axis_do_not_overlap(
+    one: Path, tmp_path: Path, open_page: OpenPage, viewport: dict[str, int]
+) -> None:
+    """Of linf budgets in 255ths, of some with many digits, and of one near 0."""
+    many = [0.0123456 * k for k in range(1, 7)]
+    for budgets in ([k / 255 for k in range(2, 14, 2)], many, [0.0004, *many[1:]]):
+        found = document(one) | {"norm": "inf"}
+        for budget, eps in zip(found["images"][0]["targets"][0]["budgets"], budgets, strict=True):
+            budget["eps"] = eps
+        names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+        made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
+        (tmp_path / "index.html").write_text(made)
+        page = open_page(tmp_path / "index.html", viewport=viewport).page
+        boxes = page.locator(".plot text").evaluate_all(
+            "nodes => nodes.map(n => [n.textContent, n.getBoundingClientRect()])"
+            ".map(([text, b]) => [text, b.left, b.right, b.top, b.bottom])"
+        )
+        axis = sorted((box for box in boxes if "/" in box[0] or box[0] == "0.0741"), key=lambda box: box[1])
+        assert axis[-1][0] == ("12/255" if budgets[0] == 2 / 255 else "0.0741")
+        for k, (_, left, right, top, bottom) in enumerate(boxes):
+            for _, left2, right2, top2, bottom2 in boxes[k + 1 :]:
+                assert right <= left2 or right2 <= left or bottom <= top2 + 3 or bottom2 <= top + 3, boxes
+
+
+def test_originals_of_different_sizes_are_side_by_side(models: Path, open_page: OpenPage) -> None:
+    page = open_page(index(models), viewport=WIDE).page
+    first, second = (page.locator(".original").nth(k).bounding_box() for k in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] <= second["x"]
 
 
 def test_names_from_outside_stay_inert(tmp_path: Path, one: Path, open_page: OpenPage) -> None:

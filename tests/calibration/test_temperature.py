@@ -10,7 +10,9 @@ import pytest
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.calibration.temperature import calibrate, search
+from ratioctl.calibration.calibrate import calibrate
+from ratioctl.calibration.temperature import find_temperature as search
+from ratioctl.calibration.temperature import improves_held_out
 from ratioctl.cli import main
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.predict import predictor
@@ -43,6 +45,16 @@ def test_the_grid_is_the_papers() -> None:
     correct = logits.argmax(1) == labels
     values = [metrics.ece(metrics.confidence(logits, t), correct, 10, 0.2) for t in grid]
     assert values[int(np.argmin(np.abs(grid - found)))] == min(values)
+
+
+def test_a_temperature_must_improve_held_out_halves() -> None:
+    """A wrong temperature is fixed; for logits that are right, a few images offer only noise."""
+    for objective in ("ece", "nll"):
+        spec = Calibration(objective=objective)  # type: ignore[arg-type]
+        for temperature in (0.4, 2.0):
+            assert improves_held_out(*drawn(temperature, n=2000), spec)
+        assert not improves_held_out(np.eye(2)[[0]], np.array([0]), spec)
+    assert not improves_held_out(*drawn(1.0, n=40), Calibration(objective="nll"))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +135,27 @@ def test_doubts_are_told(package: ModelPackage, tmp_path: Path) -> None:
     arrays["linear.bias"] = arrays["linear.bias"] * 1e-3
     flat = packages.write(tmp_path / "flat", config=ends, weights=arrays, recipe_text=package.recipe_text)
     assert any("end of the grid" in w for w in calibrate(flat).warnings)
+
+
+def test_a_model_at_chance_keeps_temperature_1_and_is_called_so(
+    package: ModelPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of a random linear layer: accuracy about 10 % of ten classes."""
+    arrays = dict(packages.read_weights(package))
+    rng = np.random.default_rng(0)
+    shape = arrays["linear.weight"].shape
+    arrays["linear.weight"] = rng.normal(size=shape).astype(np.float32)[rng.permutation(10)]
+    arrays["linear.weight"][:] = arrays["linear.weight"].mean(0)
+    arrays["linear.bias"] = np.where(np.arange(10) == 3, 4.0, 0.0).astype(np.float32)
+    config = packages.portable_config(package)
+    packages.write(tmp_path / "dull", config=config, weights=arrays, recipe_text=package.recipe_text)
+    found = calibrate(tmp_path / "dull")
+    assert found.collapsed
+    assert found.accuracy == pytest.approx(found.chance, abs=0.02)
+    assert main(["calibrate", str(tmp_path / "dull"), "-q"]) == 0
+    said = capsys.readouterr().err
+    assert "WARNING: this model is no better than chance" in said
+    assert not calibrate(copy_of(package, tmp_path / "model")).collapsed
 
 
 def test_data_that_is_not_there(package: ModelPackage, tmp_path: Path) -> None:

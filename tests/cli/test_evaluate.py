@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,48 @@ def test_images_that_cannot_be_read_are_said_and_change_the_exit_code(
     assert environment["hardware"]["processor"]
 
 
+def test_the_clean_suite_measures_without_an_attack(
+    small_package: Path,
+    cats_and_dogs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ratioctl.attacks import engine
+
+    searched: list[int] = []
+    perturb = engine.perturb
+
+    def counted(logits_of: Any, x0: Any, goal: Any, attack: Any, **more: Any) -> Any:
+        searched.append(attack.steps)
+        return perturb(logits_of, x0, goal, attack, **more)
+
+    monkeypatch.setattr("ratioctl.evaluation.attack_batches.perturb", counted)
+    assert main(line(small_package, cats_and_dogs, tmp_path / "out", "--suite", "clean")) == 0
+    assert searched == [], "not even for the time estimate"
+    out, _ = capsys.readouterr()
+    for text in ("Accuracy", "Mean AUROC", "Brier score", "uni: OOD acceptance rate"):
+        assert text in out
+    assert "attacked" not in out
+    assert "worst case" not in out.lower()
+    document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    rows = document["models"][0]["measurements"]
+    assert {row["name"] for row in rows} >= {"accuracy", "ece", "ece_mixture", "auroc", "fpr_at_95_tpr"}
+    assert all(row["ball"] is None and row["attack"] is None for row in rows)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Attacked" not in page
+    assert page.count("<figure>") == 4  # reliability, ROC, two histograms
+    assert main(line(small_package, cats_and_dogs, tmp_path / "whole", "--json", "-q")) == 0
+    quick = json.loads(capsys.readouterr().out)["models"][0]["measurements"]
+    key = ("name", "dataset", "value", "interval", "n")
+    clean = [[row[k] for k in key] for row in rows]
+    assert clean == [
+        [row[k] for k in key]
+        for row in quick
+        if row["ball"] is None and row["attack"] is None and row["name"] != "accuracy_before_attack"
+    ]
+
+
 PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
@@ -160,6 +203,11 @@ def timeless(folder: Path) -> Any:
 
 
 def test_defaults_and_durations_read_well() -> None:
-    assert default_folder(["small"], "quick") == Path("reports/small-quick")
-    assert default_folder(["a", "b"], "paper") == Path("reports/comparison-paper")
+    one, other = "0123456789abcdef", "fedcba9876543210"
+    assert default_folder([("small", one)], "quick") == Path("reports/small-01234567-quick")
+    assert default_folder([("small", other)], "quick") == Path("reports/small-fedcba98-quick")
+    assert default_folder([("../x y", one)], "clean") == Path("reports/x-y-01234567-clean")
+    both = default_folder([("a", one), ("b", other)], "paper")
+    assert re.fullmatch(r"reports/comparison-[0-9a-f]{8}-paper", both.as_posix())
+    assert both != default_folder([("a", one), ("b", one)], "paper")
     assert [duration(s) for s in (0.2, 59, 90, 7500)] == ["1 s", "59 s", "2 min", "2 h 5 min"]

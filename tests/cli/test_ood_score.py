@@ -295,6 +295,16 @@ def test_exit_codes(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_takes_no_files(
+    tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("/proc/rows.csv", "/proc/self/mem"):
+        assert run(colours, "--model", tiny_onnx, "--output", file, "--format", "csv") == 2
+        said = f"Error: {file}: cannot be written: its folder accepts no new files"
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(tiny_onnx: Path, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in ("csv", "jsonl", "parquet", "table"):

@@ -55,6 +55,33 @@ def test_json_is_the_only_thing_on_stdout(tmp_path: Path, capsys: pytest.Capture
     assert document["calibration"]["n"] == 216
 
 
+def test_a_collapsed_training_ends_with_a_warning_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dull = [*TINY, "--set=optim.lr=1e-12", "--set=optim.epochs=0.1", "--out", str(tmp_path)]
+    assert main(["train", "digits-ratio", *dull]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.rstrip().endswith("-" * 78)
+    assert "WARNING: this model is no better than chance" in captured.err
+    assert "always predicting the most frequent class" in captured.err
+    assert "Next:" not in captured.out
+
+
+def test_the_seed_is_the_recipe_s_unless_given_and_0_is_a_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ratioctl
+
+    short = ["--set=optim.epochs=0.05", "--set=seed=7"]
+    for arguments, seed in (([], 7), (["--seed", "0"], 0), (["--seed", "3"], 3)):
+        out = tmp_path / str(seed)
+        assert main(["train", "digits-ratio", *TINY, *short, *arguments, "--out", str(out), "-q"]) == 0
+        assert packages.read(out / "package").config["ratio"]["provenance"]["seed"] == seed
+    settings = [setting.removeprefix("--set=") for setting in (*TINY, *short)]
+    again = ratioctl.train("digits-ratio", settings=settings, seed=0, out=tmp_path / "again")
+    assert again.digest == packages.read(tmp_path / "0" / "package").digest
+
+
 def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "package/config.json").read_bytes()
     assert main(["train", "digits-ratio", *TINY, "--out", str(run)]) == 2

@@ -17,6 +17,7 @@ from PIL import Image
 
 import ratioctl
 from ratioctl import counterfactuals, package
+from ratioctl.counterfactuals.rounding import into_ball
 from ratioctl.counterfactuals.search import SearchRequest
 from ratioctl.errors import ImageError, SourceError, UsageError
 from ratioctl.types import Target
@@ -132,23 +133,32 @@ def ask(
     search: Callable[..., np.ndarray] | None = None,
     pixels: np.ndarray = PIXELS,
     beyond: tuple[float, ...] = (),
+    threshold: float | None = None,
 ) -> Target:
     question = counterfactuals.CounterfactualRequest(
-        targets=(target,), p=2.0, eps=eps, steps=100, restarts=1, seed=0, until=until, beyond=beyond
+        targets=(target,),
+        p=2.0,
+        eps=eps,
+        steps=100,
+        restarts=1,
+        seed=0,
+        until=until,
+        threshold=threshold,
+        extra_radii=beyond,
     )
     answer = counterfactuals.search_target(
         pixels,
         LABELS.index(target),
         original=linear_scores(pixels[None])[0],
         labels=LABELS,
-        question=question,
+        request=question,
     )
     look = search or (lambda pixels, target, radii, *rest: best_points(pixels, radii))
 
-    def find(wishes: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
-        return [look(pixels, target, wish.radii, wish) for _, wish in wishes]
+    def find(requests: Sequence[tuple[int, SearchRequest]]) -> list[np.ndarray]:
+        return [look(pixels, target, request.radii, request) for _, request in requests]
 
-    (found,) = counterfactuals.drive([answer], find, linear_scores)
+    (found,) = counterfactuals.run_searches([answer], find, linear_scores)
     return found
 
 
@@ -201,7 +211,7 @@ def test_already_there() -> None:
 
 
 def test_a_weak_search_never_loses_confidence() -> None:
-    """Good at the second budget, harmful at the others: the original, then the second one's picture, stay."""
+    """Good at the second budget alone: its point moves into the smaller ball and stays in the larger ones."""
 
     def search(pixels: np.ndarray, target: int, radii: Sequence[float], *rest: Any) -> np.ndarray:
         return np.concatenate([best_points(pixels, [eps], 1.0 if eps == 0.5 else -1.0) for eps in radii])
@@ -209,31 +219,124 @@ def test_a_weak_search_never_loses_confidence() -> None:
     answer = ask(search=search)
     confidences = [budget.confidence for budget in answer.budgets]
     assert confidences == sorted(confidences)
-    assert np.array_equal(answer.budgets[0].image, PIXELS)
-    assert answer.budgets[0].distance == {"l1": 0, "l1.5": 0, "l2": 0, "linf": 0}
-    assert answer.budgets[0].confidence == linear_scores(PIXELS[None])[0][1]
+    assert answer.budgets[0].distance["l2"] == pytest.approx(0.25, rel=0.03)
     assert np.array_equal(answer.budgets[2].image, answer.budgets[1].image)
     assert answer.budgets[3].confidence_float == answer.budgets[1].confidence_float
 
 
-def test_a_search_that_falls_behind_a_smaller_ball_s_is_repeated_from_there() -> None:
-    """Good up to 1, lost beyond: the larger radii begin again at the point of radius 1, and then succeed."""
-    wishes: list[SearchRequest] = []
+def test_a_harmful_search_leaves_the_original() -> None:
+    answer = ask(search=lambda pixels, target, radii, *rest: best_points(pixels, radii, -1.0))
+    for budget in answer.budgets:
+        assert np.array_equal(budget.image, PIXELS)
+        assert budget.distance == {"l1": 0, "l1.5": 0, "l2": 0, "linf": 0}
+        assert budget.confidence == linear_scores(PIXELS[None])[0][1]
 
-    def search(pixels: np.ndarray, target: int, radii: Sequence[float], wish: SearchRequest) -> np.ndarray:
-        wishes.append(wish)
-        found = [best_points(pixels, [eps], 1.0 if eps <= 1 or wish.stage else -1.0) for eps in radii]
-        return np.concatenate(found)
+
+def test_a_larger_radius_is_refined_from_the_point_of_a_smaller_one() -> None:
+    """Good up to 1, lost beyond: the larger radii are refined from the point of radius 1, and succeed."""
+    requests: list[SearchRequest] = []
+
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
+        requests.append(request)
+        good = [1.0 if eps <= 1 or request.stage >= 3 else -1.0 for eps in radii]
+        return np.concatenate([best_points(pixels, [e], sign) for e, sign in zip(radii, good, strict=True)])
 
     answer = ask(search=search, eps=(0.5, 1.0, 1.5, 2.0))
-    again = wishes[1]
-    assert again.radii == (1.5, 2.0)
-    assert again.init is not None
-    for init in again.init:
-        assert np.array_equal(init, best_points(PIXELS, [1.0])[0])
+    refined = next(request for request in requests if request.stage == 3)
+    assert refined.radii == (0.5, 1.0, 1.5, 2.0)
+    assert refined.init is not None
+    for init in refined.init[2:]:
+        assert np.allclose(init, best_points(PIXELS, [1.0])[0], atol=1e-5)
     assert [budget.distance["l2"] for budget in answer.budgets] == pytest.approx([0.5, 1, 1.5, 2], rel=0.03)
     confidences = [budget.confidence for budget in answer.budgets]
     assert confidences == sorted(set(confidences))
+
+
+@pytest.mark.parametrize("eps", [(1.0,), (0.25, 0.5, 1.0, 1.5)])
+def test_what_only_a_larger_ball_s_search_finds_is_an_answer(eps: tuple[float, ...]) -> None:
+    """Every search but that of twice the radius is lost: its point, moved into the ball, is the optimum."""
+
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
+        return best_points(pixels, radii, 1.0 if request.stage == 0 else -1.0)
+
+    def keeps_init(
+        pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest
+    ) -> np.ndarray:
+        return search(pixels, target, radii, request) if request.init is None else request.init
+
+    answer = ask(search=keeps_init, eps=eps)
+    assert [budget.distance["l2"] for budget in answer.budgets] == pytest.approx(eps, rel=0.03)
+    assert answer.flip_eps == pytest.approx(AT, rel=0.02)
+
+
+def test_nothing_is_searched_where_nothing_can_be_gained() -> None:
+    """At radius 4 the confidence is within 1e-4 of 1 after the short searches, at 0.5 it is not."""
+    requests: list[SearchRequest] = []
+
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
+        requests.append(request)
+        return best_points(pixels, radii)
+
+    ask(search=search, eps=(0.5, 4.0))
+    (refined,) = [request for request in requests if request.stage == 3]
+    assert refined.radii == (0.5,)
+
+
+def test_the_passes_stay_within_1_3_times_those_of_one_search_a_radius() -> None:
+    """One search of all steps for each radius, and six flip searches of a tenth of them, were 3,300."""
+    for eps, before in (((0.5, 0.6, 0.7, 0.8, 0.9, 1.2), 3300), ((1.2,), 800)):
+        passes = 0
+
+        def search(
+            pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest
+        ) -> np.ndarray:
+            nonlocal passes
+            passes += 5 * request.steps * request.restarts * len(radii)  # of 500 steps instead of 100
+            return best_points(pixels, radii)
+
+        ask(search=search, eps=eps, threshold=0.7)
+        assert passes <= 1.3 * before
+
+
+def test_two_radii_predicted_as_the_target_and_in_distribution() -> None:
+    """The boundary is at 0.8, confidence 0.7 at 0.8 + log(7/3)/4; each has a certified picture."""
+    answer = ask(threshold=0.7)
+    radius = AT + math.log(0.7 / 0.3) / SLOPE
+    assert answer.flip_eps == pytest.approx(AT, rel=0.02)
+    assert answer.in_distribution_eps == pytest.approx(radius, rel=0.02)
+    assert answer.in_distribution_eps >= radius * (1 - 1e-4)  # type: ignore[operator]
+    assert answer.flip_image is not None
+    scores = linear_scores(answer.flip_image[None])[0]
+    assert answer.flip_confidence == scores[1]
+    assert answer.flip_is_ood is True
+    assert [budget.is_ood for budget in answer.budgets] == [
+        bool(max(budget.probabilities) < 0.7) for budget in answer.budgets
+    ]
+    assert answer.to_json()["in_distribution_eps"] == answer.in_distribution_eps
+    far = ask(threshold=0.999)
+    assert far.flip_eps == pytest.approx(AT, rel=0.02)
+    assert far.in_distribution_eps is None
+    assert ask("left", threshold=0.7).in_distribution_eps == 0
+    none = ask()
+    assert none.in_distribution_eps is none.flip_is_ood is none.budgets[0].is_ood is None
+
+
+def test_until_below_the_threshold_is_not_yet_in_distribution() -> None:
+    answer = ask(until=0.6, threshold=0.8)
+    assert answer.flip_eps == pytest.approx(AT + math.log(1.5) / SLOPE, rel=0.02)
+    assert answer.in_distribution_eps == pytest.approx(AT + math.log(4) / SLOPE, rel=0.02)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_points_are_moved_into_the_ball(p: float) -> None:
+    pixels, z = some_point(3, p, 2.0, 1)
+    x = pixels.transpose(2, 0, 1) / 255
+    for eps in (0.01, 0.3, 0.7):
+        moved = into_ball(z, x, p, eps)
+        far = np.linalg.norm((moved.astype(np.float64) - x).ravel(), ord=p)
+        assert eps * 0.999 < far <= eps
+        assert 0 <= moved.min() <= moved.max() <= 1
+    assert np.array_equal(into_ball(z, x, p, 5.0), z)
 
 
 def test_a_smaller_ball_is_searched_where_all_budgets_are_large() -> None:
@@ -257,17 +360,18 @@ def test_until_grows_with_the_confidence_asked_for() -> None:
 
 
 def test_where_the_short_searches_fail_the_first_flipping_budget_answers() -> None:
-    calls = []
+    flips = []
 
-    def search(pixels: np.ndarray, target: int, radii: Sequence[float], *rest: Any) -> np.ndarray:
-        calls.append(tuple(radii))
-        return best_points(pixels, radii, 1.0 if len(calls) == 1 else -1.0)
+    def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
+        if request.stage == 4:
+            flips.append(tuple(radii))
+        return best_points(pixels, radii, -1.0 if request.stage == 4 else 1.0)
 
     answer = ask(search=search)
-    assert len(calls) == 2
+    assert len(flips) == 1
     assert answer.flip_eps is not None
     assert AT <= answer.flip_eps * (1 + 1e-9) <= 1.0
-    low, high = min(calls[1]), max(calls[1])
+    low, high = min(flips[0]), max(flips[0])
     assert 0.5 < low < high < 1.0
 
 
@@ -313,7 +417,7 @@ def test_several_norms(small_package: Path, photographs: Path) -> None:
 def test_large_budgets_have_a_smaller_one_beside_them(small_package: Path, photographs: Path) -> None:
     for eps, beyond in (("2,4", (1.0,)), ("1,4", ()), (None, ())):
         (_, question) = ask_small(small_package, photographs, eps=eps).models[0]
-        assert question.beyond == beyond
+        assert question.extra_radii == beyond
 
 
 def test_labels_with_commas_are_targets(small_package: Path) -> None:
@@ -433,9 +537,9 @@ def test_pictures_of_every_norm_lie_in_the_ball(
     small_package: Path, photographs: Path, norm_name: str
 ) -> None:
     eps = {"1": (4, 12), "1.5": (1, 3), "2": (0.5, 1.5), "inf": (0.03, 0.1)}[norm_name]
-    # In a dozen steps the search at linf 0.1 may find no more than the one at 0.03, and so move too little.
+    # In a few steps the search at linf 0.1 may find no more than the one at 0.03, and so move too little.
     (answer,) = ratioctl.counterfactual(
-        photographs / "wide.png", target="dog", model=small_package, norm=norm_name, eps=eps, steps=30
+        photographs / "wide.png", target="dog", model=small_package, norm=norm_name, eps=eps, steps=100
     )
     (target,) = answer.targets
     before = answer.original.probabilities[1]
@@ -564,11 +668,10 @@ def test_what_is_done_is_handed_out_before_an_interrupt(
     from ratioctl.attacks import engine
     from ratioctl.counterfactuals import batches
 
-    whole, calls = engine.perturb, []
+    whole, first_done = engine.perturb, []
 
     def perturb(*given: Any, **options: Any) -> Any:
-        calls.append(given)
-        if len(calls) > 2:  # ladder and flips of the first batch
+        if first_done:
             raise KeyboardInterrupt
         return whole(*given, **options)
 
@@ -578,6 +681,7 @@ def test_what_is_done_is_handed_out_before_an_interrupt(
     asked = ask_small(small_package, images, target="cat,dog", eps=(2.0, 3.0), steps=3)
     answers = counterfactuals.explain(asked)
     assert Path(next(answers).path).name == "one.png"
+    first_done.append(True)
     with pytest.raises(KeyboardInterrupt):
         next(answers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ratioctl import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"command-line.md", "names.md", "recipes.md", "schemas.md"}
+GENERATED = {"command-line.md", "examples.md", "names.md", "recipes.md", "schemas.md"}
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
@@ -80,14 +81,32 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run(program: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *program], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PRINTED = {
+    "explain_a_photograph": r"original: frog 0.43\nlargest budget: dog (0.9\d|1.00)\n",
+    "onnx_in_ten_lines": r"ship 0.136 True\n",
+    "ratio_and_plain": r"cifar10-ratio: ship 0.14, OOD: True\n.*\ncifar10-plain: ship 0.92, OOD: False\n.*\n",
+    "threshold_for_a_budget": r"known: 0% of 6 flagged below 0.\d+\nunknown: \d+% of 4 flagged below 0.\d+\n",
+}
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(path: Path, workplace: Path) -> None:
+    assert re.fullmatch(PRINTED[path.stem], run([str(path)], workplace))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
 def test_python_blocks_run(name: str, workplace: Path) -> None:
     for block in blocks(name, "python"):
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        assert "rocket.jpg ship" in done.stdout or "ship 0.13" in done.stdout
+        printed = run(["-c", block], workplace)
+        assert "rocket.jpg ship" in printed or "ship 0.13" in printed
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "toml")])
@@ -192,3 +211,18 @@ def test_recipes_and_models_named_in_the_pages_exist() -> None:
     named = {name for name in named if not name.endswith((".json", ".jsonl"))}
     assert len(named) >= 8
     assert named - set(recipes.available()) - set(packages.bundled()) == set()
+
+
+def test_the_site_builds_without_a_complaint(tmp_path: Path) -> None:
+    pytest.importorskip("zensical")
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    run(["-m", "tools.generate_reference", "--out", str(tmp_path / "docs" / "reference")], ROOT)
+    program = "import sys; from zensical.main import cli; sys.argv = ['zensical', 'build', '--strict']; cli()"
+    run(["-c", program], tmp_path)
+    pages = list((tmp_path / "build" / "site").rglob("index.html"))
+    assert len(pages) == len(NAMES) + len(GENERATED)
+    example = (tmp_path / "build" / "site" / "reference" / "examples" / "index.html").read_text(
+        encoding="utf-8"
+    )
+    assert "An exported model in ten lines, without PyTorch" in example

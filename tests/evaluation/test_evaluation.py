@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 import sys
 import types
@@ -721,7 +722,7 @@ def test_several_models_get_different_names_and_one_table(small_package: Path, l
         ({"ood": ["svhn"]}, UsageError, "NAME=SOURCE"),
         ({"ood": ["a=noise:uniform", "a=noise:smooth"]}, UsageError, "twice"),
         ({"ood": ["mean=noise:uniform"]}, UsageError, "average"),
-        ({"ood": ["test=noise:uniform"]}, UsageError, "in-images"),
+        ({"ood": ["test=noise:uniform"]}, UsageError, "name of the ID images"),
         ({"limit": 0}, UsageError, "positive"),
         ({"ood": ["a=noise:blue"]}, SourceError, 'has no "blue"'),
     ],
@@ -893,6 +894,35 @@ def test_saved_images_lie_in_their_ball_and_do_what_the_report_says(
     assert timeless(plain) == timeless(found), "keeping the images changes nothing else"
 
 
+def test_every_set_gets_files_of_its_own(small_package: Path, labelled: str, tmp_path: Path) -> None:
+    """Names that differ only in what a file name cannot hold, in case, or in one separator."""
+    names = ("暗", "明", "a b", "a-b", "A-b", "..", "x" * 150)
+    suite = dataclasses.replace(TINY, curve=0, probe=0)
+    ood = dict.fromkeys(names, "noise:uniform")
+    events: list[dict[str, Any]] = []
+    options = {"ood": ood, "suite": suite, "limit": 4, "out": tmp_path, "save_adversarial": True}
+    evaluated(small_package, labelled, callback=events.append, **options)
+    files = [Path(event["path"]).name for event in events if event["event"] == "file"]
+    assert len({name.casefold() for name in files}) == len(files) == 2 + len(names)
+    assert sorted(path.name for path in (tmp_path / "adversarial").iterdir()) == sorted(files)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*\.npz", name) for name in files), files
+    assert max(map(len, files)) < 150
+
+
+def test_examples_name_the_files(small_package: Path, labelled: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    found = evaluated(small_package, labelled, suite="clean", limit=None)
+    evaluation_files.write(found, tmp_path)
+    rows = pq.read_table(tmp_path / "examples.parquet").to_pylist()
+    labels = ("cat", "dog", "red panda", "air/plane")
+    inside = [row for row in rows if row["dataset"] == "test"]
+    files = sorted(path.relative_to(labelled).as_posix() for path in Path(labelled).rglob("*.png"))
+    assert sorted(row["path"] for row in inside) == files
+    assert all(row["path"].split("/")[0] == labels[row["label"]] for row in inside)
+    assert {row["path"] for row in rows if row["dataset"] == "uni"} == {None}
+
+
 def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
     events: list[dict[str, Any]] = []
     phases = [
@@ -1013,7 +1043,7 @@ def test_the_reference_is_watched_for_zero_gradients_too(
     doubted: bool,
 ) -> None:
     """The package does not tell of them; the self-check's own search on what survived does."""
-    monkeypatch.setattr(autoattack, "_reference", lambda name, logits_of, x, *more: x)  # breaks nothing
+    monkeypatch.setattr(autoattack, "standard_attack", lambda name, logits_of, x, *more: x)  # breaks nothing
     suite = dataclasses.replace(WARY, backend="reference")
     warnings = warnings_of(network, suite, small_package, tmp_path, monkeypatch)
     said = "self-check of the robust accuracy (l2 0.125): the gradient was zero"

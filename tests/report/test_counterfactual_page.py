@@ -158,6 +158,21 @@ def test_models_of_one_name_are_told_apart() -> None:
     assert "<b>tiny</b></summary>" in counterfactual_page.page(document(), PICTURES)
 
 
+def test_absolute_paths_become_relative_to_their_folder() -> None:
+    one, two = document()["images"][0], document()["images"][0]
+    found = document() | {
+        "images": [{**one, "path": "/home/me/a/x.png"}, {**two, "path": "/home/me/b/x.png"}],
+        "errors": [{"path": "/home/me/y.png", "error": "is empty"}],
+    }
+    text = counterfactual_page.page(found, PICTURES)
+    assert "/home" not in text
+    shown = json.loads(dict(Elements(text).blocks)["document"])
+    assert [entry["path"] for entry in shown["images"] + shown["errors"]] == ["a/x.png", "b/x.png", "y.png"]
+    assert found["images"][0]["path"] == "/home/me/a/x.png"
+    single = document(path="/home/me/cat.jpg")
+    assert "/home" not in counterfactual_page.page(single, PICTURES)
+
+
 @pytest.mark.parametrize("seed", [0, 2**62 + 1])
 def test_a_seed_of_any_size_is_shown_exactly(seed: int) -> None:
     asked = document() | {"seed": seed}

@@ -526,14 +526,24 @@ def test_table_fits_a_narrow_terminal() -> None:
     assert lines[row].split() == ["cat.jpg", "0.08", *["0.50*"] * 6, "0.4"]
 
 
-@pytest.mark.parametrize(("threshold", "flips"), [(None, "0.4"), (0.4, "0.4"), (0.7, "0.4?")])
-def test_table_doubts_a_flip_to_what_is_not_known(threshold: float | None, flips: str) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "radius", "cells"),
+    [(None, None, ["0.4"]), (0.4, 0.45, ["0.4", "0.45"]), (0.7, None, ["0.4", "-"])],
+)
+def test_table_has_a_second_radius_where_the_model_has_a_threshold(
+    threshold: float | None, radius: float | None, cells: list[str]
+) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=160, color_system=None)
     header = {**HEADER, "models": [{**HEADER["models"][0], "threshold": threshold}]}
-    for table in terminal.counterfactual_tables(header, [explained()], console.width):
+    one = explained()
+    one = replace(one, targets=(replace(one.targets[0], in_distribution_eps=radius),))
+    for table in terminal.counterfactual_tables(header, [one], console.width):
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f" {flips} " in text
-    assert ("out of distribution: every" in text) is flips.endswith("?")
+    assert ("ID radius" in text) is (threshold is not None)
+    row = next(line for line in text.splitlines() if "cat.jpg" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]][6:] == cells

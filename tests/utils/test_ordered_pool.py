@@ -75,4 +75,8 @@ def test_closing_ends_the_threads() -> None:
     results = map_batches(itertools.count(), sum, batch=1, workers=3, name="closing")
     assert next(results) == 0
     results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("closing-")]
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("closing-")]
+    assert {thread.name for thread in left} <= {"closing-feed"}, "workers are joined"
+    for thread in left:
+        thread.join(30)
+        assert not thread.is_alive()

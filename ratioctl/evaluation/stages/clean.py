@@ -17,7 +17,7 @@ _BATCH = 1024
 
 
 def plan(context: Context) -> Iterator[Phase]:
-    forward, _ = context.seconds
+    forward = context.forward_seconds
     yield context.phase(f"clean {context.data.name}", "clean", len(context.data.inside), forward)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from ratioctl import images as pixels_of
 from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.pipeline import explain
-from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest, Source, encoded
+from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest
+from ratioctl.counterfactuals.sources import Source, encoded
 from ratioctl.data.in_distribution import Images
 from ratioctl.evaluation import measurements
 from ratioctl.evaluation.context import Context, Results
@@ -30,7 +31,7 @@ _DISTANCES = ("l1", "l2", "linf")
 
 
 def plan(context: Context) -> Iterator[Phase]:
-    _, step = context.seconds
+    step = context.step_seconds
     seconds = step * context.suite.explanation_steps * len(_radii(context))
     for name, images in context.data.all().items():
         yield context.phase(_phase(name), "explanation", len(images), seconds)

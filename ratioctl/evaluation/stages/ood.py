@@ -14,7 +14,7 @@ from ratioctl.evaluation.stages.clean import logits_of
 
 
 def plan(context: Context) -> Iterator[Phase]:
-    forward, _ = context.seconds
+    forward = context.forward_seconds
     for name, images in context.data.outside.items():
         yield context.phase(f"clean {name}", "clean", len(images), forward)
 

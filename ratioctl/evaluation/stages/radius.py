@@ -14,7 +14,7 @@ from ratioctl.evaluation.progress import Phase
 
 
 def plan(context: Context) -> Iterator[Phase]:
-    suite, (_, step) = context.suite, context.seconds
+    suite, step = context.suite, context.step_seconds
     steps = len(suites.radii(context.package)) * suite.curve_steps
     for key in ("inside", "outside"):
         yield context.phase(_phase(key), "search", min(suite.curve, len(context.data.inside)), steps * step)

@@ -68,7 +68,7 @@ class _Attacked:
 
 def plan(context: Context) -> Iterator[Phase]:
     suite, data = context.suite, context.data
-    forward, step = context.seconds
+    forward, step = context.forward_seconds, context.step_seconds
     targets = len(context.package.label_names) - 1
     count = len(stratified_indices(data.inside, suite.inside, 0))
     look = stratified_indices(data.inside, _LOOK, context.seed)

@@ -21,7 +21,7 @@ GALLERY = 8  # pictures per set
 
 def plan(context: Context) -> Iterator[Phase]:
     suite, data = context.suite, context.data
-    _, step = context.seconds
+    step = context.step_seconds
     ball = suites.robust_balls(context.package, suite)[0]
     picked = len(stratified_indices(data.inside, suite.outside, 0))
     yield context.phase(f"lowest confidence, {ball}", "search", picked, 2 * suite.outside_steps * step)

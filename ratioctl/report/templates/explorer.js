@@ -6,7 +6,7 @@ const read = id => JSON.parse(document.getElementById(id).textContent);
 const doc = read("document"), extra = read("extra");
 const byId = id => document.getElementById(id);
 
-// --- small things -------------------------------------------------------------------------------------------
+// --- helpers -------------------------------------------------------------------------------------------
 
 const el = (tag, properties = {}, ...children) => {
   const node = document.createElement(tag);
@@ -23,7 +23,7 @@ const svg = (tag, attributes = {}, ...children) => {
   return node;
 };
 
-// Text as it is, with everything that could steer a terminal or turn the writing direction written out.
+// Text with control characters and writing-direction marks escaped.
 const safe = text => String(text).replace(/[\p{C}\p{Z}]/gu, c => {
   if (c === " ") return c;
   const code = c.codePointAt(0), hex = code.toString(16);
@@ -31,15 +31,20 @@ const safe = text => String(text).replace(/[\p{C}\p{Z}]/gu, c => {
 });
 const stem = path => safe(path).split("/").at(-1);
 
-// A confidence is never rounded to a certainty that is none; other numbers get three digits.
+// A confidence is never rounded to 0 or 1; other numbers get three digits.
 const two = p => 0 < p && p < 0.005 ? "<0.01" : 0.995 <= p && p < 1 ? ">0.99" : p.toFixed(2);
 const three = x => String(Number(x.toPrecision(3)));
 const six = x => String(Number(x.toPrecision(6)));
+// A radius on an axis: linf as a multiple of 1/255 where it is one.
+const radius = (column, eps) => {
+  const levels = Math.round(eps * 255);
+  return column.norm === "inf" && eps && Math.abs(eps * 255 - levels) < 1e-3 ? `${levels}/255` : three(eps);
+};
 const number = (value, shown = two) => el("data", { value: String(value), textContent: shown(value) });
 const size = norm => "l" + ({ 1: "₁", 1.5: "₁.₅", 2: "₂", inf: "∞" }[norm] ?? safe(norm));
 
 const source = name => "data:image/png;base64," + extra.data[extra.files[name]];
-// Tells the style sheet how many pixels the picture has, so that it can enlarge it by a whole number.
+// The number of pixels of the picture, so that the style sheet can enlarge it by an integer factor.
 const sized = (node, side) => (node.closest("figure") ?? node).style.setProperty("--side", side);
 const picture = (name, alt) => {
   const image = el("img", { src: source(name), alt, draggable: false, decoding: "sync" });
@@ -47,7 +52,7 @@ const picture = (name, alt) => {
   return image;
 };
 
-// --- what was asked -----------------------------------------------------------------------------------------
+// --- the request -----------------------------------------------------------------------------------------
 
 // A column is one photograph under one model and norm; a group is one photograph with all its columns.
 const groups = [];
@@ -71,7 +76,7 @@ const title = column => [
 ].filter(Boolean).join(", ");
 
 const targetsOf = group => [...new Set(group.columns.flatMap(column => column.entry.targets.map(t => t.target)))];
-const columnsOf = (group, target) => group.columns.filter(column => column.model.labels.includes(target));
+const columnsOf = (group, target) => group.columns.filter(column => answerOf(column, target));
 const answerOf = (column, target) => column.entry.targets.find(answer => answer.target === target);
 const stepsOf = (group, target) => Math.max(0, ...columnsOf(group, target).map(c => answerOf(c, target)?.budgets.length ?? 0));
 
@@ -83,7 +88,7 @@ const pointAt = (column, target, step, steps) => {
   const confidence = original.probabilities[column.model.labels.indexOf(target)];
   return { eps: 0, png: input_png, confidence, predicted: original.label, probabilities: original.probabilities };
 };
-const unknown = (column, point) =>
+const isOod = (column, point) =>
   column.model.threshold != null && Math.max(...point.probabilities) < column.model.threshold;
 
 // --- state --------------------------------------------------------------------------------------------------
@@ -95,7 +100,7 @@ let watchers = [];  // functions that redraw what depends on the step, the gain 
 const redraw = () => watchers.forEach(watch => watch());
 const watching = watch => { watchers.push(watch); watch(); };
 
-// A slider that has the focus speaks for itself; whatever else moved it is told here.
+// A screen reader reads a focused slider itself; other changes are announced here.
 const say = text => { byId("said").textContent = text; };
 const setStep = step => {
   state.step = Math.max(0, Math.min(state.steps, step));
@@ -114,28 +119,26 @@ const setFlipped = flipped => {
 const ball = (column, point) =>
   point.eps ? [size(column.norm), " ≤ ", number(point.eps, six)] : ["unchanged"];
 
-const seenAs = (label, p, hit) => el("span", { className: hit ? "hit" : "" }, el("b", { textContent: safe(label) }), " ", number(p));
+const labeled = (label, p, hit) => el("span", { className: hit ? "hit" : "" }, el("b", { textContent: safe(label) }), " ", number(p));
 
-const verdict = (column, what) => el("p", { className: "notice" }, el("b", { textContent: what }), " Its highest confidence, ",
-  number(column.entry.original.confidence), ` (${safe(column.entry.original.label)}), is below its threshold of `,
+const oodNotice = (column, what) => el("p", { className: "notice" }, el("b", { textContent: what }), " The highest confidence, ",
+  number(column.entry.original.confidence), ` (${safe(column.entry.original.label)}), is below the threshold of `,
   number(column.model.threshold), ".");
 
 const lead = (column, target) => {
   const { original } = column.entry, answer = answerOf(column, target), name = title(column);
   const line = el("p", { className: "lead" });
   if (name) line.append(el("b", { className: "model", textContent: name }), ": ");
-  const saw = original.is_ood ? "best guess " : "seen as ";
-  line.append(name ? saw : saw[0].toUpperCase() + saw.slice(1), seenAs(original.label, original.confidence), ". ");
+  line.append(name ? "predicted " : "Predicted ", labeled(original.label, original.confidence), ". ");
   const goal = el("b", { className: "hit", textContent: safe(target) });
-  if (!answer) line.append("Not asked about ", goal, ".");
-  else if (answer.flip_eps === null) line.append("No budget was enough for ", goal, ...until(), ".");
-  else if (answer.flip_eps === 0) line.append("It is ", goal, ...until(), " already; this is what would make it more so.");
+  if (answer.flip_eps === null) line.append("No budget reaches ", goal, ...until(), ".");
+  else if (answer.flip_eps === 0) line.append("Already ", goal, ...until(), "; the counterfactuals raise its confidence.");
   else {
-    const known = answer.budgets.some(point => point.predicted === target && !unknown(column, point));
-    line.append("A change of ", size(column.norm), " ", number(answer.flip_eps, three),
-      ...(known ? [" is enough for ", goal, ...until()] : [" makes ", goal, " the best guess", ...until(), ", but no budget makes it known"]), ".");
+    const accepted = answer.budgets.some(point => point.predicted === target && !isOod(column, point));
+    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(answer.flip_eps, three),
+      accepted ? "." : "; out of distribution at every budget.");
   }
-  return [original.is_ood ? verdict(column, `${name || "The model"} does not know this.`) : null, line];
+  return [original.is_ood ? oodNotice(column, name ? `Out of distribution for ${name}.` : "Out of distribution.") : null, line];
 };
 const until = () => doc.until == null ? [] : [" at a confidence of ", number(doc.until)];
 
@@ -144,12 +147,12 @@ const enlarge = (what, draw, alt) => el("button", {
   onclick: () => openEnlarged(what, draw, alt),
 });
 
-// What each model takes the original for; norms of one model share a line.
-const seenBy = columns => {
+// What each model predicts for the original; norms of one model share a line.
+const predictions = columns => {
   const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
-  return models.map(({ entry }) => el("span", { className: "line" }, names.length > 1 ? `${names[entry.model]}: ` : "seen as ",
-    seenAs(entry.original.label, entry.original.confidence),
-    entry.original.is_ood ? [" ", el("span", { className: "tag", textContent: "not known" })] : null));
+  return models.map(({ entry }) => el("span", { className: "line" }, names.length > 1 ? `${names[entry.model]}: ` : "predicted ",
+    labeled(entry.original.label, entry.original.confidence),
+    entry.original.is_ood ? [" ", el("span", { className: "tag", textContent: "OOD" })] : null));
 };
 
 const originalFigure = columns => {
@@ -159,7 +162,7 @@ const originalFigure = columns => {
   if (marked) Object.entries({ x, y, w, h }).forEach(([key, value]) => outline.style.setProperty(`--${key}`, value));
   return el("figure", { className: "picture original" }, el("span", { className: "frame" }, picture(entry.input_png, alt), outline),
     el("figcaption", {}, el("span", { className: "what" }, "Original", enlarge("the original", () => source(entry.input_png), () => alt)),
-      seenBy(columns),
+      predictions(columns),
       model.region ? el("span", { className: "line quiet" }, marked ? "dashed: " : "", "only ", number(model.region.pixels, six), model.region.pixels === 1 ? " pixel may change" : " pixels may change") : null));
 };
 
@@ -167,14 +170,14 @@ const counterfactualFigure = (column, target) => {
   const name = title(column), alt = () => {
     if (state.flipped) return `The original, ${stem(column.entry.path)}`;
     const point = pointAt(column, target, state.step, state.steps);
-    return `${point.eps ? `Changed by at most ${size(column.norm)} ${six(point.eps)}` : "Unchanged"}, ${safe(target)} ${two(point.confidence)}, seen as ${safe(point.predicted)}`;
+    return `${point.eps ? `Changed by at most ${size(column.norm)} ${six(point.eps)}` : "Unchanged"}, ${safe(target)} ${two(point.confidence)}, predicted ${safe(point.predicted)}`;
   };
   const shown = () => state.flipped ? column.entry.input_png : pointAt(column, target, state.step, state.steps).png;
   const image = picture(column.entry.input_png, "");
   const hold = el("button", { type: "button", className: "hold", "aria-label": `Hold to see the original${name ? ` under ${name}` : ""}`,
     title: "Hold (or hold space) to see the original" }, image, el("span", { className: "over", textContent: "original" }));
   holding(hold);
-  const confidence = el("span", { className: "line" }), seen = el("span", { className: "line" }), doubt = el("div");
+  const confidence = el("span", { className: "line" }), predicted = el("span", { className: "line" }), ood = el("div");
   watching(() => {
     const point = pointAt(column, target, state.step, state.steps), hit = point.predicted === target;
     if (image.dataset.name !== shown()) image.src = source(image.dataset.name = shown());
@@ -182,15 +185,15 @@ const counterfactualFigure = (column, target) => {
     hold.classList.toggle("flipped", state.flipped);
     hold.classList.toggle("reached", hit);
     hold.setAttribute("aria-pressed", state.flipped);
-    confidence.replaceChildren(seenAs(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
-    seen.replaceChildren(...(hit ? [] : ["seen as ", el("b", { textContent: safe(point.predicted) })]));
-    doubt.replaceChildren(...(point.eps && unknown(column, point) ? [
-      el("span", { className: "tag", textContent: column.entry.original.is_ood ? "still not known" : "no longer known" }), el("span", { className: "line quiet" }, "highest ",
+    confidence.replaceChildren(labeled(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
+    predicted.replaceChildren(...(hit ? [] : ["predicted ", el("b", { textContent: safe(point.predicted) })]));
+    ood.replaceChildren(...(point.eps && isOod(column, point) ? [
+      el("span", { className: "tag", textContent: "OOD" }), el("span", { className: "line quiet" }, "highest ",
         number(Math.max(...point.probabilities)), ", below ", number(column.model.threshold))] : []));
   });
   return el("figure", { className: "picture counterfactual" }, hold,
     el("figcaption", {}, el("span", { className: "what" }, name || "Counterfactual",
-      enlarge(`the counterfactual${name ? ` of ${name}` : ""}`, () => source(shown()), alt)), confidence, seen, doubt));
+      enlarge(`the counterfactual${name ? ` of ${name}` : ""}`, () => source(shown()), alt)), confidence, predicted, ood));
 };
 
 // Press and hold, by pointer or with space or enter; a click without either (assistive software) switches.
@@ -249,14 +252,14 @@ const slider = (steps, text, label) => {
 const budgetSlider = (columns, target) => slider(state.steps, () => columns.map(column => {
   const point = pointAt(column, target, state.step, state.steps);
   return [title(column), point.eps ? `${size(column.norm)} at most ${six(point.eps)}` : "original",
-    `${safe(target)} ${two(point.confidence)}`, `seen as ${safe(point.predicted)}`].filter(Boolean).join(", ");
+    `${safe(target)} ${two(point.confidence)}`, `predicted ${safe(point.predicted)}`].filter(Boolean).join(", ");
 }).join("; "), "Budget of change");
 
 // Confidence in the target over the budget, with the highest confidence of any class behind it.
 const curve = (column, target) => {
   const steps = answerOf(column, target)?.budgets.length ?? 0;
   const points = [...Array(steps + 1).keys()].map(step => pointAt(column, target, step, steps));
-  const last = points.at(-1).eps || 1, asked = doc.until ?? 0.5, threshold = column.model.threshold, answer = answerOf(column, target);
+  const last = points.at(-1).eps || 1, level = doc.until ?? 0.5, threshold = column.model.threshold, answer = answerOf(column, target);
   const frame = svg("svg", { role: "img", "aria-label": `Confidence in ${safe(target)} over the budget: ` +
     points.map(point => `${six(point.eps)}: ${two(point.confidence)}`).join(", ") });
   const now = svg("g", { class: "now" });
@@ -277,13 +280,17 @@ const curve = (column, target) => {
     frame.setAttribute("height", height);
     frame.replaceChildren(
       ...[0, 1].map(p => svg("line", { class: "rule", x1: left, x2: width - right, y1: y(p), y2: y(p) })),
-      svg("line", { class: "half", x1: left, x2: width - right, y1: y(asked), y2: y(asked) }),
+      svg("line", { class: "half", x1: left, x2: width - right, y1: y(level), y2: y(level) }),
       text("confidence", { x: 0, y: 11 }), text(`size of the change, ${size(column.norm)}`, { x: width - right, y: height - 3, "text-anchor": "end" }),
       ...["0", "0.5", "1"].map(p => text(p, { x: left - 6, y: y(Number(p)) + 4, "text-anchor": "end" })));
-    const room = Math.max(1, Math.ceil(points.length / Math.max(2, (width - left) / 44)));
-    points.forEach((point, index) => {
-      if ((points.length - 1 - index) % room === 0)
-        frame.append(text(six(point.eps), { x: x(point.eps), y: height - 19, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+    const taken = [], order = [points.length - 1, ...points.keys()];  // the largest radius first; then from 0
+    order.slice(0, points.length).forEach(index => {
+      const point = points[index], label = radius(column, point.eps), size = 7 * label.length;
+      const from = x(point.eps) - (index === points.length - 1 && index ? size : size / 2);
+      if (taken.every(([start, end]) => from + size + 8 < start || end + 8 < from)) {
+        taken.push([from, from + size]);
+        frame.append(text(label, { x: x(point.eps), y: height - 19, "text-anchor": index === points.length - 1 && index ? "end" : "middle" }));
+      }
     });
     if (threshold != null) frame.append(svg("line", { class: "threshold", x1: left, x2: width - right, y1: y(threshold), y2: y(threshold) }));
     if (answer?.flip_eps) frame.append(svg("path", { class: "flip", d: `M${x(answer.flip_eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
@@ -303,12 +310,12 @@ const curve = (column, target) => {
   watchers.push(mark);
   const key = (kind, ...label) => el("span", { className: "key" }, el("i", { className: kind }), ...label);
   return el("figure", { className: "curve" }, box, el("figcaption", {}, key("target", safe(target)), key("highest", "highest of any class"),
-    doc.until == null ? null : key("half", "asked for ", number(doc.until)),
-    threshold != null ? key("threshold", "unknown below ", number(threshold)) : null,
-    answer?.flip_eps ? key("flip", doc.until == null ? "turns at " : "reached at ", number(answer.flip_eps, three)) : null));
+    doc.until == null ? null : key("half", "requested ", number(doc.until)),
+    threshold != null ? key("threshold", "OOD below ", number(threshold)) : null,
+    answer?.flip_eps ? key("flip", doc.until == null ? "smallest radius found " : "reached at ", number(answer.flip_eps, three)) : null));
 };
 
-// All classes, or with many of them those that matter here, always in the same places.
+// All classes, or the most relevant ones where there are many, in a fixed order.
 const bars = (column, target) => {
   const { labels } = column.model, { original } = column.entry;
   const peaks = labels.map((_, k) => Math.max(original.probabilities[k], ...(answerOf(column, target)?.budgets ?? []).map(b => b.probabilities[k])));
@@ -344,9 +351,9 @@ const facts = (column, target) => {
         norm === column.norm && point.eps ? el("span", { className: "quiet" }, " of ", number(point.eps, six)) : null))));
   });
   const flip = answer?.flip_png && answer.flip_eps ? el("figure", { className: "flip" },
-    picture(answer.flip_png, `The nearest picture found that ${doc.until == null ? "is seen as" : "reaches"} ${safe(target)}`),
-    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Where it turns" : "Where it gets there" }), el("br"),
-      size(column.norm), " ", number(answer.flip_eps, three), el("br"), el("span", { className: "quiet", textContent: `the least change found that ${doc.until == null ? "makes" : "reaches"} ${safe(target)}` }))) : null;
+    picture(answer.flip_png, `The nearest picture found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}`),
+    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Smallest radius found" : "Confidence reached" }), el("br"),
+      size(column.norm), " ", number(answer.flip_eps, three), el("br"), el("span", { className: "quiet", textContent: `the smallest change found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}; an upper bound` }))) : null;
   return el("div", { className: "measures" }, el("h3", { textContent: "Size of the change" }), list, flip);
 };
 
@@ -365,7 +372,7 @@ const pixels = name => {
   return pixelsOf.get(name);
 };
 
-// Black through violet and orange to pale yellow, evenly getting lighter.
+// Black through violet and orange to pale yellow, with evenly increasing lightness.
 const HEAT = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
 const heat = share => {
   const place = Math.min(share, 1) * (HEAT.length - 1), low = Math.min(Math.floor(place), HEAT.length - 2);
@@ -402,10 +409,10 @@ const change = (column, target, kind) => {
     canvas.dataset.drawn = wanted;
     refreshEnlarged();
   });
-  const legend = kind === "signed" ? "grey: as it was; lighter: added; darker: taken away, in each colour"
-    : "the most changed colour of each pixel";
+  const legend = kind === "signed" ? "gray: unchanged; lighter: increased; darker: decreased, per color channel"
+    : "largest change over the color channels";
   const ramp = el("i", { className: "ramp" }), ends = el("span", { className: "ends scale" });
-  ramp.style.background = `linear-gradient(to right, ${kind === "signed" ? "#000, #808080, #fff" : HEAT.map(colour => `rgb(${colour})`)})`;
+  ramp.style.background = `linear-gradient(to right, ${kind === "signed" ? "#000, #808080, #fff" : HEAT.map(color => `rgb(${color})`)})`;
   watching(() => {
     const full = three(1 / state.gain), more = (pointAt(column, target, state.step, state.steps).distance?.linf ?? 0) * state.gain > 1.001;
     ends.replaceChildren(...(kind === "signed" ? [`${more ? "≤ " : ""}−${full}`, "0", `${more ? "≥ " : ""}+${full}`] : ["0", `${more ? "≥ " : ""}${full}`])
@@ -426,10 +433,10 @@ const gainControl = () => {
     input.setAttribute("aria-valuetext", `${state.gain} times`);
     value.textContent = `× ${state.gain}`;
   });
-  return el("div", { className: "gain" }, el("label", { for: "gain" }, "Gain of the change ", value), input);
+  return el("div", { className: "gain" }, el("label", { for: "gain" }, "Difference amplification ", value), input);
 };
-// So that the largest change of the largest budgets just fills the scale, or three times the typical one (a mean
-// of the changes weighted by themselves) where a few pixels stand out and would leave the rest in the dark.
+// The largest change of the largest budgets fills the scale, or three times the typical one (the mean of the
+// changes weighted by themselves) where a few pixels dominate.
 const fittingGain = (columns, target) => {
   const largest = Math.max(0, ...columns.map(column => {
     const far = answerOf(column, target)?.budgets.at(-1)?.distance;
@@ -440,6 +447,13 @@ const fittingGain = (columns, target) => {
 
 // --- tools --------------------------------------------------------------------------------------------------
 
+// The document is in the page, so that its link works wherever the page is.
+const downloadsJson = link => {
+  Object.assign(link, { download: "counterfactuals.json", href: "#", onclick: () => {
+    link.href = "data:application/json;charset=utf-8," + encodeURIComponent(byId("document").textContent);
+  } });
+  return link;
+};
 const stop = () => { clearInterval(playing); playing = null; };
 const tools = (columns, target) => {
   const hold = el("button", { type: "button", textContent: "Hold to compare", title: "Or hold space" });
@@ -454,8 +468,7 @@ const tools = (columns, target) => {
     redraw();
   } });
   const save = columns.map(column => el("a", { className: "button" }, title(column) ? `PNG, ${title(column)}` : "PNG"));
-  const numbers = el("a", { className: "button", textContent: "JSON", download: "counterfactuals.json", href: "#" });
-  numbers.onclick = () => { numbers.href = "data:application/json;charset=utf-8," + encodeURIComponent(byId("document").textContent); };
+  const numbers = downloadsJson(el("a", { className: "button", textContent: "JSON" }));
   watching(() => {
     hold.setAttribute("aria-pressed", state.flipped);
     play.textContent = playing ? "Pause" : "Play";
@@ -513,12 +526,12 @@ const showDetail = () => {
   });
   const heading = (level, column) => title(column) ? el(level, { className: "model", textContent: title(column) }) : null;
   panel.append(
-    el("div", { className: "cell originals" }, inputs.map(originalFigure)),
+    el("div", { className: inputs.length > 1 ? "cell originals several" : "cell originals" }, inputs.map(originalFigure)),
     ...each("pictures", column => counterfactualFigure(column, target)),
     el("div", { className: "cell control" }, film(columns, target), budgetSlider(columns, target), tools(columns, target)),
-    el("div", { className: "cell legend" }, el("h3", { textContent: models > 1 ? "What the models see" : "What the model sees" }), el("p", { className: "quiet",
-      textContent: `How sure ${models > 1 ? "each" : "it"} is of the target as the budget grows, and of every class.` })),
-    ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "What the model sees" }), curve(column, target), bars(column, target)].flat()),
+    el("div", { className: "cell legend" }, el("h3", { textContent: "Confidence" }), el("p", { className: "quiet",
+      textContent: "In the target over the budget, and in every class." })),
+    ...each("reading", column => [heading("h3", column) ?? el("h3", { textContent: "Confidence" }), curve(column, target), bars(column, target)].flat()),
     el("div", { className: "cell gaining" }, gainControl()),
     ...each("change", column => [heading("h3", column), el("div", { className: "pair" }, change(column, target, "signed"), change(column, target, "size"))]),
     ...each("fact", column => [facts(column, target)]));
@@ -528,7 +541,7 @@ const showDetail = () => {
       to(state.group - 1, "Previous"), to(state.group + 1, "Next")) : null,
     el("div", { className: "headline" }, el("h2", { id: "detail-title", tabIndex: -1, textContent: stem(group.path) }),
       el("p", { className: "quiet path" }, safe(group.path), ...[...new Set(columns.flatMap(column => column.notes))].map(note => ` · ${safe(note)}`)),
-      group.columns.flatMap(column => lead(column, target))),
+      columns.flatMap(column => lead(column, target))),
     tabs(group, target), panel].filter(Boolean));
   document.title = `${stem(group.path)}: ${safe(target)}`;
 };
@@ -563,8 +576,8 @@ const openEnlarged = (what, draw, alt) => {
 
 // --- the overview -------------------------------------------------------------------------------------------
 
-const filters = { label: "", target: "", known: "", order: "" };
-const orders = {  // what the images are put in order by, smallest first
+const filters = { label: "", target: "", ood: "", order: "" };
+const orders = {  // sort keys, ascending
   least: (group, target) => Math.min(...columnsOf(group, target).map(column => answerOf(column, target)?.flip_eps ?? Infinity)),
   unsure: group => Math.min(...group.columns.map(column => column.entry.original.confidence)),
 };
@@ -585,7 +598,7 @@ const showOverview = () => {
   const control = el("div", { className: "overview-slider" }), reach = el("span", { className: "scale" });
   const ladders = new Set(groups.flatMap(({ columns }) => columns.flatMap(({ entry, norm }) =>
     entry.targets.map(answer => JSON.stringify([norm, answer.budgets.map(budget => budget.eps)])))));
-  const reached = () => {  // the budget in words, where all images have the same ones
+  const reached = () => {  // the budget in words, where all images have the same budgets
     if (!state.step) return ["original"];
     const [norm, ladder] = ladders.size === 1 ? JSON.parse([...ladders][0]) : [];
     return ladder ? [size(norm), " ≤ ", number(ladder[state.step - 1], six)] : [`budget ${state.step} of ${most}`];
@@ -598,15 +611,15 @@ const showOverview = () => {
       for (const { column, image, value } of images) {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
         if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
-        value.replaceChildren(title(column) ? `${title(column)}: ` : "", seenAs(target, point.confidence, point.predicted === target),
-          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "turns at " : "reached at ", size(column.norm), " ", number(enough(column), three))] : []));
+        value.replaceChildren(title(column) ? `${title(column)}: ` : "", labeled(target, point.confidence, point.predicted === target),
+          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(enough(column), three))] : []));
       }
     });
     const { entry } = group.columns[0];
     return el("li", {}, el("a", { href: `#${index + 1}/${encodeURIComponent(target)}` },
       el("span", { className: "thumbs" }, picture(entry.input_png, ""), images.map(one => one.image)),
       el("b", { className: "name", textContent: stem(group.path) }),
-      el("span", { className: "saw quiet" }, seenBy(group.columns)), images.map(one => one.value)));
+      el("span", { className: "saw quiet" }, predictions(group.columns)), images.map(one => one.value)));
   };
   const fill = () => {
     watchers = [];
@@ -615,23 +628,23 @@ const showOverview = () => {
     const fitting = groups.map((group, index) => [group, index]).filter(([group]) =>
       (!filters.label || group.columns.some(column => column.entry.original.label === filters.label)) &&
       (!filters.target || targetsOf(group).includes(filters.target)) &&
-      (!filters.known || group.columns.some(column => column.entry.original.is_ood === (filters.known === "no"))));
+      (!filters.ood || group.columns.some(column => column.entry.original.is_ood === (filters.ood === "yes"))));
     const by = orders[filters.order], key = ([group]) => by(group, filters.target || targetsOf(group)[0]);
     if (by) fitting.sort((a, b) => key(a) === key(b) ? 0 : key(a) - key(b));
     list.replaceChildren(...fitting.map(([group, index]) => card(group, index)));
     count.textContent = `${fitting.length} of ${groups.length} images`;
   };
   view.replaceChildren(el("h2", { id: "overview-title", tabIndex: -1, textContent: `${groups.length} images` }),
-    el("div", { className: "tools" }, select("label", "Seen as", any(labels, "anything")), select("target", "Target", any(targets, "the first asked")),
+    el("div", { className: "tools" }, select("label", "Predicted", any(labels, "any class")), select("target", "Target", any(targets, "first requested")),
       groups.some(group => group.columns.some(column => column.entry.original.is_ood != null))
-        ? select("known", "Known", options([["", "or not"], ["yes", "to the model"], ["no", "not"]])) : null,
-      select("order", "Order", options([["", "as given"], ["least", "least change that is enough"], ["unsure", "least sure at first"]])),
+        ? select("ood", "Out of distribution", options([["", "any"], ["yes", "yes"], ["no", "no"]])) : null,
+      select("order", "Order", options([["", "as given"], ["least", "smallest radius found"], ["unsure", "lowest confidence"]])),
       el("span", { className: "spring" }), count), control, list);
   fill();
   document.title = `Counterfactuals of ${groups.length} images`;
 };
 
-// --- where we are: #3/dog is the third image with the target dog, nothing the overview ------------------------------
+// --- location: #3/dog is the third image with the target dog, an empty fragment the overview ------------------------------
 
 const go = (group, target) => {
   state.target = target;
@@ -655,7 +668,7 @@ const show = () => {
   byId("overview").replaceChildren();
   const targets = targetsOf(groups[state.group]);
   let wanted = name ?? "";
-  try { wanted = decodeURIComponent(wanted); } catch { /* a link that somebody broke */ }
+  try { wanted = decodeURIComponent(wanted); } catch { /* a malformed link */ }
   state.target = targets.includes(wanted) ? wanted : targets.includes(state.target) ? state.target : targets[0];
   showDetail();
 };
@@ -665,7 +678,7 @@ addEventListener("hashchange", () => {
   byId(state.group === null ? "overview-title" : "detail-title")?.focus({ preventScroll: true });
 });
 
-// Arrows move the budget and space holds the comparison wherever no control wants them for itself.
+// Arrows move the budget and space holds the comparison unless the focused control uses these keys.
 addEventListener("keydown", event => {
   if (state.group === null || event.altKey || event.ctrlKey || event.metaKey) return;
   const control = event.target.closest?.("a, button, select, input, summary, [tabindex='0']");
@@ -681,13 +694,14 @@ const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(pref
 const remembered = value => {
   try { return value ? localStorage.setItem("theme", value) : localStorage.getItem("theme"); } catch { return null; }
 };
-const theme = byId("theme"), label = () => { theme.textContent = dark() ? "Light" : "Dark"; theme.setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`); };
+const theme = byId("theme"), label = () => { theme.textContent = dark() ? "Light" : "Dark"; theme.setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colors`); };
 if (["light", "dark"].includes(remembered())) document.documentElement.dataset.theme = remembered();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
 theme.onclick = () => { remembered(document.documentElement.dataset.theme = dark() ? "light" : "dark"); label(); };
 theme.hidden = false;
 label();
 
+downloadsJson(byId("json"));
 for (const node of document.querySelectorAll("[data-key]")) {
   const value = doc.models[node.dataset.model][node.dataset.key];
   node.append(value == null ? "no threshold" : number(value, node.dataset.key === "threshold" ? two : three));

@@ -1,0 +1,191 @@
+"""Calibration of a package on held-out images: its temperature and thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ratioctl import metrics
+from ratioctl import package as packages
+from ratioctl import recipe as recipes
+from ratioctl.calibration.temperature import calibration_errors, find_temperature, improves_held_out
+from ratioctl.calibration.thresholds import tpr_thresholds
+from ratioctl.data import in_distribution, loader
+from ratioctl.data.in_distribution import Images
+from ratioctl.errors import SourceError, UsageError
+from ratioctl.models.device import select_device
+from ratioctl.models.predict import predictor
+from ratioctl.package import ModelPackage
+from ratioctl.recipe import Calibration, Recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Results of a calibration.
+
+    Attributes:
+        package: the calibrated package.
+        temperature: logits are divided by it.
+        thresholds: "tpr95", "tpr99" to confidences.
+        n, accuracy: of the held-out images.
+        chance: accuracy of always predicting the most frequent class of the held-out images.
+        before, after: "ece" (search bins), "ece_report" (report bins), "nll", "mean_confidence".
+        warnings: to be shown beside the numbers.
+        unreadable: number of held-out images that could not be read and were left out.
+    """
+
+    package: ModelPackage
+    temperature: float
+    thresholds: dict[str, float]
+    n: int
+    accuracy: float
+    chance: float
+    before: dict[str, float]
+    after: dict[str, float]
+    warnings: tuple[str, ...]
+    unreadable: int
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the accuracy is no better than chance, within two standard errors."""
+        return self.accuracy <= self.chance + 2 * (self.chance * (1 - self.chance) / self.n) ** 0.5
+
+
+def calibrate(
+    model: str | os.PathLike[str] | ModelPackage,
+    *,
+    data: str | None = None,
+    objective: Literal["ece", "nll"] | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    download: bool = False,
+) -> Calibrated:
+    """Choose the temperature and thresholds of a package on held-out labelled images and write them to it.
+
+    Args:
+        model: a package, its folder, or a bundled model's name.
+        data: a labelled SOURCE; None takes the split that the package's recipe held out.
+        objective: what the temperature minimises; None takes the recipe's (ece).
+        out: write a new package there and leave the old one unchanged.
+
+    Raises:
+        SourceError: no data, or class folders that are no labels of the model.
+        PackageError: the package cannot be read.
+    """
+    package = packages.resolve(model)
+    recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
+    spec = recipe.calibration if recipe is not None else Calibration()
+    if objective is not None:
+        spec = spec.model_copy(update={"objective": objective})
+    images, source = _images(package, recipe, data, download)
+    assert images.labels is not None
+    compute = select_device(device, "fp32", reason="scores always are")
+    logits = predictor(package, compute.device).predict(images.pixels)
+    temperature = find_temperature(logits, images.labels, spec)
+    useful = improves_held_out(logits, images.labels, spec)
+    temperature = temperature if useful else 1.0
+    before = calibration_errors(logits, images.labels, 1.0, spec)
+    after = calibration_errors(logits, images.labels, temperature, spec)
+    thresholds = tpr_thresholds(metrics.confidence(logits, temperature))
+    warnings = _warnings(spec, temperature, before, after, images)
+    if not useful:
+        warnings = ("no temperature improves held-out halves of the images; T = 1 is kept", *warnings)
+    accuracy = float(metrics.accuracy(logits.argmax(1), images.labels))
+    changes = {
+        "temperature": temperature,
+        "thresholds": thresholds,
+        "calibration": {
+            "source": source,
+            "fingerprint": images.fingerprint,
+            "n": len(images),
+            "objective": spec.objective,
+            "accuracy": accuracy,
+            "bins": spec.bins,
+            "report_bins": spec.report_bins,
+            "range": [1 / len(package.label_names), 1.0],
+            "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
+            "before": before,
+            "after": after,
+            "warnings": list(warnings),
+        },
+    }
+    same = (temperature, thresholds) == (package.temperature, package.thresholds)
+    if package.config["ratio"].get("metrics") and not same:
+        changes["metrics"] = {}
+        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
+    if out is not None:
+        package = _copy(package, out)
+    written = packages.update(package, config_changes={"ratio": changes})
+    return Calibrated(
+        package=written,
+        temperature=temperature,
+        thresholds=thresholds,
+        n=len(images),
+        accuracy=accuracy,
+        chance=float(np.bincount(images.labels).max() / len(images)),
+        before=before,
+        after=after,
+        warnings=warnings,
+        unreadable=len(images.errors),
+    )
+
+
+def _warnings(
+    spec: Calibration, temperature: float, before: dict[str, float], after: dict[str, float], images: Images
+) -> tuple[str, ...]:
+    warnings = []
+    if temperature <= spec.low * 1.0001 or temperature >= spec.high * 0.9999:
+        warnings.append(
+            f"the temperature {temperature:.4g} is at the end of the grid [{spec.low:g}, {spec.high:g}]"
+        )
+    for key, name in (("ece_report", f"ECE ({spec.report_bins} bins)"), ("nll", "NLL")):
+        if after[key] > before[key]:
+            warnings.append(f"{name} rose from {before[key]:.4g} to {after[key]:.4g}")
+    if len(images) < 1000:
+        warnings.append(f"only {len(images)} held-out images")
+    assert images.labels is not None
+    missing = [name for k, name in enumerate(images.label_names) if not (images.labels == k).any()]
+    if missing:
+        warnings.append(f"no held-out image of {', '.join(missing)}")
+    return (*warnings, *in_distribution.unreadable({in_distribution.short_name(images.source): images}))
+
+
+def _images(
+    package: ModelPackage, recipe: Recipe | None, data: str | None, download: bool
+) -> tuple[Images, str]:
+    channels, size, _ = package.input_size
+    if data is not None:
+        found = in_distribution.load_labelled(data, size, channels, package.label_names, download=download)
+        return found, data
+    if recipe is None:
+        raise UsageError(
+            package.path, "has no recipe that names held-out images", "Give them with --data SOURCE."
+        )
+    try:
+        found = loader.held_out(recipe, package.label_names, download=download)
+    except SourceError as error:
+        raise SourceError(
+            error.thing,
+            f"the recipe's held-out images are not available: {error.reason}",
+            "Give labelled images with --data SOURCE.",
+        ) from None
+    if recipe.data.calibration is not None:
+        return found, recipe.data.calibration
+    return found, f"{recipe.data.train} (held out, seed {recipe.seed})"
+
+
+def _copy(package: ModelPackage, out: Path) -> ModelPackage:
+    """A package of the same content in another folder."""
+    if out.exists() and out.resolve() == package.path.resolve():
+        return package
+    return packages.write(
+        out,
+        config=packages.portable_config(package) | {},
+        weights=package.weights_path.read_bytes(),
+        recipe_text=package.recipe_text,
+        card=None,
+    )

@@ -1,0 +1,58 @@
+"""The region of an image that may change, as a mask in pixels of the model's input."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ratioctl import images as pixels_of
+from ratioctl.errors import ImageError, UsageError
+
+
+def parse_region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """The mask (H, W), bool, of a box "X,Y,W,H", an array, or a mask image, which is decoded like an image.
+
+    Raises:
+        UsageError: a box outside the input, a mask of another shape or without white pixels.
+    """
+    if isinstance(region, np.ndarray):
+        mask = region.astype(bool)
+        if mask.shape != (size, size):
+            raise UsageError("region", f"has shape {mask.shape}, not {(size, size)}", "Use the input's size.")
+    else:
+        shown = region if isinstance(region, str) else ",".join(str(n) for n in region)
+        if re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*){3}", shown):
+            x, y, w, h = (int(part) for part in shown.split(","))
+            if not (0 <= x < x + w <= size and 0 <= y < y + h <= size):
+                raise UsageError(
+                    f"--region {shown}",
+                    f"is not a box within the model's {size}x{size} input",
+                    "X,Y is its upper left corner, W,H its size.",
+                )
+            mask = np.zeros((size, size), dtype=bool)
+            mask[y : y + h, x : x + w] = True
+        else:
+            try:
+                mask = pixels_of.decode(shown, size, 1).pixels[..., 0] >= 128
+            except ImageError as error:
+                raise UsageError(
+                    f"--region {shown}",
+                    error.reason,
+                    "Give X,Y,W,H or a mask image, white where it may change.",
+                ) from None
+    if not mask.any():
+        raise UsageError("--region", "leaves no pixel to change", "White parts of a mask may change.")
+    return mask
+
+
+def describe_region(region: np.ndarray | None) -> dict[str, Any]:
+    """JSON of a mask (H, W): its bounding box X,Y,W,H in pixels of the model's input and its pixel count."""
+    if region is None:
+        return {}
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    box = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+    return {"region": {"box": box, "pixels": int(region.sum())}}

@@ -1,0 +1,123 @@
+"""From a finished run to its package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_tensors
+
+from ratioctl import package as packages
+from ratioctl import recipe as recipes
+from ratioctl._version import __version__
+from ratioctl.data import loader
+from ratioctl.data.in_distribution import Images
+from ratioctl.recipe import Recipe
+from ratioctl.training.checkpoint import State, final_weights
+
+
+def normalization(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation: the recipe's, or those of the training pixels."""
+    if recipe.model.mean is not None and recipe.model.std is not None:
+        return recipe.model.mean, recipe.model.std
+    flat = train.pixels.reshape(-1, train.pixels.shape[-1])
+    count, total, squares = len(flat), np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
+    for start in range(0, count, 1 << 22):
+        part = flat[start : start + (1 << 22)].astype(np.float64) / 255
+        total, squares = total + part.sum(0), squares + (part**2).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
+
+
+def architecture_options(recipe: Recipe) -> dict[str, Any]:
+    """The architecture's options, those that are set."""
+    model = recipe.model
+    options = {"width": model.width, "stem_stride": model.stem_stride, **(model.options or {})}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def write_package(
+    recipe: Recipe,
+    state: State,
+    splits: loader.Splits,
+    path: Path,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    leaks: dict[str, int],
+) -> packages.ModelPackage:
+    """Write the selected weights as a package that is not calibrated."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in (state.best or final_weights(state)).items()}
+    data, evaluation = recipe.data, recipe.evaluation
+    ladders = {
+        recipes.norm_name(p): list(
+            evaluation.ladders.get(recipes.norm_name(p))  # type: ignore[call-overload]
+            or recipes.default_ladder(p, data.size, data.channels)
+        )
+        for p in recipes.NORMS
+    }
+    config = {
+        "architecture": recipe.model.architecture,
+        "architecture_options": architecture_options(recipe),
+        "num_classes": len(splits.train.label_names),
+        "label_names": list(splits.train.label_names),
+        "pretrained_cfg": {
+            "input_size": [data.channels, data.size, data.size],
+            "mean": list(mean),
+            "std": list(std),
+            "interpolation": "bicubic",
+        },
+        "ratio": {
+            "temperature": 1.0,
+            "thresholds": {},
+            "ladders": ladders,
+            "objective": recipe.objective.model_dump(mode="json", exclude_none=True),
+            "metrics": {},
+            "provenance": _provenance(recipe, state, splits, leaks),
+        },
+    }
+    return packages.write(
+        path, config=config, weights=save_tensors(weights), recipe_text=recipes.dumps(recipe)
+    )
+
+
+def _provenance(recipe: Recipe, state: State, splits: loader.Splits, leaks: dict[str, int]) -> dict[str, Any]:
+    import torchvision
+
+    data = recipe.data
+    fingerprints = {
+        "train_source": splits.source_fingerprint,
+        "train": splits.train.fingerprint,
+        "held_out": splits.held_out.fingerprint,
+    }
+    if splits.outside is not None:
+        fingerprints["outside"] = splits.outside.fingerprint
+    if splits.outside_test is not None:
+        fingerprints["outside_test"] = splits.outside_test.fingerprint
+    return {
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "data": fingerprints,
+        "sources": {
+            "train": data.train,
+            "outside": list(data.outside) if splits.outside is not None else [],
+        },
+        "images": {
+            "train": len(splits.train),
+            "held_out": len(splits.held_out),
+            "outside": 0 if splits.outside is None else len(splits.outside),
+        },
+        "leaks": leaks,
+        "seed": recipe.seed,
+        "updates": state.update,
+        "selected_update": state.best_update,
+        "validation_score": state.best_score,
+        "init": state.init,
+        "versions": {
+            "ratioctl": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }

@@ -1,0 +1,74 @@
+"""What changes over a run: learning rate, attack steps and radii, and when the model is validated."""
+
+from __future__ import annotations
+
+import math
+
+from ratioctl.data import loader
+from ratioctl.recipe import Objective, Recipe, Term
+
+
+def total_updates(recipe: Recipe, train_images: int) -> int:
+    """Number of updates in `optim.epochs` passes over the ID images, at least 1."""
+    return max(
+        1, math.ceil(recipe.optim.epochs * loader.updates_per_epoch(train_images, recipe.optim.batch_size))
+    )
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """The learning rate at a (fractional) epoch: warm-up times step, cosine or one-cycle schedule."""
+    optim = recipe.optim
+    warm = min(1.0, epoch / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
+    part = min(1.0, epoch / optim.epochs)
+    if optim.schedule == "step":
+        factor = optim.gamma ** _drops(recipe, epoch)
+    elif optim.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * part))
+    else:
+        rise = 0.3
+        if part < rise:
+            factor = 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * part / rise))
+        else:
+            factor = 0.5 * (1 + math.cos(math.pi * (part - rise) / (1 - rise)))
+    return optim.lr * warm * factor
+
+
+def _drops(recipe: Recipe, epoch: float) -> int:
+    return sum(epoch >= drop for drop in recipe.optim.milestones)
+
+
+def schedule_attacks(recipe: Recipe, epoch: float) -> tuple[Objective, tuple[float, float]]:
+    """The objective with this epoch's attack steps, and the factors on the radii of its two attacks."""
+    inside, shrink_in = _term_at(recipe.objective.inside, epoch, _drops(recipe, epoch))
+    outside, shrink_out = recipe.objective.outside, 1.0
+    if outside is not None:
+        outside, shrink_out = _term_at(outside, epoch, _drops(recipe, epoch))
+    return Objective(inside=inside, outside=outside), (shrink_in, shrink_out)
+
+
+def _term_at(term: Term, epoch: float, drops: int) -> tuple[Term, float]:
+    if term.attack is None:
+        return term, 1.0
+    steps = term.attack.steps + term.more_steps_per_drop * drops
+    if term.max_steps is not None:
+        steps = min(steps, max(term.max_steps, term.attack.steps))
+    shrink = 1.0
+    if epoch < term.ramp_epochs:
+        part = epoch / term.ramp_epochs
+        # At least 0.05: with a radius of 0 the attack's passes would be wasted.
+        shrink = max(part, 0.05)
+        if term.ramp_steps_from is not None:
+            steps = round(term.ramp_steps_from + part * (steps - term.ramp_steps_from))
+    if steps == term.attack.steps:
+        return term, shrink
+    attack = term.attack.model_copy(update={"steps": steps})
+    return term.model_copy(update={"attack": attack}), shrink
+
+
+def validation_updates(recipe: Recipe, train_images: int) -> frozenset[int]:
+    """Updates after which the model is validated: every `optim.validate_every` epochs, and the last."""
+    total = total_updates(recipe, train_images)
+    every = recipe.optim.validate_every * loader.updates_per_epoch(train_images, recipe.optim.batch_size)
+    return frozenset(
+        min(total, math.ceil(k * every)) for k in range(1, min(total, int(total / every) + 1) + 1)
+    ) | {total}
