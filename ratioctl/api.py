@@ -162,6 +162,7 @@ def calibrate(
     data: str | None = None,
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
+    score: str | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -171,7 +172,9 @@ def calibrate(
     from ratioctl.calibration.calibrate import calibrate as run
 
     target = None if out is None else pathlib.Path(out)
-    return run(model, data=data, objective=objective, out=target, device=device, download=download)
+    return run(
+        model, data=data, objective=objective, out=target, score=score, device=device, download=download
+    )
 
 
 @verb
@@ -187,6 +190,7 @@ def evaluate(
     backend: Literal["own", "reference"] | None = None,
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
+    score: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -202,6 +206,7 @@ def evaluate(
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
+        score: names of further OOD scores to measure, each under its own worst-case attack.
         judge: suite "explanations": a second model that scores the counterfactuals.
         callback: called with progress events, see `ratioctl.evaluation.run`.
 
@@ -229,6 +234,7 @@ def evaluate(
         suite=suite,
         backend=backend,
         save_adversarial=save_adversarial,
+        score=score,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,

@@ -30,6 +30,7 @@ from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Ball
+from ratioctl.scores import OodScore
 from ratioctl.utils.result_cache import Arrays
 
 

@@ -18,7 +18,7 @@ def plan(context: Context) -> Iterator[Phase]:
     suite = context.suite
     if not suite.attacks_ood:
         return
-    _, step = context.seconds
+    step = context.step_seconds
     each = suite.outside_steps * suite.outside_restarts * 2 * step
     for score in suite.scores:
         for name, images in context.data.outside.items():
