@@ -131,7 +131,7 @@ def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
     flip = explanation.input if target.flip_image is None else target.flip_image
     budgets = target.budgets
     return {
-        "target": np.int64(labels.index(target.target)),  # type: ignore[dict-item]
+        "target": np.array(labels.index(target.target)),
         "before": np.array(explanation.original.probabilities),
         "confidence": np.array([budget.confidence for budget in budgets]),
         "largest": np.array([max(budget.probabilities) for budget in budgets]),
@@ -139,8 +139,8 @@ def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
         "distance": np.array([[budget.distance[key] for key in _DISTANCES] for budget in budgets]),
         "changed": np.array([changed(budget.image, explanation.input) for budget in budgets]),
         "pictures": np.stack([budget.image for budget in budgets]),
-        "flip": np.float64(np.nan if target.flip_eps is None else target.flip_eps),  # type: ignore[dict-item]
-        "flip_changed": np.float64(changed(flip, explanation.input)),  # type: ignore[dict-item]
+        "flip": np.array(np.nan if target.flip_eps is None else target.flip_eps),
+        "flip_changed": np.array(changed(flip, explanation.input)),
         "flip_picture": flip,
     }
 
