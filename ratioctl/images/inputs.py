@@ -27,8 +27,8 @@ def is_path(image: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, str | os.PathLike)
 
 
-def as_list(images: object) -> list[object]:
-    """One image, or several, as a list. Raises UsageError for what is neither."""
+def as_list(images: object, name: str = "images") -> list[object]:
+    """One image, or several, as a list. Raises UsageError for anything else; `name` is the parameter's."""
     if (
         is_path(images)
         or isinstance(images, bytes | bytearray | memoryview | Image.Image)
@@ -36,7 +36,7 @@ def as_list(images: object) -> list[object]:
     ):
         return [images]
     if not isinstance(images, Iterable):
-        raise UsageError("images", f"cannot be read from {type(images).__name__}", ACCEPTED)
+        raise UsageError(name, f"cannot be read from {type(images).__name__}", ACCEPTED)
     return list(images)
 
 
@@ -62,13 +62,14 @@ def items_of_value(image: object, index: int) -> Iterator[Item]:
     if array.dtype != np.uint8:
         array = to_uint8(array) if array.ndim == 4 else to_uint8(array[None])[0]
     if array.ndim < 4:
-        return iter([_item(name, _png(_picture(array)))])
-    return (_item(f"{name}-{k}", _png(_picture(one))) for k, one in enumerate(array))
+        return iter([_item(name, encoded(array))])
+    return (_item(f"{name}-{k}", encoded(one)) for k, one in enumerate(array))
 
 
-def _picture(array: np.ndarray) -> Image.Image:
+def encoded(array: np.ndarray) -> bytes:
+    """uint8 (H, W) or (H, W, C) as a PNG."""
     squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return Image.fromarray(np.ascontiguousarray(squeezed))
+    return _png(Image.fromarray(np.ascontiguousarray(squeezed)))
 
 
 def as_array(image: Any) -> np.ndarray:
