@@ -71,7 +71,7 @@ def _print(context: Context, spec: Spec, about: dict[str, str]) -> None:
     objective = ratio.get("objective")
     if isinstance(objective, dict):
         sides = {"inside": "ID objective", "outside": "OOD objective"}
-        rows += [(sides.get(side, side), _short(value)) for side, value in objective.items()]
+        rows += [(sides.get(str(side), str(side)), _short(value)) for side, value in objective.items()]
     elif objective:
         rows.append(("objective", package.inline(objective)))
     context.out.print(_facts(rows))
