@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ratioctl import package as packages
+from ratioctl import scores
 from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
@@ -52,6 +53,7 @@ def run(
     backend: Backend | None = None,
     save_adversarial: bool = False,
     judge: Model | None = None,
+    score: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -75,6 +77,7 @@ def run(
             exist (l1.5, fewer than 4 classes) it is "own"; every measurement names its backend.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
+        score: names of further OOD scores to measure, see `ratioctl.scores`.
         precision: of the attacks; decisions and confidences are always fp32. "auto" uses bf16 where it is
             faster, except in suites that are `exact`.
         callback: called with {"event": "plan", "seconds", "phases"} before long work, {"event": "batch",
@@ -90,6 +93,7 @@ def run(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen = _with_scores(chosen, score)
     named = out_distribution.named(ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
@@ -154,6 +158,16 @@ def _resolve(
             "Use --suite paper (--limit N shortens it).",
         )
     return dataclasses.replace(suite, backend=backend)
+
+
+def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
+    """The suite with a stage for further OOD scores."""
+    further = tuple(dict.fromkeys(scores.by_name(name).name for name in names))
+    if not further:
+        return suite
+    if suite.explains:
+        raise UsageError("--score", f"has no effect in the suite {suite.name}", "Use another --suite.")
+    return dataclasses.replace(suite, scores=further, stages=(*suite.stages, "scores"))
 
 
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:
