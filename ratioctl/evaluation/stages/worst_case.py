@@ -49,10 +49,9 @@ def _targets(context: Context) -> int:
 
 
 def _attack_name(context: Context) -> str:
-    suite = context.suite
-    goals = 2 + _targets(context)
-    method = suite.outside_method or default_method(suites.outside_ball(context.package).p)
-    return f"{method.upper()}, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
+    suite, goals = context.suite, 2 + _targets(context)
+    method = (suite.outside_method or default_method(suites.outside_ball(context.package).p)).upper()
+    return f"{method}, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
 
 
 def _lowest_name(context: Context) -> str:
