@@ -17,7 +17,7 @@ from ratioctl import images as pixels_of
 from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest
-from ratioctl.counterfactuals.sources import Source, encoded
+from ratioctl.counterfactuals.sources import Source
 from ratioctl.data.in_distribution import Images
 from ratioctl.evaluation import measurements
 from ratioctl.evaluation.context import Context, Results
@@ -101,7 +101,7 @@ def _search(context: Context, name: str, images: Images) -> list[Arrays]:
         sources = tuple(
             Source(
                 path=f"{name}/{at.start}",
-                read=functools.partial(encoded, images.pixels[at.start]),
+                read=functools.partial(pixels_of.encoded, images.pixels[at.start]),
                 targets=(targets[at.start],),
             )
             for at in missing
