@@ -79,7 +79,8 @@ class Classifier:
     def __repr__(self) -> str:
         size = "x".join(map(str, self.input_size))
         about = f"{self.spec.architecture}, {len(self.labels)} classes, {size}"
-        return f"Classifier({self.name!r}, {about}, {self._model.backend} on {self.device})"
+        device = "" if self.device == "auto" else f" on {self.device}"
+        return f"Classifier({self.name!r}, {about}, {self._model.backend}{device})"
 
     @property
     def spec(self) -> Spec:
