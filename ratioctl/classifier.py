@@ -157,7 +157,9 @@ class Classifier:
         chunks = list(self._logits(given))
         if not chunks:
             return Predictions((), self.labels)
-        scores = pipeline.score_logits(np.concatenate(chunks), self.spec, np.nan if bound is None else bound)
+        scores = pipeline.score_logits(
+            np.concatenate(chunks), self.spec, np.nan if bound is None else bound, self.spec.score
+        )
         found = [
             Prediction(
                 label=scores.labels[k],
@@ -172,7 +174,7 @@ class Classifier:
         return found[0] if one else Predictions(found, self.labels)
 
     def _bound(self, threshold: str | float | None) -> float | None:
-        if threshold is None and DEFAULT_THRESHOLD not in self.spec.thresholds:
+        if threshold is None and DEFAULT_THRESHOLD not in self.spec.thresholds_of(self.spec.score):
             return None
         return package.threshold(self.spec, DEFAULT_THRESHOLD if threshold is None else threshold)
 

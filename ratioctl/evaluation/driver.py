@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ratioctl import package as packages
+from ratioctl import scores
 from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
@@ -52,6 +53,7 @@ def run(
     backend: Backend | None = None,
     save_adversarial: bool = False,
     judge: Model | None = None,
+    score: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -75,6 +77,7 @@ def run(
             fewer than 4 classes); every measurement names its backend.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
+        score: names of further OOD scores to measure, see `ratioctl.scores`.
         precision: of the attacks; "auto" uses bf16 where it is faster, except in `exact` suites.
         callback: called with {"event": "plan", "seconds", "phases"}, {"event": "batch", "model", "what",
             "share", "seconds_left"} and {"event": "file", "path"}.
@@ -89,6 +92,7 @@ def run(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen = _with_scores(chosen, score)
     named = out_distribution.named(ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
@@ -108,10 +112,7 @@ def run(
             batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
             one = Context(name=name, subject=subject, data=sets, suite=chosen, batches=batches)
             contexts.append(dataclasses.replace(one, saved=saved, judge=judged_by))
-        for one in contexts:
-            with _naming(one.package):
-                plan.add(phase for name in chosen.stages for phase in STAGES[name].plan(one))
-        plan.announce()
+        _announce(plan, contexts)
         evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)
         if finish is not None:
             finish(evaluation)
@@ -154,6 +155,16 @@ def _resolve(
             "Use --suite paper (--limit N shortens it).",
         )
     return dataclasses.replace(suite, backend=backend)
+
+
+def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
+    """The suite with a stage for further OOD scores."""
+    further = tuple(dict.fromkeys(scores.by_name(name).name for name in names))
+    if not further:
+        return suite
+    if suite.explains:
+        raise UsageError("--score", f"has no effect in the suite {suite.name}", "Use another --suite.")
+    return dataclasses.replace(suite, scores=further, stages=(*suite.stages, "scores"))
 
 
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:
@@ -213,6 +224,14 @@ def _facts(subject: Subject) -> dict[str, object]:
         "ratioctl": __version__,
         "pyautoattack": importlib.metadata.version("pyautoattack"),  # FAB-T and Square come from it
     }
+
+
+def _announce(plan: Plan, contexts: Sequence[Context]) -> None:
+    """Estimate the time of all stages."""
+    for context in contexts:
+        with _naming(context.package):
+            plan.add(phase for name in context.suite.stages for phase in STAGES[name].plan(context))
+    plan.announce()
 
 
 def _evaluation(

@@ -40,6 +40,7 @@ class Suite:
         probe: images per ball and set on which a longer search checks the attacks.
         exact: attacks run in fp32 unless bf16 is requested.
         backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, where it exists.
+        scores: names of further OOD scores to measure.
         explanation_norm, explanation_steps: of the counterfactual searches.
     """
 
@@ -60,6 +61,7 @@ class Suite:
     probe: int = 64
     exact: bool = True
     backend: Backend = "own"
+    scores: tuple[str, ...] = ()
     explanation_norm: str = "2"
     explanation_steps: int = 100
 
@@ -91,6 +93,11 @@ class Suite:
     def backend_for(self, ball: Ball, classes: int) -> Backend:
         """The reference where it is selected and exists, else "own"."""
         return self.backend if has_reference(ball.p, classes) else "own"
+
+    @property
+    def attacks_ood(self) -> bool:
+        """Whether it attacks OOD images."""
+        return "worst_case" in self.stages
 
     @property
     def explains(self) -> bool:
