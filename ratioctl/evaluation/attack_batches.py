@@ -141,6 +141,7 @@ def worst_case(
     steps: int,
     restarts: int,
     targets: int,
+    method: str | None = None,
     keep: bool = False,
 ) -> Arrays:
     """Highest confidence in the ball, over several searches and the image itself.
@@ -160,6 +161,7 @@ def worst_case(
         steps=steps,
         restarts=restarts,
         targets=targets,
+        method=method,
         batch_size=max(len(x), 1),
         seed=subject.seed,
         search_logits_of=subject.logits_of,

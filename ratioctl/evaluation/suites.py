@@ -34,7 +34,8 @@ class Suite:
         budget: of these attacks; None is AutoAttack's standard one for the norm.
         outside: attacked images per OOD set, and ID images attacked towards low confidence; None attacks all.
             In "explanations", the number of OOD images per set where no limit is given.
-        outside_steps, outside_restarts, outside_targets: of the search for the highest confidence.
+        outside_steps, outside_restarts, outside_targets, outside_method: of the search for the highest
+            confidence; the method is a registered attack, None takes the norm's default.
         curve: images of the confidence-radius curves, ID and OOD each; curve_steps: per radius.
         probe: images per ball and set on which a longer search checks the attacks.
         exact: attacks run in fp32 unless bf16 is requested.
@@ -54,6 +55,7 @@ class Suite:
     outside_steps: int = 100
     outside_restarts: int = 1
     outside_targets: int = 1
+    outside_method: str | None = None
     curve: int = 256
     curve_steps: int = 50
     probe: int = 64
