@@ -17,8 +17,23 @@ from ratioctl.errors import UsageError
 from ratioctl.models.registry import register_architecture
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution with padding 1; on a single pixel, where its stride changes nothing, without stride.
+
+    oneDNN's bf16 weight gradient of a strided one on 1x1 inputs reads uninitialized memory (torch 2.14 on a
+    CPU: values up to 1e35, and NaN).
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, 3, stride, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = 1 if x.shape[2] == x.shape[3] == 1 else self.stride
+        return F.conv2d(x, self.weight, self.bias, stride, padding=1)
+
+
 def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+    return Conv3x3(c_in, c_out, stride)
 
 
 class Pointwise(nn.Conv2d):

@@ -190,6 +190,29 @@ def test_strided_pointwise_gradients_are_right(c_in: int, size: int) -> None:
     assert torch.allclose(conv.weight.grad[:, :, 0, 0].double(), by_hand, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_bf16_weight_gradients_of_a_strided_3x3_convolution_are_right(size: int) -> None:
+    """On one pixel oneDNN's own are made of uninitialized memory, which holds NaN here."""
+    from ratioctl.models.resnet import conv3x3
+
+    torch.manual_seed(0)
+    conv = conv3x3(32, 64, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(32, 32, size, size).contiguous(memory_format=torch.channels_last)
+    for _ in range(8):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = conv(x)
+        upstream = torch.randn_like(out)
+        rubbish = [torch.full((1 << bits,), torch.nan) for bits in (12, 16, 18, 20)]
+        del rubbish
+        conv.zero_grad()
+        out.backward(upstream)
+        right = torch.nn.grad.conv2d_weight(
+            x.double(), conv.weight.shape, upstream.double(), stride=2, padding=1
+        )
+        assert conv.weight.grad is not None
+        assert (conv.weight.grad.double() - right).abs().max() < 0.02 * right.abs().max()
+
+
 def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str) -> str:
         return str(select_device(device, "fp32").device)
