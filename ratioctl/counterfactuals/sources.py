@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ratioctl import images as pixels_of
+from ratioctl.counterfactuals.region import mask_of_box
 from ratioctl.errors import ImageError, SourceError, UsageError
 from ratioctl.package import Spec
 
@@ -44,12 +46,14 @@ class Picture:
         sha256: of the file.
         pixels: (H, W, C) uint8, the model's 8-bit input.
         notes: how the file was converted (cropped, resized, ...).
+        region: bool (H, W), true where it may change, if that differs from image to image.
     """
 
     path: str
     sha256: str
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
+    region: np.ndarray | None = None
 
 
 def sources_of(
@@ -67,22 +71,37 @@ def sources_of(
             count += 1
             yield Source(path=f"array-{index}", read=functools.partial(encoded, one))
             continue
-        ours = _inside(os.fspath(one), out)
+        ours = _own_folders(os.fspath(one), out)
         for item in pixels_of.walk([one]):
             file = item.member.file
-            if ours is None or not os.path.realpath(file or item.path).startswith(ours):
+            if not os.path.realpath(file or item.path).startswith(ours):
                 count += 1
                 yield Source(path=item.path, read=item.read, file=file)
     if not count:
         raise SourceError(paths[0], "holds no images but our own output", "Name the images to explain.")
 
 
-def _inside(folder: str, out: str | os.PathLike[str] | None) -> str | None:
-    """The real path of `out` with a trailing separator, if it lies below `folder`."""
+def _own_folders(folder: str, out: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """Real paths, with a trailing separator, of our own output in `folder`.
+
+    That is `out` if it lies below, and if it is the folder itself what its counterfactuals.json names.
+    """
     if out is None or not os.path.isdir(folder):
-        return None
+        return ()
     real, root = os.path.realpath(out), os.path.realpath(folder)
-    return real + os.sep if os.path.commonpath([real, root]) == root and real != root else None
+    if os.path.commonpath([real, root]) != root:
+        return ()
+    if real != root:
+        return (real + os.sep,)
+    try:
+        document = json.loads(Path(real, "counterfactuals.json").read_bytes())
+        if not str(document["schema"]).startswith("ratioctl/counterfactuals/"):
+            return ()
+        places = {str(image["input_png"]).rpartition("/")[0] for image in document["images"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ()
+    hidden = (".answers", ".answers.partial", ".interrupted")
+    return tuple(os.path.join(real, place) + os.sep for place in (*places, *hidden) if place)
 
 
 def encoded(array: np.ndarray) -> bytes:
@@ -95,8 +114,10 @@ def encoded(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
-    """Read an image and convert it to the model's 8-bit input. Raises ImageError."""
+def load(
+    source: Source, spec: Spec, bit_depth: int | None = None, box: Sequence[int] | None = None
+) -> Picture:
+    """Read an image as the model's 8-bit input, with the region of `box`. Raises ImageError."""
     channels, size, _ = spec.input_size
     data = source.read()
     decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
@@ -105,6 +126,7 @@ def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
         sha256=hashlib.sha256(data).hexdigest(),
         pixels=decoded.pixels,
         notes=decoded.notes,
+        region=None if box is None else mask_of_box(data, box, size, source.path),
     )
 
 
