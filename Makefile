@@ -1,5 +1,5 @@
-# The two commands a newcomer needs are `make demo` and `make test`; everything installs into .venv.
-# PYTHON names the interpreter that makes it (3.11 or newer), VENV another place for it.
+# Start with `make demo` and `make test`; everything is installed into .venv.
+# PYTHON: the interpreter (3.11 or newer). VENV: another folder for the environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,10 +14,10 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: help demo install dev test test-slow test-lowest lint check format docs bench bench-short comparison wheel sbom audit fuzz clean distclean
 
-help:  ## say what can be made
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to become a dog? Beside a plain model
+demo: $(VENV)/.installed  ## counterfactuals of a cat and a rocket towards dog, by the default model and a plain one
 	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --model cifar10-ratio --model cifar10-plain --out demo
 	@echo; echo "Look at these:"; \
 	echo "  demo/index.html            both models side by side, as a page for the browser"; \
@@ -25,11 +25,11 @@ demo: $(VENV)/.installed  ## how would a cat, and a rocket, have to change to be
 	echo "                             folders with -2 hold the plain model's answers: noise"; \
 	echo "  demo/counterfactuals.json  every number behind them"
 
-install: $(VENV)/.installed  ## make .venv and install the package with everything it can do, editable
+install: $(VENV)/.installed  ## create .venv and install the package with all its features, editable
 
 dev: $(VENV)/.dev  ## the same with the development extras
 
-test: $(VENV)/.dev  ## the whole suite, less the tests marked slow; PYTEST_ARGS="-k recipes" narrows it
+test: $(VENV)/.dev  ## all tests except those marked slow; PYTEST_ARGS="-k recipes" selects some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
@@ -46,7 +46,7 @@ docs: $(VENV)/.docs  ## build the documentation site into build/site
 	$(BIN)/python -m tools.generate_reference
 	$(BIN)/zensical build --clean
 
-format: $(VENV)/.dev  ## format and fix what can be fixed
+format: $(VENV)/.dev  ## format the code and apply automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -60,7 +60,7 @@ bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz
 bench-short: $(VENV)/.dev  ## benchmarks and studies at small sizes, ratios beside the stored ones; no timing fails
 	@set -e; for name in $(SHORT); do $(BIN)/python -m $$name --short > /dev/null; done
 
-# About seven hours of one core, nearly three of them for fine-tune; given again, it goes on where it stopped. The sets are yours to name.
+# About seven hours of one core, nearly three of them for fine-tune; an interrupted run continues.
 SOURCES := --train $(TRAIN) --test $(TEST) --outside $(OUTSIDE) --ood $(OOD)
 comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=".." OOD="NAME=SOURCE .."
 	$(BIN)/python -m experiments.comparison digits --json runs/comparison-digits.json
@@ -68,12 +68,12 @@ comparison: $(VENV)/.dev  ## Table 1 with our recipes: TRAIN=.. TEST=.. OUTSIDE=
 	$(BIN)/python -m experiments.comparison fine-tune $(SOURCES) --json runs/comparison-fine-tune.json
 	@set -e; for what in digits small fine-tune; do $(BIN)/python -m experiments.comparison_report runs/comparison-$$what.json; done
 
-# Files in the wheel carry the date of the last commit, so the same commit makes the same bytes.
-wheel: $(VENV)/.dev  ## dist/*.whl, recipes and assets inside; the same bytes every time
+# Files in the wheel have the date of the last commit, so builds of a commit are identical.
+wheel: $(VENV)/.dev  ## dist/*.whl with recipes and assets; reproducible
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2> /dev/null || echo 1577836800) $(BIN)/python -m build --wheel
 
-# What the tests ran with, less what only the development needs: exact versions with their hashes.
+# The versions that the tests ran with, without development tools: pinned, with hashes.
 build/requirements.txt: $(VENV)/.dev $(VENV)/.release
 	mkdir -p build
 	$(BIN)/python -m pip freeze --exclude-editable > build/constraints.txt
@@ -85,11 +85,11 @@ sbom: wheel build/requirements.txt  ## dist/ratioctl.cdx.json: the wheel's bill 
 	  --of JSON -o dist/ratioctl.cdx.json build/requirements.txt
 	cp build/requirements.txt dist/
 
-audit: build/requirements.txt  ## look these versions up in the advisory databases (needs the network)
+audit: build/requirements.txt  ## check these versions against the advisory databases (needs the network)
 	$(BIN)/pip-audit --requirement build/requirements.txt --require-hashes --disable-pip --strict
 
-# Warnings are let pass: yesterday's libraries warn about today's Python. The browser's tests are left out:
-# yesterday's Playwright does not know today's Chromium.
+# Warnings are not errors here: old libraries warn about new Python versions. Browser tests are left out:
+# an old Playwright does not support the current Chromium.
 LOWEST := build/lowest
 LOWEST_ARGS ?= -q -W default --ignore=tests/browser
 test-lowest: $(VENV)/.release  ## the suite with the lowest versions that pyproject.toml allows (Python 3.11)
@@ -97,11 +97,11 @@ test-lowest: $(VENV)/.release  ## the suite with the lowest versions that pyproj
 	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_ARGS)
 
-fuzz: $(VENV)/.dev  ## the parsers that are ours, 100,000 inputs each at most, two minutes each at most
+fuzz: $(VENV)/.dev  ## fuzz our own parsers: at most 100,000 inputs and two minutes each
 	$(BIN)/python -m pip install -q -e '.[fuzz]'
 	$(BIN)/python -m tools.fuzz
 
-clean:  ## remove what was built and measured, keep .venv and runs
+clean:  ## remove build and report folders; keep .venv and runs
 	rm -rf build dist demo counterfactuals reports *.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -109,7 +109,7 @@ clean:  ## remove what was built and measured, keep .venv and runs
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV)
 
-# The stamps carry the date of the last successful install: again only after pyproject.toml has changed.
+# The stamps record the last successful install; it is repeated only after pyproject.toml has changed.
 $(VENV)/.installed: pyproject.toml
 	@python=; for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	  if command -v $$candidate > /dev/null 2>&1 \

@@ -7,12 +7,12 @@ Sides, in one process and in turns, on one image and one model:
 
     ours          `ratioctl.counterfactual`: search, rounding to 8 bits inside the ball, scores of the saved
                   images, smallest flip radius
-    search        the search alone: all targets and budgets in one batch
+    search        one Auto-PGD search of as many steps: all targets and budgets in one batch
     pyautoattack  its targeted APGD (cross-entropy) on the module of `ratioctl.load_model`, one run for each
                   budget, both targets in one batch
     torchattacks  its targeted PGDL2 in the same way, where it is installed
     search floor  steps x budgets x targets passes with the gradient of the input, and a forward pass
-    floor         the same, and those of the flip radius
+    floor         the passes of our shorter searches, and those of the two radii
 
 Confidences are those of the targets after the model's temperature; ours are of the saved 8-bit images, the
 others of unrounded points. "behind" counts the budgets and targets where ours is lower by more than 0.005.
@@ -32,7 +32,7 @@ from ratioctl import images
 from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
-from ratioctl.counterfactuals.search import FLIP_RADII, FLIP_SHARE
+from ratioctl.counterfactuals.search import FLIP, FLIP_RADII, REFINE, START, WIDE
 from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.models.device import select_device
 from ratioctl.recipe import Attack, Ball
@@ -112,9 +112,10 @@ class Sides:
         harness.bare_passes(self.network, self.rows, self.steps, forwards=1)
 
     def floor(self) -> None:
-        self.search_floor()
-        flips = self.rows[:1].repeat(len(self.targets) * FLIP_RADII, 1, 1, 1)
-        harness.bare_passes(self.network, flips, max(self.steps // FLIP_SHARE, 1), forwards=1)
+        share = WIDE + 3 * START + REFINE
+        harness.bare_passes(self.network, self.rows, round(share * self.steps), forwards=4)
+        flips = self.rows[:1].repeat(2 * len(self.targets) * FLIP_RADII, 1, 1, 1)
+        harness.bare_passes(self.network, flips, max(round(FLIP * self.steps), 1), forwards=1)
 
 
 def main() -> None:

@@ -263,7 +263,7 @@ def counterfactual(
     """Show how images would have to change for a model to see another class.
 
     Args:
-        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
+        images: files, folders or archives, or images as values, see `ood_score`; one or several.
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
         model: package folders or names of bundled models.

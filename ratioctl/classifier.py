@@ -224,6 +224,7 @@ class Classifier:
         seed: int = 0,
         until: float | None = None,
         region: Any = None,
+        bit_depth: int | None = None,
         precision: str = "auto",
     ) -> ImageExplanation:
         """Find how the image would have to change, within balls, to be predicted as `target`.
@@ -237,11 +238,8 @@ class Classifier:
         """
         from ratioctl import counterfactuals
 
-        items = [item for one in image_io.as_list(image) for item in image_io.items_of_value(one, 0)]
-        if len(items) != 1:
-            raise UsageError("image", f"holds {len(items)} images", "Explain one at a time.")
         prepared = counterfactuals.prepare(
-            self._pixels(items[0]),
+            image,
             target=target,
             eps=eps,
             model=self._package("explain").path,
@@ -251,10 +249,12 @@ class Classifier:
             seed=seed,
             until=until,
             region=region,
+            bit_depth=bit_depth,
         )
+        if len(prepared.sources) != 1:
+            raise UsageError("image", f"holds {len(prepared.sources)} images", "Explain one at a time.")
         (found,) = counterfactuals.explain(prepared, device=self.device, precision=precision)
-        named = dataclasses.replace(found, path=items[0].path)
-        return ImageExplanation(explanation=named, header=prepared.header, cards=prepared.cards)
+        return ImageExplanation(explanation=found, header=prepared.header, cards=prepared.cards)
 
     def export(
         self,

@@ -58,6 +58,10 @@ class PackageError(RatioctlError):
     exit_code = 5
 
 
+class LogitsError(PackageError, ValueError):
+    """Logits that are not finite: finite weights whose products overflow."""
+
+
 class UncalibratedError(PackageError):
     """A package without the temperature or threshold that the command needs."""
 

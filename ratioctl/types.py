@@ -1,4 +1,4 @@
-"""What the commands find out: frozen values of numpy arrays and plain Python, for `report` and for users.
+"""Results of the commands: frozen values of NumPy arrays and plain Python objects.
 
 Field names are those of the JSON the command line writes.
 """
@@ -39,16 +39,16 @@ def short_repr(value: object) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Measurement(_ShortRepr):
-    """One number with what is needed to believe it.
+    """One number with its sample size, interval and origin.
 
     Attributes:
         name: "accuracy", "auroc", "fpr_at_95_tpr", "mmc", "ece", ...
         value: rates and confidences in [0,1].
         n: how many examples it was measured on.
-        interval: 95 % confidence interval, None where there is none to state.
-        dataset: the SOURCE or the name given to it.
+        interval: 95 % confidence interval; None where none is defined.
+        dataset: the SOURCE or its name.
         ball: the threat model of an attacked number; None for a clean one.
-        details: more to file with it (attack, bins, fingerprint, duration), plain JSON values.
+        details: further facts (attack, bins, fingerprint, duration), plain JSON values.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Measurement(_ShortRepr):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Report(_ShortRepr):
-    """Measurements of one model, and the doubts about them, which are shown beside the numbers."""
+    """Measurements of one model, and warnings that limit their meaning."""
 
     package_digest: str
     seed: int
@@ -92,11 +92,11 @@ class Report(_ShortRepr):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Attacked(_ShortRepr):
-    """An image and what an attack made of it, both uint8 (H, W, C), for people to look at.
+    """An image and its attacked version, both uint8 (H, W, C), for display.
 
     Attributes:
-        before, after: confidences of the image and of the point found (before that was rounded to 8 bits).
-        label: what the model takes the attacked image for.
+        before, after: confidences of the image and of the point found (before rounding to 8 bits).
+        label: predicted label of the attacked image.
     """
 
     dataset: str
@@ -113,9 +113,9 @@ class Evaluated(_ShortRepr):
 
     Attributes:
         name: of the package; different for every model of one evaluation.
-        figures: what figures are drawn from, plain JSON values.
-        gallery: the most confident attacked out-images.
-        examples: one entry per example and attack in each column, all columns equally long.
+        figures: figure data, plain JSON values.
+        gallery: attacked OOD images with the highest confidence.
+        examples: columns of equal length, one entry per example and attack.
     """
 
     name: str
@@ -127,10 +127,10 @@ class Evaluated(_ShortRepr):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Evaluation(_ShortRepr):
-    """What `ratioctl evaluate` found out, about one model or several on the same data.
+    """Result of `ratioctl evaluate`: one or several models on the same data.
 
     Attributes:
-        suite: its name; `protocol` says in words what was run.
+        suite: its name; `protocol` describes it in words.
         data: per set "name", "source", "n", "fingerprint".
         environment: versions, hardware, precision.
     """

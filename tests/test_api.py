@@ -36,6 +36,20 @@ def test_ood_score_takes_images_as_values(tiny_onnx: Path, colours: Path) -> Non
         ratioctl.ood_score(colours, model=tiny_onnx, limit=0)
 
 
+def test_counterfactual_takes_images_as_values(small_package: Path, photographs: Path) -> None:
+    path = photographs / "wide.png"
+    pixels = np.asarray(Image.open(path))
+    floats = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    given = [path, Image.open(path), path.read_bytes(), pixels, floats]
+    found = ratioctl.counterfactual(given, target="dog", eps=0.5, steps=2, model=small_package)
+    assert [one.path for one in found] == [str(path), "image-1", "image-2", "image-3", "image-4"]
+    pictures = [one.targets[0].budgets[0].image for one in found]
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
+    for wrong in (3, None, [path, 3], pixels.astype(np.int32)):
+        with pytest.raises(UsageError, match="PIL images"):
+            ratioctl.counterfactual(wrong, target="dog", model=small_package)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -18,6 +18,7 @@ from ratioctl.data import in_distribution, loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.device import select_device
+from ratioctl.models.normalization import other_order
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Calibration, Recipe
@@ -74,9 +75,12 @@ def calibrate(
 
     Raises:
         SourceError: no data, or class folders that are no labels of the model.
+        OutputError: a bundled model, and no `out`.
         PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
+    if out is None:
+        packages.check_writable(package)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
     spec = recipe.calibration if recipe is not None else Calibration()
     if objective is not None:
@@ -92,6 +96,9 @@ def calibrate(
     after = calibration_errors(logits, images.labels, temperature, spec)
     thresholds = tpr_thresholds(metrics.confidence(logits, temperature))
     warnings = _warnings(spec, temperature, before, after, images)
+    order = other_order(logits.argmax(1), images.labels, package.label_names)
+    if order is not None:
+        warnings = (order, *warnings)
     if not useful:
         warnings = ("no temperature improves held-out halves of the images; T = 1 is kept", *warnings)
     accuracy = float(metrics.accuracy(logits.argmax(1), images.labels))

@@ -14,7 +14,7 @@ import numpy as np
 from ratioctl import package, recipe
 from ratioctl.counterfactuals.epsilons import check_budgets, parse_range
 from ratioctl.counterfactuals.region import describe_region, parse_region, photo_box
-from ratioctl.counterfactuals.sources import ImageLike, Source, sources_of
+from ratioctl.counterfactuals.sources import Source, sources_of
 from ratioctl.counterfactuals.targets import resolve_targets
 from ratioctl.errors import UsageError
 from ratioctl.package import ModelPackage
@@ -108,7 +108,7 @@ class PreparedRequest:
 
 
 def prepare(
-    images: ImageLike | Sequence[ImageLike],
+    images: object,
     *,
     target: str | Sequence[str],
     eps: str | float | Sequence[float] | None = None,
@@ -127,7 +127,7 @@ def prepare(
     """Check a request as far as possible without reading an image; fast, without torch.
 
     Args:
-        images: files, folders or archives, or uint8 arrays (H, W) or (H, W, C); one or several.
+        images: files, folders or archives, or images as values (PIL, bytes, arrays, tensors); one or several.
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
         model: package folders or names of bundled models.

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ratioctl import images as pixels_of
 from ratioctl.counterfactuals.region import mask_of_box
-from ratioctl.errors import ImageError, SourceError, UsageError
+from ratioctl.errors import SourceError, UsageError
 from ratioctl.package import Spec
-
-ImageLike = str | os.PathLike[str] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,23 +51,23 @@ class Picture:
     region: np.ndarray | None = None
 
 
-def sources_of(
-    images: ImageLike | Sequence[ImageLike], out: str | os.PathLike[str] | None
-) -> Iterator[Source]:
-    """The images that `images` names, files in the output folder `out` left out. Raises SourceError."""
-    items = [images] if isinstance(images, str | os.PathLike | np.ndarray) else list(images)
-    if not items:
+def sources_of(images: object, out: str | os.PathLike[str] | None) -> Iterator[Source]:
+    """The images that `images` names or holds, files in the output folder `out` left out.
+
+    Raises:
+        SourceError: a file or folder that does not exist or holds no images.
+        UsageError: no image at all, or a value of another type (see `ratioctl.images.items_of_value`).
+    """
+    given = pixels_of.as_list(images)
+    if not given:
         raise UsageError("images", "there are none", "Name an image or a folder.")
-    paths = [os.fspath(one) for one in items if not isinstance(one, np.ndarray)]
+    paths = [os.fspath(one) for one in given if pixels_of.is_path(one)]
     pixels_of.walk(paths)  # checks at once that all of them exist
     count = 0
-    for index, one in enumerate(items):
-        if isinstance(one, np.ndarray):
-            count += 1
-            yield Source(path=f"array-{index}", read=functools.partial(encoded, one))
-            continue
-        ours = _own_folders(os.fspath(one), out)
-        for item in pixels_of.walk([one]):
+    for index, one in enumerate(given):
+        ours = _own_folders(os.fspath(one), out) if pixels_of.is_path(one) else ()
+        items = pixels_of.walk([one]) if pixels_of.is_path(one) else pixels_of.items_of_value(one, index)
+        for item in items:
             file = item.member.file
             if not os.path.realpath(file or item.path).startswith(ours):
                 count += 1
@@ -102,16 +97,6 @@ def _own_folders(folder: str, out: str | os.PathLike[str] | None) -> tuple[str, 
         return ()
     hidden = (".answers", ".answers.partial", ".interrupted")
     return tuple(os.path.join(real, place) + os.sep for place in (*places, *hidden) if place)
-
-
-def encoded(array: np.ndarray) -> bytes:
-    """uint8 (H, W) or (H, W, C) as a PNG. Raises ImageError."""
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-        raise ImageError("array", f"is {array.dtype} {array.shape}", "Pass uint8 (H, W) or (H, W, C).")
-    squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(squeezed)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def load(

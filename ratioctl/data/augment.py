@@ -14,7 +14,7 @@ from ratioctl.recipe import Augment
 
 
 def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) -> Tensor:
-    """One random view of each image.
+    """A random view of each image.
 
     Args:
         x: (N, C, H, W) uint8.
@@ -68,7 +68,7 @@ def flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
-    """Paint a square of `side` pixels around a uniform centre; it may hang over the border."""
+    """Paint a square of `side` pixels around a uniform center; it may extend over the border."""
     n, _, h, w = x.shape
     device = x.device
     row = torch.randint(0, h, (n, 1), generator=generator, device=device)
@@ -82,7 +82,7 @@ def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Te
 
 
 def resized_crop(x: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """A crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, enlarged back (bilinear)."""
+    """A crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back (bilinear)."""
     n, _, h, w = x.shape
     device = x.device
     area = smallest + (1 - smallest) * torch.rand(n, generator=generator, device=device)
@@ -110,7 +110,7 @@ def color_jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tens
 
 
 def lighting(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """AlexNet's PCA noise: colour moved along ImageNet's principal axes (Krizhevsky et al. 2012)."""
+    """AlexNet's PCA noise: colors moved along ImageNet's principal axes (Krizhevsky et al. 2012)."""
     if x.shape[1] != 3:
         return x
     values = torch.tensor([0.2175, 0.0188, 0.0045], device=x.device)
@@ -123,7 +123,7 @@ def lighting(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
 
 
 def _grey(y: Tensor) -> Tensor:
-    """(N, 1, H, W) luma of (N, 3, H, W); one channel stays itself."""
+    """(N, 1, H, W) luma of (N, 3, H, W); one channel is returned as it is."""
     if y.shape[1] == 1:
         return y
     return (y * torch.tensor([0.299, 0.587, 0.114], device=y.device).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -75,10 +75,10 @@ def load(
 def load_labelled(
     source: str, size: int, channels: int, label_names: Sequence[str] | None = None, *, download: bool = False
 ) -> Images:
-    """Like `load`, but labels are required, and are matched by name to `label_names` where given.
+    """Like `load`, but labels are required; they are matched by name to `label_names` if given.
 
     Raises:
-        SourceError: no class folders, fewer than two classes, or a folder that is no label of the model.
+        SourceError: no class folders, fewer than two classes, or a class that the model does not have.
     """
     loaded = load(source, size, channels, download=download)
     if loaded.labels is None:
@@ -106,14 +106,14 @@ def load_labelled(
 def hold_out(
     labels: np.ndarray, amount: float, seed: int, where: str = "data.validation"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified split of the indices 0..N-1 into (kept, held out), each ascending.
+    """Stratified split of the indices 0..N-1 into (training, held out), each ascending.
 
     Args:
         labels: (N,) int.
         amount: a fraction below 1, or a number of images.
 
     Raises:
-        SourceError: fewer than one image per class would be held out or kept.
+        SourceError: fewer than one image per class on one of the sides.
     """
     n = len(labels)
     wanted = round(amount * n) if amount < 1 else int(amount)
@@ -125,7 +125,7 @@ def hold_out(
             "Choose another amount.",
         )
     rng = np.random.default_rng([seed, 0x5EED])
-    # The shares of the classes, largest remainders first, add up to exactly `wanted`.
+    # Largest remainder method: the shares of the classes add up to `wanted`.
     counts = np.array([(labels == c).sum() for c in classes])
     exact = counts * wanted / n
     share = np.floor(exact).astype(int)
@@ -140,12 +140,12 @@ def hold_out(
 
 
 def short_name(source: str) -> str:
-    """How reports and cards name a SOURCE: a path's folders are nobody's business."""
+    """The name of a SOURCE in reports and cards: of a path only the last part is published."""
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
 
 
 def described(sets: Mapping[str, Images]) -> list[dict[str, Any]]:
-    """What reports say about named sets: plain JSON values."""
+    """Named sets as reports list them: plain JSON values."""
     return [
         {
             "name": name,
@@ -160,7 +160,7 @@ def described(sets: Mapping[str, Images]) -> list[dict[str, Any]]:
 
 
 def unreadable(sets: Mapping[str, Images]) -> list[str]:
-    """A sentence for every set of which images could not be read."""
+    """A sentence for every set with unreadable images."""
     return [
         f"images of {name} that could not be read and are left out: {len(images.errors)} "
         f"({images.errors[0][0]}: {images.errors[0][1]}{', ...' if len(images.errors) > 1 else ''})"

@@ -1,4 +1,4 @@
-"""Deterministic batches: batch number k is a function of (data, seed, k), so training resumes anywhere."""
+"""Deterministic batches: batch k is a function of (data, seed, k), so training can resume at any update."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
 
-_IN, _OUT = 1, 2  # streams of random numbers
+_IN, _OUT = 1, 2  # independent streams of random numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images of one update, float32 in [0,1], never normalised.
+    """Images of one update, float32 in [0, 1], not normalized.
 
     Attributes:
-        x_in: (B, C, H, W); y_in: (B,) int64.
-        x_out: (M, C, H, W), or None where the objective has no outside term.
+        x_in, y_in: ID images (B, C, H, W) and labels (B,) int64.
+        x_out: OOD images (M, C, H, W), or None if the objective has no OOD term.
     """
 
     x_in: Tensor
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The data of a recipe: training and held-out in-images, training and held-out out-images.
+    """The data of a recipe: training and held-out images, ID and OOD.
 
     `source_fingerprint` is that of `data.train` before the split into `train` and `held_out`.
     """
@@ -67,9 +67,9 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
-    """Every image the recipe trains and selects weights on.
+    """All images that a recipe trains and selects weights on.
 
-    Weights are always selected on images held out of `data.train`; `data.calibration` may be test images.
+    Weights are selected on images held out of `data.train`; `data.calibration` may be test images.
 
     Raises:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
@@ -78,15 +78,15 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
     everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
     assert everything.labels is not None
     keep, held = in_distribution.hold_out(everything.labels, data.validation, recipe.seed)
-    if data.calibration is not None:  # loaded for its faults, now rather than after the training
+    if data.calibration is not None:  # errors in it are reported now, not after the training
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
-    wants_outside = recipe.objective.outside is not None
+    has_ood_term = recipe.objective.outside is not None
     load_out = functools.partial(
         out_distribution.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
     )
-    out = load_out(data.outside, exclude=data.exclude) if wants_outside else None
+    out = load_out(data.outside, exclude=data.exclude) if has_ood_term else None
     out_test = None
     if data.outside_test:
         out_test = load_out(data.outside_test, exclude=data.exclude, must_exclude=False)
@@ -100,11 +100,11 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
 
 
 def leaks(splits: Splits) -> dict[str, int]:
-    """Held-out in-images that also stand in the training data, exactly or nearly (`images.near_duplicates`).
+    """Counts of held-out ID images that duplicate a training image, exactly or nearly (`near_duplicates`).
 
     Returns:
-        "held_out": how many were compared; "outside.exact" and "outside.near": of these, how many have a
-        copy in the training out-distribution; "train.exact": in the training split itself.
+        "held_out": number of images compared; "outside.exact" and "outside.near": of these, the number with
+        a copy among the OOD training images; "train.exact": with a copy in the training split.
     """
     held = splits.held_out.pixels
     found = {"held_out": len(held)}
@@ -118,7 +118,7 @@ def leaks(splits: Splits) -> dict[str, int]:
 
 
 def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> None:
-    """Class folders that differ between splits are an error before hours of training, not after."""
+    """Raise SourceError if the class folders of the test split differ from those of the training split."""
     assert recipe.data.test is not None
     source = recipe.data.test
     if registry.find(source) is not None:
@@ -135,7 +135,7 @@ def _same_classes(recipe: Recipe, names: tuple[str, ...], download: bool) -> Non
 
 
 def updates_per_epoch(count: int, batch_size: int) -> float:
-    """Updates in which every in-image is seen once; batches run on over the end of an epoch."""
+    """Updates in which every ID image is used once; batches continue over the end of an epoch."""
     return count / batch_size
 
 
@@ -145,7 +145,7 @@ def _permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
 
 
 def indices(n: int, batch: int, update: int, seed: int, stream: int) -> np.ndarray:
-    """(batch,) indices of update number `update`: consecutive slices of endless shuffled epochs."""
+    """(batch,) indices of update number `update`: consecutive slices of endlessly many shuffled epochs."""
     first = update * batch
     parts, wanted = [], batch
     while wanted:
@@ -157,7 +157,7 @@ def indices(n: int, batch: int, update: int, seed: int, stream: int) -> np.ndarr
 
 
 def to_float(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0,1], channels_last in memory."""
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], channels_last in memory."""
     x = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
     return x.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
@@ -170,7 +170,7 @@ def batch_at(
     fill: Tensor,
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """The batch of one update. `fill` (C,) uint8 is what Cutout paints."""
+    """The batch of one update. `fill` (C,) uint8 is the mean color, for padding and Cutout."""
     optim, spec = recipe.optim, recipe.data.augment
     assert train.labels is not None
     picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
@@ -202,7 +202,7 @@ def stream(
     stop: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Batches `start` to `stop - 1`, the next one prepared in a thread while the last is used."""
+    """Batches `start` to `stop - 1`, the next one prepared in a thread while the current one is used."""
 
     def make(updates: Sequence[int]) -> Batch:
         return batch_at(updates[0], recipe, train, out, fill, device)

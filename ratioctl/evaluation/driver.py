@@ -59,10 +59,7 @@ def run(
     callback: Callback | None = None,
     finish: Callable[[Evaluation], object] | None = None,
 ) -> Evaluation:
-    """Evaluate models on labelled images and OOD sets.
-
-    Batches that an interrupted run left in `out` are reused where everything that determines them is the
-    same; the result equals that of an uninterrupted run.
+    """Evaluate models on labelled images and OOD sets; a run that was interrupted in `out` is continued.
 
     Args:
         models: packages, their folders or names of bundled models; empty means the default model.
@@ -85,16 +82,15 @@ def run(
         finish: called with the result before the cache is marked as complete; writes the reports.
 
     Raises:
-        UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, an option that has no effect in the
-            suite.
+        UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, an option without effect.
         SourceError: data that is missing or has class folders that are no labels of a model.
         PackageError: a model that cannot be read; with `write` one that changed during the run.
-        OutputError: with `write`, a package that cannot be written; raised before anything is computed.
+        OutputError: with `write`, a package that cannot be written, before anything is computed.
     """
-    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
-    named = out_distribution.named(ood, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
+    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
+    named = out_distribution.named(ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
         _check_writable(loaded)
@@ -107,23 +103,12 @@ def run(
         cache = ResultCache(None if folder is None else folder / ".journal", keep=resume)
         saved = AttackedImages(folder / "adversarial") if save_adversarial and folder else None
         datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
-        plan = Plan((), callback or (lambda event: None))
-        contexts = []
+        plan, contexts = Plan((), callback or (lambda event: None)), []
         for name, package in zip(packages.names(loaded), loaded, strict=True):
-            sets = datasets.of(package)
-            subject = _subject(package, compute, seed)
+            sets, subject = datasets.of(package), _subject(package, compute, seed)
             batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
-            contexts.append(
-                Context(
-                    name=name,
-                    subject=subject,
-                    data=sets,
-                    suite=chosen,
-                    batches=batches,
-                    saved=saved,
-                    judge=judged_by,
-                )
-            )
+            one = Context(name=name, subject=subject, data=sets, suite=chosen, batches=batches)
+            contexts.append(dataclasses.replace(one, saved=saved, judge=judged_by))
         plan.add(phase for c in contexts for name in chosen.stages for phase in STAGES[name].plan(c))
         plan.announce()
         evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)

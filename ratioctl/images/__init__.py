@@ -12,7 +12,7 @@ from ratioctl.images.cache import cache_dir
 from ratioctl.images.decode import NARROW, Decoded, decode, orientation
 from ratioctl.images.duplicates import Duplicate, near_duplicates
 from ratioctl.images.files import FORMATS, read_file
-from ratioctl.images.inputs import ACCEPTED, as_array, as_list, is_path, items_of_value
+from ratioctl.images.inputs import ACCEPTED, as_array, as_list, encoded, is_path, items_of_value
 from ratioctl.images.labelled import MISSING, Loaded, SourceIndex, list_source, load_source, split_source
 from ratioctl.images.walk import Item, walk
 from ratioctl.utils.text import shown

@@ -47,7 +47,7 @@ class Member:
 
 
 class DamagedArchiveError(Exception):
-    """An archive that cannot be read to its end; the text says why."""
+    """An archive that cannot be read to its end, with the reason."""
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
@@ -325,5 +325,5 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> M
 
 
 def _member_name(name: str) -> str:
-    """A member's name as a relative POSIX path. It only ever names: nothing is written or opened under it."""
+    """A member's name as a relative POSIX path. It is only displayed, never opened."""
     return readable("/".join(p for p in name.split("/") if p not in ("", ".")))

@@ -1,7 +1,7 @@
 """One encoded image to the model's 8-bit input: the only implementation of the input pipeline.
 
-No global state of Pillow is changed (but that libtiff no longer writes to stderr) and every function may be
-called from several threads at once. Colour profiles are ignored: pixels are taken as sRGB, as data sets are.
+No global state of Pillow is changed (except that libtiff no longer writes to stderr), and every function may
+be called from several threads at once. Color profiles are ignored: pixels are taken as sRGB, as in data sets.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _QUIET = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An image as the model sees it, and what was done to it on the way."""
+    """An image as the model sees it, and the conversions that were applied."""
 
     pixels: np.ndarray  # (size, size, channels) uint8
     format: str  # "PNG", "JPEG", ...
@@ -140,7 +140,7 @@ def decode(
     if plugin is None:
         raise ImageError(name, _what_is_it(data), f"Images may be {FORMATS}.")
     kind, _, opener = plugin
-    # Pillow warns about damaged tags of these; the filter that silences it is global, so they take turns.
+    # Pillow warns about damaged tags of these formats; the warning filter is global, hence a lock.
     noisy = kind in ("TIFF", "GIF") or (kind == "PNG" and b"acTL" in data)
     if kind == "TIFF":
         _hush_libtiff()
@@ -153,7 +153,7 @@ def decode(
         raise ImageError(name, "does not fit into memory") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageError(name, f"has more than {MAX_PIXELS:,} pixels", "Make it smaller first.") from e
-    except Exception as e:  # decoders raise whatever their parsing stumbles over
+    except Exception as e:  # decoders raise many kinds of exceptions on damaged input
         raise ImageError(name, _damage(kind, e), "Save or fetch it again.") from e
 
 
@@ -191,7 +191,7 @@ def _decode(
     name: str,
     bit_depth: int | None,
 ) -> Decoded:
-    # The plug-in is called directly: Image.open would warn about large images, and warnings are global state.
+    # Called directly because Image.open warns about large images, and warnings are global state.
     with opener(io.BytesIO(data)) as im:
         width, height = im.size
         if width < 1 or height < 1:
@@ -315,7 +315,7 @@ def _has_more_frames(im: ImageFile.ImageFile, kind: str) -> bool:
         return False
     try:
         im.seek(1)
-    except Exception:  # no second frame, or a damaged one: the first one is all we use
+    except Exception:  # no second frame, or a damaged one; only the first one is used
         return False
     return True
 
@@ -323,7 +323,7 @@ def _has_more_frames(im: ImageFile.ImageFile, kind: str) -> bool:
 def orientation(exif: object) -> int:
     """The orientation 1..8 that an EXIF block states, 1 where it is missing or damaged.
 
-    Only tag 0x0112 of the first directory is looked at: Pillow's parser warns about damage elsewhere.
+    Only tag 0x0112 of the first directory is read: Pillow's parser warns about damage elsewhere.
     """
     if not isinstance(exif, bytes):
         return 1
@@ -376,7 +376,7 @@ def _what_is_it(data: bytes) -> str:
 
 
 def _damage(kind: str, e: Exception) -> str:
-    # A field that should be there is not, which Pillow tells in words of Python, at times in a SyntaxError.
+    # Pillow reports a missing field as an internal error, sometimes wrapped in a SyntaxError.
     if isinstance(e.__cause__ or e, struct.error | IndexError):
         return f"is a {kind} image that is cut short or damaged"
     detail = shown(str(e) or type(e).__name__)[:200]

@@ -10,9 +10,9 @@ import numpy as np
 # Measured on 86,000 Tiny ImageNet training images against 10,000 CIFAR-100 and 3,440 held-out images. Three
 # images are known to be in both: correlation 0.968 to 1, detail 0.858 to 1, distance 0 to 0.049. These three
 # are found and nothing else; the nearest other pair (two bridges that correlate as well) has distance 0.086.
-SAME_SHAPE = 0.95  # correlation of the grey pictures at 16x16
-SAME_DETAIL = 0.85  # correlation of what 4x4 blocks do not explain of them
-SAME_COLOUR = 0.07  # root mean square difference of the RGB pictures at 16x16, in [0, 1]
+SAME_SHAPE = 0.95  # correlation of the gray images at 16x16
+SAME_DETAIL = 0.85  # correlation of their differences from their means over 4x4 blocks
+SAME_COLOR = 0.07  # root mean square difference of the RGB images at 16x16, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Duplicate:
 
 
 def near_duplicates(first: np.ndarray, second: np.ndarray) -> tuple[Duplicate, ...]:
-    """The closest copy in `first` of each image of `second` that has one, exact or resized or recoded.
+    """The closest copy in `first` of each image of `second` that has one: exact, resized or re-encoded.
 
     Mirrored copies and other crops are not found. Memory stays at a kilobyte for each image of `first`.
 
@@ -63,11 +63,11 @@ def near_duplicates(first: np.ndarray, second: np.ndarray) -> tuple[Duplicate, .
 def _closer(
     found: dict[int, Duplicate], first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> None:
-    """Puts the pairs (i, j) that are duplicates and nearer than what is known into `found`."""
+    """Enter the pairs (i, j) that are duplicates, and nearer than those known, into `found`."""
     a, b = _pooled(first[i]), _pooled(second[j])
     distance = np.sqrt(np.mean((a - b) ** 2, axis=(1, 2, 3))) / 255
     detail = np.sum(_unit(_detail(a)) * _unit(_detail(b)), axis=1)
-    for n in np.flatnonzero((distance <= SAME_COLOUR) & (detail >= SAME_DETAIL)):
+    for n in np.flatnonzero((distance <= SAME_COLOR) & (detail >= SAME_DETAIL)):
         known = found.get(int(j[n]))
         if known is None or (not known.exact and distance[n] < known.distance):
             found[int(j[n])] = Duplicate(
@@ -76,7 +76,7 @@ def _closer(
 
 
 def _pooled(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 -> (N, k, k, C) float32 means over areas; k is 16, less where images are smaller."""
+    """(N, H, W, C) uint8 -> (N, k, k, C) float32 means over areas; k is 16, or less for smaller images."""
     side = min(images.shape[1:3])
     k = next((k for k in (16, 8, 4) if side >= k), 1)
     x = images.astype(np.float32)
@@ -100,7 +100,7 @@ def _areas(k: int, length: int) -> np.ndarray:
 
 
 def _detail(pooled: np.ndarray) -> np.ndarray:
-    """(N, k * k): grey picture without its means over 4x4 blocks."""
+    """(N, k * k): gray image minus its means over 4x4 blocks."""
     grey = pooled.mean(axis=3)
     coarse = max(1, grey.shape[1] // 4)
     up = np.kron(np.eye(grey.shape[1] // coarse, dtype=np.float32), np.full((coarse, coarse), 1 / coarse))
@@ -108,7 +108,7 @@ def _detail(pooled: np.ndarray) -> np.ndarray:
 
 
 def _shapes(images: np.ndarray) -> np.ndarray:
-    """(N, k * k) float32 unit vectors of the grey pictures without their mean; zero for flat ones."""
+    """(N, k * k) float32 unit vectors of the gray images minus their mean; zero for flat ones."""
     step = _at_a_time(images)
     parts = [images[n : n + step] for n in range(0, len(images), step)]
     grey = np.concatenate([_pooled(p).mean(axis=3).reshape(len(p), -1) for p in parts])

@@ -36,7 +36,7 @@ MAX_BYTES = 256 * 2**20  # of one encoded image, in a file or in an archive
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most MAX_BYTES. Never waits for a FIFO or reads a device.
+    """The bytes of a regular file of at most MAX_BYTES. Never waits for a FIFO and never reads a device.
 
     Raises:
         ImageError: missing, not a regular file, not readable, empty or too large; the reason says which.
@@ -52,14 +52,14 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         )
         with open(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
-            _refuse_special(status.st_mode, name)  # it may have been exchanged between stat and open
+            _refuse_special(status.st_mode, name)  # it may have been replaced between stat and open
             if status.st_size > MAX_BYTES:
                 raise too_long(name)
             data = file.read(MAX_BYTES + 1)
     except OSError as e:
         raise unreadable(name, e) from e
     except ValueError as e:  # a NUL byte in the name
-        raise ImageError(name, "is no possible file name") from e
+        raise ImageError(name, "is not a possible file name") from e
     return sized(data, name)
 
 

@@ -62,13 +62,14 @@ def items_of_value(image: object, index: int) -> Iterator[Item]:
     if array.dtype != np.uint8:
         array = to_uint8(array) if array.ndim == 4 else to_uint8(array[None])[0]
     if array.ndim < 4:
-        return iter([_item(name, _png(_picture(array)))])
-    return (_item(f"{name}-{k}", _png(_picture(one))) for k, one in enumerate(array))
+        return iter([_item(name, encoded(array))])
+    return (_item(f"{name}-{k}", encoded(one)) for k, one in enumerate(array))
 
 
-def _picture(array: np.ndarray) -> Image.Image:
+def encoded(array: np.ndarray) -> bytes:
+    """uint8 (H, W) or (H, W, C) as a PNG."""
     squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return Image.fromarray(np.ascontiguousarray(squeezed))
+    return _png(Image.fromarray(np.ascontiguousarray(squeezed)))
 
 
 def as_array(image: Any) -> np.ndarray:

@@ -34,7 +34,7 @@ _MAX_WAITING_BYTES = 2**24  # encoded members of an archive that wait to be deco
 
 @dataclass(frozen=True, kw_only=True)
 class SourceIndex:
-    """What a labelled SOURCE holds, without its pixels. `names`, sorted by class, then name."""
+    """Names and labels of a SOURCE, sorted by class, then name; no pixels."""
 
     path: str
     split: str | None
@@ -45,18 +45,18 @@ class SourceIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A SOURCE in memory. Images that could not be read are left out and stand in `errors`."""
+    """A SOURCE in memory. Unreadable images are left out and listed in `errors`."""
 
     images: np.ndarray  # (N, H, W, C) uint8; may be a private (copy-on-write) memory map
     labels: np.ndarray | None  # (N,) int64; None for a flat source
     label_names: tuple[str, ...]
     names: tuple[str, ...]  # (N,) POSIX paths inside the source
     errors: tuple[tuple[str, str], ...]  # (name, reason)
-    fingerprint: str  # SHA-256 of pixels, labels and label names: the same however the images are packed
+    fingerprint: str  # SHA-256 of pixels, labels and label names: independent of the packing
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """(path, split) of `PATH` or `PATH:SPLIT`. A colon belongs to the path where such a path exists.
+    """(path, split) of `PATH` or `PATH:SPLIT`. A colon is part of the path if that path exists.
 
     Raises:
         SourceError: nothing of that name exists.
@@ -88,7 +88,7 @@ def _listable_members(path: str) -> Iterator[Member]:
 
 
 def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
-    """The names and labels of a SOURCE, nothing decoded; archives are read once.
+    """The names and labels of a SOURCE, without decoding; archives are read once.
 
     Raises:
         SourceError: as `load_source`.
@@ -134,7 +134,7 @@ class _Layout:
 def _layout(
     source: str, names: Sequence[str], folders: Iterable[str], split: str | None, exclude: Sequence[str]
 ) -> _Layout:
-    """Classes of the image paths `names`; a folder that wraps all (`tar cf pets.tar pets`) is taken off."""
+    """Classes of the image paths `names`; a folder around everything (`tar cf pets.tar pets`) is removed."""
     shown_source = shown(source)
     # macOS stores names decomposed, keyboards type them composed.
     names, exclude = [nfc(name) for name in names], [nfc(name) for name in exclude]
@@ -151,11 +151,11 @@ def _layout(
         order = [i for i, _ in sorted(inside, key=lambda pair: pair[1])]
         return _Layout(order=order, labels=None, label_names=())
     if loose:
-        reason = f"holds images beside its class folders, {shown(loose[0])} for one"
+        reason = f"has images beside its class folders, for example {shown(loose[0])}"
         raise SourceError(shown_source, reason, "Move them into a class folder or out of the source.")
     if len(known) > 1 and {k.lower() for k in known} <= SPLIT_NAMES:
-        reason = f"is divided into {', '.join(known)}"
-        raise SourceError(shown_source, reason, f"Say which, for example {shown_source}:{known[-1]}.")
+        reason = f"has the splits {', '.join(known)}"
+        raise SourceError(shown_source, reason, f"Choose one, for example {shown_source}:{known[-1]}.")
     present = {
         f[len(prefix) :].split("/", 1)[0] for f in folders if f.startswith(prefix) and len(f) > len(prefix)
     }
@@ -181,7 +181,7 @@ def _layout(
 
 
 def _prefix(shown_source: str, names: Sequence[str], split: str | None) -> str:
-    """What to take off the names: wrapping folders, then the split."""
+    """The prefix to remove from the names: folders that contain everything, then the split."""
 
     def tops(prefix: str) -> set[str]:
         return {n[len(prefix) :].split("/", 1)[0] for n in names}
@@ -221,11 +221,11 @@ def load_source(
     workers: int | None = None,
     cache: bool = True,
 ) -> Loaded:
-    """A labelled SOURCE decoded into one uint8 array, in an order that does not depend on how it is packed.
+    """A labelled SOURCE decoded into one uint8 array, in an order that does not depend on the packing.
 
     SOURCE is a folder or a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip of one, either followed by `:SPLIT` for a
-    first-level folder. Its first-level folders are the classes, images may lie deeper; images without any
-    folder make an unlabelled source. Archives are streamed once; beside the array a few megabytes are used.
+    first-level folder. Its first-level folders are the classes, images may lie deeper; images without a
+    folder make an unlabelled source. Archives are streamed once; besides the array a few megabytes are used.
 
     Args:
         source: see above.
@@ -234,8 +234,8 @@ def load_source(
         workers: decoding threads; the number of processors by default.
         cache: keep large results in `cache_dir()` and take them from there.
     Raises:
-        SourceError: missing, damaged, without images, an empty class, splits but none chosen, an unknown
-            class in `exclude`, or no image that can be read.
+        SourceError: missing, damaged, without images, an empty class, splits of which none is chosen, an
+            unknown class in `exclude`, or no readable image.
     """
     path, split = split_source(source)
     key = _cache_key(path, split, size, channels, exclude) if cache else None

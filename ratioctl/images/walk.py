@@ -18,13 +18,13 @@ from ratioctl.utils.text import nfc, readable, shown
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An image to be read: what rows call it, and how to get its bytes (from any thread, repeatedly)."""
+    """An image to be read: its name in rows, and access to its bytes (from any thread, repeatedly)."""
 
     path: str  # the argument as given, joined with the POSIX relative path; valid Unicode
     member: Member = field(repr=False)
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises ImageError where they cannot be read."""
+        """The encoded bytes. Raises ImageError."""
         return self.member.read(self.path)
 
     def open(self) -> BinaryIO:
@@ -36,7 +36,7 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
 
     A file given by name is always an item. Folders are walked recursively in sorted order, for names with an
     image suffix, hidden ones left out; tars are streamed in the archive's order, zips sorted; `a.tar:dir`
-    takes a part of an archive. What cannot be read (a folder without permission, the rest of a damaged
+    selects a part of an archive. What cannot be read (a folder without permission, the rest of a damaged
     archive) is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or
     by NUL bytes.
 
@@ -76,7 +76,7 @@ def _walk(arguments: list[str], stdin: BinaryIO | None) -> Iterator[Item]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The entries of a list of paths, separated by NUL bytes where there are any, else by newlines."""
+    """The entries of a list of paths, separated by NUL bytes if there are any, else by newlines."""
     read = getattr(stream, "read1", stream.read)
     rest, mark = b"", b""
     while chunk := read(2**16):
@@ -146,7 +146,7 @@ def folder_members(root: str) -> Iterator[Member]:
         """Each entry, and for a folder the arguments of the visit to it."""
         unlisted = "is a folder that cannot be listed: "
         names: list[str] = []
-        others: dict[str, os.DirEntry[str]] = {}  # what is no plain file; of a million those are only names
+        others: dict[str, os.DirEntry[str]] = {}  # of a million plain files only the names are kept
         try:
             with os.scandir(folder) as scan:
                 for entry in scan:

@@ -7,19 +7,23 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ratioctl.errors import LogitsError
 from ratioctl.metrics.arrays import label_array, vector
 
 
 def finite_logits(logits: ArrayLike) -> np.ndarray:
     """`logits` (..., K) as float64. Single classes may be at -inf.
 
-    Raises ValueError for a missing class axis, NaN, +inf, or an example whose logits are all -inf.
+    Raises ValueError for a missing class axis, and LogitsError for NaN, +inf, or an example whose logits are
+    all -inf.
     """
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim < 1 or z.shape[-1] < 1:
         raise ValueError(f"logits need a class axis, got shape {z.shape}")
     if np.isnan(z).any() or np.isposinf(z).any() or np.isneginf(z).all(-1).any():
-        raise ValueError("logits hold NaN or infinite values")
+        bad = int((~np.isfinite(z)).any(-1).sum())
+        reason = f"computes logits that hold NaN or infinite values, for {bad} of {z[..., 0].size} inputs"
+        raise LogitsError("the network", reason, "Its weights are broken: use another checkpoint.")
     return z
 
 

@@ -1,62 +1,35 @@
-"""Classifiers trained elsewhere: their weights under our names, and the normalisation of their pixels."""
+"""Classifiers trained elsewhere: their weights under our names, and a package of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import pickle
 import re
-import struct
-import warnings
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
-from ratioctl.errors import PackageError, UsageError
+from ratioctl.errors import LogitsError, UsageError
+from ratioctl.models.checkpoint_file import MAX_NEST, Checkpoint
+from ratioctl.models.libraries import published_size
 from ratioctl.models.network import Classifier, build, load_weights
-from ratioctl.models.registry import find_architecture
+from ratioctl.models.registry import build_network, find_architecture
 from ratioctl.package import ModelPackage
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-# Where training scripts keep the weights among other things, likeliest first.
-NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "ema")
 # One part of a name for another; both directions, as either may be ours.
 ALIASES = (
     *(("shortcut", "downsample"), ("convShortcut", "shortcut.0"), ("fc", "classifier"), ("fc", "head")),
     *(("linear", "fc"), ("linear", "classifier"), ("linear", "head"), ("linear", "fc.1")),
 )
-MAX_NEST = 8  # tables in tables; a pickle may hold itself
-MEANS, STDS = ("mean", "mu", "_mean"), ("std", "sigma", "_std")
-COMMON = {  # normalisations that people train with, for `measure`
-    "that changes nothing": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "of [-1,1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "of ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "of CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-}
-RAW = "If it was trained on pixels in [0,1] as they are, say so: --mean 0 --std 1."
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A file of weights as it was read.
-
-    Attributes:
-        state: tensors by name, as stored.
-        nest: the keys under which they lay, "" for none.
-        sha256: of the file.
-    """
-
-    path: Path
-    state: dict[str, Tensor]
-    nest: str
-    sha256: str
+MEANS, STDS = ("mean", "mu", "_mean", "new_mean"), ("std", "sigma", "_std", "new_std")
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norm, and of torch's AveragedModel
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
+OWN_SIZE = 32  # of our architectures, which are those of CIFAR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,101 +38,16 @@ class Fitted:
 
     Attributes:
         classifier: in eval mode.
-        options: architecture options that follow from the weights (the width).
-        prefix: what was taken off the names; renamed: how many other names were changed.
+        options: architecture options, as given and as inferred from the weights (the width).
+        prefix: what was removed from the names; renamed: how many other names were changed.
         notes: what the user is told about it.
     """
 
     classifier: Classifier
-    options: dict[str, int]
+    options: dict[str, Any]
     prefix: str
     renamed: int
     notes: tuple[str, ...]
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def read(path: str | Path) -> Checkpoint:
-    """The tensors of a `.safetensors` file or a PyTorch state dict; no code in the file is ever run.
-
-    Raises:
-        UsageError: no such file, or another kind of file.
-        PackageError: damaged, or it holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError(path, "is a folder, not a file of weights", f"Name a {' or '.join(SUFFIXES[:3])}.")
-    if not path.exists():
-        raise UsageError(path, "does not exist", "Check the spelling of the path.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(path, "is of an unknown kind", f"Weights are read from {', '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise UsageError(path, "is not a plain file", "Copy the weights into one.")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
-    digest = hashlib.sha256(data).hexdigest()
-    if path.suffix.lower() == ".safetensors":
-        arrays = packages.parse_weights(data, path)
-        return Checkpoint(
-            path=path, state={k: torch.from_numpy(v) for k, v in arrays.items()}, nest="", sha256=digest
-        )
-    try:
-        with warnings.catch_warnings():  # that this is a TorchScript archive is said below
-            warnings.simplefilter("ignore")
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        if not re.search(r"GLOBAL|Unsupported class|instantiate|TorchScript", str(error)):
-            raise _damaged(path, error) from None
-        reason = "holds more than tensors: code that would run on loading, which is refused"
-        step = "Save its state dict alone: torch.save(model.state_dict(), ...)."
-        raise PackageError(path, reason, step) from None
-    except (EOFError, ValueError, KeyError, TypeError, OSError) as error:
-        raise _damaged(path, error) from None
-    except (AttributeError, IndexError, struct.error, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-    state, nest = _state(loaded, path)
-    for name, tensor in state.items():
-        if not _plain(tensor):
-            reason = f'holds "{name}" as {tensor.dtype} in another form than plain numbers'
-            raise PackageError(path, reason, "Save float tensors: quantise and prune after the export.")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise PackageError(path, f'holds values that are not finite in "{name}"', "Use another epoch's.")
-    return Checkpoint(path=path, state=state, nest=nest, sha256=digest)
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Whether the file holds every one of its real numbers: neither sparse, quantised nor repeated views."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _damaged(path: Path, error: Exception) -> PackageError:
-    detail = " ".join(str(error).split())[:120] or type(error).__name__
-    return PackageError(path, f"is damaged or no PyTorch file ({detail})", "Get it again.")
-
-
-def _state(loaded: object, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The table of tensors in what was loaded, and where it lay."""
-    nest: list[str] = []
-    while isinstance(loaded, Mapping) and len(nest) < MAX_NEST:
-        tensors = {str(k): v.detach() for k, v in loaded.items() if isinstance(v, Tensor)}
-        if len(tensors) > 1:
-            return tensors, ".".join(nest)
-        inner = next((k for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
-        if inner is None:
-            keys = ", ".join(str(k) for k in list(loaded)[:8])
-            reason = f"holds no table of weights; it has {keys}" if keys else "is empty"
-            raise PackageError(path, reason, "Save model.state_dict().")
-        nest.append(inner)
-        loaded = loaded[inner]
-    raise PackageError(path, f"holds a {type(loaded).__name__}, not a state dict", "Save model.state_dict().")
-
-
-# --- fitting ------------------------------------------------------------------------------------------------
 
 
 def fit(
@@ -169,24 +57,27 @@ def fit(
     num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
+    input_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Build `architecture` and give it the checkpoint's weights.
 
-    Prefixes of wrappers ("module.", "model.") and the usual other names of CIFAR ResNets are recognised; the
-    width of ours follows from the first convolution.
+    Prefixes of wrappers ("module.", "model.") and the usual other names of CIFAR ResNets are recognised. The
+    width of ours, one input channel and auxiliary heads follow from the weights.
 
     Args:
         mean, std: one number per channel, or a single one for all.
+        input_size: side of the images, for networks that are built for one size.
+        options: of the architecture; needed for what the weights do not determine.
 
     Raises:
-        UsageError: unknown architecture, another number of classes, or names and shapes that do not fit:
-            missing and unexpected ones are named.
+        UsageError: unknown architecture, another number of classes, an undetermined option, or names and
+            shapes that do not fit: missing and unexpected ones are named.
     """
-    state = {k: v for k, v in checkpoint.state.items() if not k.endswith("num_batches_tracked")}
-    first = next((v for k, v in state.items() if v.ndim == 4), None)
-    grey = first is not None and first.shape[1] == 1 and ":" not in architecture
-    channels = 1 if grey else 3
-    options = find_architecture(architecture).infer(state)
+    state = {k: v for k, v in checkpoint.state.items() if not k.endswith(COUNTERS)}
+    chosen = {**find_architecture(architecture).infer(state), **(options or {})}
+    _check_determined(architecture, chosen, input_size)
+    channels = channels_of(state)
     per_channel = [list(v) * channels if len(v) == 1 else list(v) for v in (mean, std)]
     for name, values in zip(("--mean", "--std"), per_channel, strict=True):
         if len(values) != channels:
@@ -196,21 +87,22 @@ def fit(
             architecture,
             num_classes=num_classes,
             channels=channels,
+            input_size=input_size,
             mean=per_channel[0],
             std=per_channel[1],
-            **options,
+            **chosen,
         )
-    target = {
-        k: tuple(v.shape)
-        for k, v in classifier.network.state_dict().items()
-        if not k.endswith("num_batches_tracked")
-    }
+    target = _shapes(classifier.network)
     prefix, names = _matched(state, target)
-    notes = []
-    inside = normalisation_inside(checkpoint)
+    notes = list(checkpoint.notes)
     extra = [k for k in state if k not in names and not _is_normalisation(k)]
     missing = [k for k in target if k not in names.values()]
-    _insist_on_fit(checkpoint.path, architecture, missing, extra, state, target, names, num_classes)
+    if not missing and (left := _left_out(extra, prefix, state, names)):
+        extra = [k for k in extra if k not in left]
+        notes.append(f"left out {_some(left)}, which the network does not use")
+    size = (input_size, lambda: possible_sizes(checkpoint, architecture, num_classes, chosen))
+    _check_fit(checkpoint.path, architecture, missing, extra, state, target, names, num_classes, size)
+    inside = stored_normalization(checkpoint)
     if inside is not None:
         stored = tuple(np.allclose(a, b, atol=1e-3) for a, b in zip(inside, per_channel, strict=True))
         if stored != (True, True):
@@ -223,12 +115,47 @@ def fit(
     if renamed:
         notes.append(f"translated {renamed} of its names")
     return Fitted(
-        classifier=classifier.eval(), options=options, prefix=prefix, renamed=renamed, notes=tuple(notes)
+        classifier=classifier.eval(), options=chosen, prefix=prefix, renamed=renamed, notes=tuple(notes)
     )
 
 
-def normalisation_inside(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) that the checkpoint keeps as buffers of its own, where it does."""
+def channels_of(state: Mapping[str, Tensor]) -> int:
+    """Input channels, 1 or 3: depthwise convolutions take 1 as well, but only a colour stem takes 3."""
+    taken = {v.shape[1] for v in state.values() if v.ndim == 4}
+    return 1 if 1 in taken and 3 not in taken else 3
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(COUNTERS)}
+
+
+def _check_determined(architecture: str, options: Mapping[str, Any], input_size: int | None) -> None:
+    """Refuse to guess an option that leaves no trace in the weights and has no safe default."""
+    entry = find_architecture(architecture)
+    for option in entry.undetermined:
+        reason = None if option in options else entry.ambiguous(option, input_size)
+        if reason is not None:
+            example = f"--arch-option {option}={str(entry.defaults[option]).lower()}"
+            step = f"Say how the network was built, for example {example}."
+            raise UsageError(f"--arch-option {option}", f"is needed for {architecture}: {reason}", step)
+
+
+def _left_out(
+    extra: Sequence[str], prefix: str, state: Mapping[str, Tensor], names: Mapping[str, str]
+) -> list[str]:
+    """Tensors outside of the network's prefix: of losses and metrics, and copies of the network's own."""
+    copies = {k: state[k] for k in names}
+    left = []
+    for key in extra:
+        same = (k for k in copies if key.endswith("." + k.removeprefix(prefix)))
+        copied = any(copies[k].shape == state[key].shape and torch.equal(copies[k], state[key]) for k in same)
+        if copied or (prefix and not key.startswith(prefix)):
+            left.append(key)
+    return left
+
+
+def stored_normalization(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) that the checkpoint holds as buffers, where it does."""
     found: dict[str, tuple[float, ...]] = {}
     for key, tensor in checkpoint.state.items():
         last = key.rsplit(".", 1)[-1]
@@ -274,7 +201,7 @@ def _ours(name: str, target: Iterable[str]) -> str | None:
     return None
 
 
-def _insist_on_fit(
+def _check_fit(
     path: Path,
     architecture: str,
     missing: list[str],
@@ -283,6 +210,7 @@ def _insist_on_fit(
     target: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
     num_classes: int,
+    size: tuple[int | None, Callable[[], list[int]]],
 ) -> None:
     shapes = [
         (theirs, tuple(state[theirs].shape), target[ours])
@@ -296,6 +224,10 @@ def _insist_on_fit(
         count = last[0][1][0]
         reason = f"has {count} classes, and {num_classes} labels were given"
         raise UsageError(path, reason, "Name one label per output, in the order of the outputs.")
+    if shapes and ":" in architecture and (sizes := size[1]()) and size[0] not in sizes:
+        taken = ", ".join(map(str, sizes))
+        reason = f"the weights are those of {architecture} for images of {taken} pixels"
+        raise UsageError(f"--input-size {size[0]}", reason, f"Give --input-size {sizes[0]}.")
     parts = [f"missing {_some(missing)}"] if missing else []
     parts += [f"unexpected {_some(extra)}"] if extra else []
     parts += (
@@ -303,7 +235,8 @@ def _insist_on_fit(
         if shapes
         else []
     )
-    raise UsageError(path, f"does not fit {architecture}: {'; '.join(parts)}", "Try another --arch.")
+    step = "Try another --arch." if missing or shapes else "Save the network's own state dict, without them."
+    raise UsageError(path, f"does not fit {architecture}: {'; '.join(parts)}", step)
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
@@ -311,107 +244,75 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return f"{len(names)}: " * (len(names) > 1) + ", ".join(f"{name:.100}" for name in names[:most]) + rest
 
 
-# --- normalisation ------------------------------------------------------------------------------------------
+# --- input sizes --------------------------------------------------------------------------------------------
 
 
-def checked_normalisation(
-    mean: Sequence[float] | None, std: Sequence[float] | None, inside: object = None
-) -> None:
-    """Refuse a normalisation that is missing or in other units, and say why.
+def resolve_size(
+    checkpoint: Checkpoint, architecture: str, num_classes: int, options: Mapping[str, Any]
+) -> tuple[int, str]:
+    """The input size where none is given, and a note about it.
 
     Raises:
-        UsageError: not both given, a std that is not above 0, or numbers of pixels in 0..255.
+        UsageError: a library's network, and its weights fit images of several sizes.
     """
-    if mean is None and std is None:
-        reason = "is not given. A wrong normalisation makes a good model a bad one without any error"
-        step = f"Give the values it was trained with, for pixels in [0,1]: --mean R,G,B --std R,G,B. {RAW}"
-        raise UsageError("the normalisation of the input", reason, step)
-    if mean is None or std is None:
-        lacking, given = ("--mean", "--std") if mean is None else ("--std", "--mean")
-        raise UsageError(given, f"is given without {lacking}", "Give both.")
-    if not all(np.isfinite([*mean, *std])):
-        raise UsageError("--mean, --std", "must be finite numbers", "For example --mean 0.5 --std 0.25.")
-    if min(std) <= 0:
-        raise UsageError("--std", f"is {min(std):g}; pixels are divided by it", "Give numbers above 0.")
-    if max(map(abs, mean)) > 2 or max(std) > 4:
-        step = "Divide them by 255: normalisation here is of pixels in [0,1]."
-        raise UsageError("--mean, --std", "look like values for pixels in 0..255", step)
+    if ":" not in architecture:
+        return OWN_SIZE, f"Input size: {OWN_SIZE}, the default of {architecture}; --input-size sets another."
+    published = published_size(architecture)
+    sizes = possible_sizes(checkpoint, architecture, num_classes, options)
+    if len(sizes) == 1:
+        return sizes[0], f"Input size: {sizes[0]}, the only one that the weights fit."
+    usual = "" if published is None else f" Its published weights take {published}."
+    reason = f"is needed: {architecture} takes images of several sizes, and is right at that of its training"
+    raise UsageError("--input-size", reason, f"Give the size it was trained at: --input-size N.{usual}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What `measure` found with one normalisation; `accuracy` is None without labels."""
-
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    accuracy: float | None
-
-
-@torch.inference_mode()
-def measure(
-    classifier: Classifier, pixels: np.ndarray, labels: np.ndarray | None
-) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], list[Trial]]:
-    """The input statistics of real images, and how the classifier does with normalisations people use.
-
-    Args:
-        pixels: uint8 (N, H, W, C); labels: (N,), or None.
-
-    Returns:
-        (mean, std) per channel of the normalised input, and trials, the classifier's own first.
-    """
-    channels = pixels.shape[-1]
-    own = tuple(tuple(getattr(classifier, name).flatten().tolist()) for name in ("mean", "std"))
-    flat = pixels.reshape(-1, channels).astype(np.float64) / 255
-    data = tuple(flat.mean(0)), tuple(np.maximum(flat.std(0), 1e-3))
-    centred = (data[0] - np.array(own[0])) / own[1], data[1] / np.array(own[1])
-    statistics = (tuple(map(float, centred[0])), tuple(map(float, centred[1])))
-    candidates = {"as given": own}
-    if labels is not None:
-        candidates |= {name: (m[:channels], s[:channels]) for name, (m, s) in COMMON.items()}
-        candidates["of these images"] = data
-    trials: list[Trial] = []
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    for name, (mean, std) in candidates.items():
-        if any(np.allclose(t.mean, mean, atol=1e-3) and np.allclose(t.std, std, atol=1e-3) for t in trials):
-            continue
-        accuracy = None
-        if labels is not None:
-            m, s = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
-            # Others only have to be told apart: a quarter of the images will do.
-            some, truth = (x, labels) if name == "as given" else (x[::4], labels[::4])
-            found = [classifier.network((part.float() / 255 - m) / s).argmax(1) for part in some.split(64)]
-            accuracy = float((torch.cat(found).numpy() == truth).mean())
-        trials.append(Trial(name=name, mean=tuple(mean), std=tuple(std), accuracy=accuracy))
-    return statistics, trials
-
-
-def doubts(statistics: tuple[Sequence[float], Sequence[float]], trials: Sequence[Trial]) -> list[str]:
-    """What looks wrong about the normalisation, in sentences; empty where nothing does."""
+def possible_sizes(
+    checkpoint: Checkpoint, architecture: str, num_classes: int, options: Mapping[str, Any]
+) -> list[int]:
+    """Which of SIZES the architecture can be built for with the shapes of these weights, and takes."""
+    state = {k: v for k, v in checkpoint.state.items() if not k.endswith(COUNTERS)}
+    chosen = {**find_architecture(architecture).infer(state), **options}
+    channels = channels_of(state)
+    build_network(architecture, num_classes=num_classes, channels=channels, **chosen)  # names unknown ones
     found = []
-    given = trials[0]
-    identity = np.allclose(given.mean, 0) and np.allclose(given.std, 1)
-    off = max(map(abs, statistics[0])) > 1 or max(statistics[1]) > 3 or min(statistics[1]) < 1 / 3
-    if not identity and off:
-        found.append(
-            "after normalisation the images have mean "
-            + ", ".join(f"{v:.2f}" for v in statistics[0])
-            + " and std "
-            + ", ".join(f"{v:.2f}" for v in statistics[1])
-            + " where about 0 and 1 are usual"
-        )
-    if given.accuracy is not None:
-        better = max(trials[1:], key=lambda t: t.accuracy or 0, default=given)
-        if better.accuracy is not None and better.accuracy > given.accuracy + 0.05:
-            found.append(
-                f"accuracy is {given.accuracy:.1%} as given, and {better.accuracy:.1%} with the one "
-                f"{better.name}: --mean {_numbers(better.mean)} --std {_numbers(better.std)}"
-            )
+    for size in SIZES:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.inference_mode():
+                network = build_network(
+                    architecture, num_classes=num_classes, channels=channels, input_size=size, **chosen
+                ).eval()
+                target = _shapes(network)
+                _, names = _matched(state, target)
+                fits = all(tuple(state[theirs].shape) == target[ours] for theirs, ours in names.items())
+                if fits and network(torch.zeros(2, channels, size, size)).shape == (2, num_classes):
+                    found.append(size)
+        except (UsageError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+            continue
     return found
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return ",".join(f"{v:.4g}" for v in values)
+@torch.inference_mode()
+def check_forward(
+    fitted: Fitted, checkpoint: Checkpoint, architecture: str, num_classes: int, input_size: int
+) -> None:
+    """One forward pass at the input size, before anything is written.
+
+    Raises:
+        UsageError: the network cannot take this size; those that it can take are named.
+        LogitsError: its logits are not finite.
+    """
+    classifier = fitted.classifier
+    try:
+        logits = classifier(torch.full((2, classifier.mean.numel(), input_size, input_size), 0.5))
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        sizes = possible_sizes(checkpoint, architecture, num_classes, fitted.options)
+        step = f"It takes, for example, {', '.join(map(str, sizes))}." if sizes else "Try a larger size."
+        reason = f"{architecture} cannot take it: {detail}"
+        raise UsageError(f"--input-size {input_size}", reason, step) from None
+    if not torch.isfinite(logits).all():
+        reason = f"computes logits that are not finite with {architecture}"
+        raise LogitsError(checkpoint.path, reason, "Use another epoch's weights, or check --arch and --mean.")
 
 
 # --- packaging ----------------------------------------------------------------------------------------------
@@ -431,7 +332,8 @@ def write(
 
     from ratioctl._version import __version__
 
-    network = fitted.classifier
+    network, entry = fitted.classifier, find_architecture(architecture)
+    undetermined = {option: entry.defaults[option] for option in entry.undetermined}
     mean, std = (getattr(network, name).flatten().tolist() for name in ("mean", "std"))
     weights = {
         name: value.numpy()
@@ -440,7 +342,7 @@ def write(
     }
     config = {
         "architecture": architecture,
-        "architecture_options": fitted.options,
+        "architecture_options": {**undetermined, **fitted.options},
         "num_classes": len(labels),
         "label_names": list(labels),
         "pretrained_cfg": {

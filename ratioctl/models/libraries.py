@@ -125,15 +125,9 @@ def _with_channels(network: nn.Module, channels: int, name: str) -> nn.Module:
         return network
     for path, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
-            stem = nn.Conv2d(
-                channels,
-                module.out_channels,
-                module.kernel_size,  # type: ignore[arg-type]
-                module.stride,  # type: ignore[arg-type]
-                module.padding,  # type: ignore[arg-type]
-                module.dilation,  # type: ignore[arg-type]
-                bias=module.bias is not None,
-            )
+            kept = ("out_channels", "kernel_size", "stride", "padding", "dilation")
+            shape: dict[str, Any] = {name: getattr(module, name) for name in kept}
+            stem = nn.Conv2d(channels, **shape, bias=module.bias is not None)
             network.set_submodule(path, stem)
             return network
     raise UsageError(name, f"cannot take {channels} channel(s)", "Use images with 3 channels.")

@@ -1,4 +1,4 @@
-"""The fp32 road from 8-bit images to logits with torch: the reference every shown score comes from."""
+"""From 8-bit images to logits with torch in fp32: the reference of every score that is shown."""
 
 from __future__ import annotations
 

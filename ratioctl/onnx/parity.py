@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ratioctl import metrics
 from ratioctl.data import out_distribution
 from ratioctl.errors import RatioctlError
 from ratioctl.onnx import runtime
@@ -69,8 +70,12 @@ def agreement(
 
     Args:
         pixels: uint8 (N, H, W, C), given to the graph in batches of 1, 2 and 32.
+
+    Raises:
+        LogitsError: the reference's logits are not finite.
     """
     logits = reference(pixels)
+    metrics.finite_logits(logits)
     cuts = [0, 1, 3, *range(35, len(pixels), 32), len(pixels)]
     runs = [other.run(pixels[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
     found = {name: np.concatenate([run[name] for run in runs]) for name in runtime.OUTPUTS}

@@ -37,8 +37,8 @@ class Cost:
     agreement: Agreement
     outside: str
     outside_agreement: Agreement
-    accuracy: tuple[float, float] | None
-    auroc: tuple[float, float] | None
+    accuracy: tuple[float, ...] | None
+    auroc: tuple[float, ...] | None
 
 
 def held_out(package: ModelPackage, source: str | None, download: bool) -> Images:
@@ -147,8 +147,8 @@ def _cost(
         agreement=between(logits, package, threshold),
         outside=", ".join(sources),
         outside_agreement=between(far, package, threshold),
-        accuracy=accuracy,  # type: ignore[arg-type]
-        auroc=auroc,  # type: ignore[arg-type]
+        accuracy=accuracy,
+        auroc=auroc,
     )
 
 

@@ -27,6 +27,8 @@ FORMAT = 1
 SCORE = "max-softmax"  # `ratio.score` where none is given: the config name of the score "msp"
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
+MAX_SIDE = 2048  # pixels: at 4096 one image of a ResNet-18 needs 5 GB of activations
+MAX_LADDER = 100
 LARGEST = 1e6  # of temperatures and normalisations, and its inverse the smallest: float32 computes with them
 AGAIN = "Get the package again, or package it again from its checkpoint."
 
@@ -206,8 +208,8 @@ class _Checks:
         size = pixels.get("input_size")
         if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
             self.bad("pretrained_cfg.input_size", "must be [channels, height, width]")
-        if size[0] not in (1, 3) or max(size[1:]) > 16384:
-            self.bad("pretrained_cfg.input_size", f"is {size}; channels are 1 or 3, sides at most 16384")
+        if size[0] not in (1, 3) or max(size[1:]) > MAX_SIDE:
+            self.bad("pretrained_cfg.input_size", f"is {size}; channels are 1 or 3, sides at most {MAX_SIDE}")
         mean = _numbers(pixels.get("mean"), size[0])
         if mean is None or max(map(abs, mean)) > LARGEST:
             self.bad("pretrained_cfg.mean", f"must be {size[0]} number(s) of at most {LARGEST:g} in size")
@@ -263,7 +265,9 @@ class _Checks:
             ladder = _numbers(budgets, None)
             if norm not in ("1", "1.5", "2", "inf") or not ladder or min(ladder) <= 0:
                 self.bad("ratio.ladders", "must hold lists of radii above 0 for the norms 1, 1.5, 2 and inf")
-            ladders[norm] = tuple(sorted(ladder))
+            ladders[norm] = tuple(sorted(set(ladder)))
+            if len(ladders[norm]) > MAX_LADDER:
+                self.bad("ratio.ladders", f"holds {len(ladders[norm])} radii; {MAX_LADDER} are allowed")
         return ladders
 
 

@@ -139,6 +139,13 @@ def is_bundled(package: ModelPackage) -> bool:
     return resources.folder("assets").resolve() in package.path.resolve().parents
 
 
+def check_writable(package: ModelPackage) -> None:
+    """Raise OutputError for a bundled package."""
+    if is_bundled(package):
+        reason = "is a bundled model, which is read-only"
+        raise OutputError(package.name, reason, "Write a changed copy with --out DIR.")
+
+
 def _hint(text: str, names: Sequence[str]) -> str:
     known = f"Bundled models: {', '.join(names)}." if names else "No models are bundled with this install."
     return f"{did_you_mean(text, names)} {known}".lstrip()
@@ -356,8 +363,9 @@ def update(
             changes: an export that contains the old temperature or thresholds is removed.
 
     Raises:
-        as `write`.
+        OutputError: also for a bundled package. The others as `write`.
     """
+    check_writable(package)
     folder = package.path
     with writing(folder), lock(folder):
         old = _read_again(folder, verify=False)

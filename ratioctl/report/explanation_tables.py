@@ -1,4 +1,4 @@
-"""Tables of the suite "explanations", for `evaluation_report`."""
+"""Tables of the suite "explanations"."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _COLUMNS = (
     ("reached %", "validity", 100),
     ("confidence %", "target_confidence", 100),
     ("judge's %", "judge_confidence", 100),
-    ("judge sees the target %", "judge_agreement", 100),
+    ("judge predicts target %", "judge_agreement", 100),
     ("pixels changed %", "changed_pixels", 100),
     ("l1", "distance_l1", 1),
     ("l2", "distance_l2", 1),
     ("linf", "distance_linf", 1),
 )
 _NOTE = (
-    "Reached: the saved picture is seen as the target, with a confidence above one half. Pixels changed: by "
-    "more than 1/255 in some channel. In brackets: 95 % intervals."
+    "Reached: the saved picture is predicted as the target with a confidence above one half. Pixels changed: "
+    "by more than 1/255 in some channel. Brackets: 95 % intervals."
 )
-_JUDGE = " The judge sees the target where that is its own label, at whatever confidence."
+_JUDGE = " The judge predicts the target at any confidence."
 
 
 def _note(rows: Iterable[Measurement]) -> str:
@@ -29,7 +29,7 @@ def _note(rows: Iterable[Measurement]) -> str:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Models side by side where there are several; then by budget, and out-images, of each."""
+    """A comparison where there are several models; then by radius, and OOD images, of each."""
     found = [_compared(evaluation)] if len(evaluation.models) > 1 else []
     for model in evaluation.models:
         rows = model.report.measurements
@@ -46,9 +46,9 @@ def _compared(evaluation: Evaluation) -> Table:
     titles = {
         "validity": "reached %",
         "judge_confidence": "judge's confidence %",
-        "judge_agreement": "judge sees the target %",
-        "flip_radius_q50": "median flip radius",
-        "flip_changed_pixels": "pixels changed at the flip %",
+        "judge_agreement": "judge predicts target %",
+        "flip_radius_q50": "median smallest radius found",
+        "flip_changed_pixels": "pixels changed at that radius %",
     }
     kinds = dict.fromkeys(
         (m.name, m.ball)
@@ -83,17 +83,17 @@ def _by_budget(model: Evaluated, dataset: str) -> Table:
             _cell(mine[name], factor, width=name == "validity") if name in mine else "-"
             for _, name, factor in columns
         ]
-        lines.append(("as it is" if ball is None else ball_text(ball), *cells))
+        lines.append(("unchanged" if ball is None else ball_text(ball), *cells))
     quartiles = [m for m in rows if m.name.startswith("flip_radius_q")]
     flipped = next(m for m in rows if m.name == "flipped")
-    flips = f"Flipped within the largest budget: {_cell(flipped, 100)} % of {flipped.n}"
+    flips = f"Predicted as the target within the largest radius: {_cell(flipped, 100)} % of {flipped.n}"
     if quartiles:
-        flips += "; flip radius " + ", ".join(
+        flips += "; smallest radius found " + ", ".join(
             f"{_cell(m, 1, 3)} at {m.name.rpartition('q')[2]} %" for m in quartiles
         )
     return Table(
         title=f"Counterfactuals of {model.name}, {dataset}",
-        header=("budget", *(title for title, _, _ in columns)),
+        header=("radius", *(title for title, _, _ in columns)),
         rows=tuple(lines),
         note=f"{flips}. n {flipped.n}. {_note(rows)}",
     )
@@ -108,10 +108,10 @@ def _outside(model: Evaluated) -> Table:
         n = next(iter(mine.values())).n
         lines.append((f"{dataset} (n {n})", *(_cell(mine[ball], 100) for ball in balls)))
     return Table(
-        title=f"Out-images towards the class they are seen as, {model.name}: mean confidence",
-        header=("per cent", *("as they are" if ball is None else ball_text(ball) for ball in balls)),
+        title=f"OOD images towards the predicted class, {model.name}: mean confidence",
+        header=("per cent", *("unchanged" if ball is None else ball_text(ball) for ball in balls)),
         rows=tuple(lines),
-        note="A model that knows what it does not know stays unsure for small budgets.",
+        note="Lower is better: confidence in OOD images should stay low at small radii.",
     )
 
 

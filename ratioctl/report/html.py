@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ratioctl.report.evaluation_tables import tables
 from ratioctl.report.figures import figures
 from ratioctl.report.markdown import environment_text
+from ratioctl.report.table import ROLES
 from ratioctl.types import Evaluated, Evaluation
 from ratioctl.utils.text import safe_text
 
@@ -46,6 +47,7 @@ def page(evaluation: Evaluation) -> str:
             figures=[figures(model) for model in evaluation.models],
             galleries=[_gallery(model) for model in evaluation.models],
             environment=environment_text(evaluation),
+            roles=ROLES,
         )
     )
     return safe_lines(text)  # names of models and sets come from outside

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ratioctl.report.evaluation_tables import tables
-from ratioctl.report.table import Table
+from ratioctl.report.table import ROLES, Table
 from ratioctl.types import Evaluation
 from ratioctl.utils.text import safe_text
 
@@ -24,7 +24,8 @@ def markdown(evaluation: Evaluation) -> str:
     lines += ["", "## Data and environment", "", "| set | source | role | n | fingerprint |"]
     lines += ["|---|---|---|---:|---|"]
     for entry in evaluation.data:
-        cells = [entry["name"], entry["source"], entry["role"], f"{entry['n']:,}", entry["fingerprint"][:12]]
+        role, fingerprint = ROLES[entry["role"]], entry["fingerprint"][:12]
+        cells = [entry["name"], entry["source"], role, f"{entry['n']:,}", fingerprint]
         lines.append("| " + " | ".join(map(escaped, cells)) + " |")
     lines += [""]
     for model in evaluation.models:

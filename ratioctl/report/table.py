@@ -9,6 +9,8 @@ from typing import Any
 
 from ratioctl.types import Measurement
 
+ROLES = {"inside": "ID", "outside": "OOD"}  # of a set in `Evaluation.data`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:

@@ -79,11 +79,12 @@ def losses(
         parts.append(x)
         where[name] = slice(start, start + len(x))
 
+    sides: list[tuple[str, Term, Tensor, Tensor | None, float]]
     sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0])]
     if objective.outside is not None:
         if batch.x_out is None:
             raise ValueError("the objective has an outside term, the batch has no out-images")
-        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1]))  # type: ignore[arg-type]
+        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1]))
     for name, term, x, y, factor in sides:
         if term.clean > 0 or term.against == "clean":
             add(f"{name}.clean", x)

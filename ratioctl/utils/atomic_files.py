@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: whole files or none, one writer at a time, faults as our errors."""
+"""Durable writing: files are complete or absent, one writer at a time, errors as `RatioctlError`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSU
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all: beside it, synced, renamed.
+    """Write a file atomically: under a temporary name beside it, synced, renamed.
 
     Raises:
         DiskError: the disk is full or failed.
-        OutputError: it cannot be written there.
+        OutputError: the path cannot be written.
     """
     write_files({path: data})
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are beside their places, synced, before the first is renamed.
+    """Write files that belong together: all are staged and synced before the first is renamed.
 
-    So where there is no room for one of them, the old ones stay. They are renamed in their order.
+    If the disk has no room for one of them, the old ones stay. They are renamed in the order given.
 
     Raises:
         as `write_file`.
@@ -59,7 +59,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def sweep(folder: Path, name: str) -> None:
-    """Remove what writers of `name` (a pattern) in `folder` left when they were killed."""
+    """Remove temporary files of `name` (a pattern) in `folder` whose writers were killed."""
     for left in folder.glob(f".{name}.*.tmp~"):
         number = left.name.split(".")[-2]
         if number.isdecimal() and not alive(int(number)):
@@ -68,22 +68,22 @@ def sweep(folder: Path, name: str) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine; true where that cannot be asked."""
+    """Whether a process with that number runs on this machine; true if that cannot be determined."""
     if os.name == "nt":  # signal 0 is Ctrl-C there
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's process; a number that is none
+    except (OSError, OverflowError):  # another user's process; not a process number
         return True
     return True
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it; a fault leaves a partial one under `path`.
+    """Write a new file and wait until it is on the disk; an error leaves a partial one under `path`.
 
-    What lies under the name goes first: through a link planted there nothing is written.
+    An existing entry is removed first, so nothing is written through a symbolic link.
     """
     path.unlink(missing_ok=True)
     with path.open("xb") as stream:
@@ -93,7 +93,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable where the file system can."""
+    """Make renames in `folder` durable if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -111,14 +111,14 @@ def make_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def streaming(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose file takes the place of `path` once it is complete.
+    """A stream whose file replaces `path` once it is complete.
 
-    Until then, and after a fault, what was written stands in `partial(path)` and the old file under its name.
-    Pipes and devices are written as they are.
+    Until then, and after an error, the data are in `partial(path)` and the old file keeps its name. Pipes and
+    devices are written directly.
 
     Raises:
-        DiskError, OutputError: as `write_file`; also where its folder is missing, or where another process
-            began to write the same file.
+        DiskError, OutputError: as `write_file`; also if its folder is missing, or if another process began to
+            write the same file.
     """
     with writing(path, creating=True):
         if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
@@ -128,7 +128,7 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
         unfinished = partial(path)
         if not unfinished.parent.is_dir():
             raise OutputError(path, "cannot be written: there is no such folder", "Make it first.")
-        unfinished.unlink(missing_ok=True)  # through a link planted there nothing is written
+        unfinished.unlink(missing_ok=True)  # nothing is written through a symbolic link
         with unfinished.open("xb") as stream:
             yield stream
             stream.flush()
@@ -142,13 +142,13 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
 
 
 def partial(path: Path) -> Path:
-    """Where `streaming` writes: beside the file, or beside what a link of that name leads to."""
+    """The path that `streaming` writes to: beside the file, or beside the target of a link."""
     return path.resolve().with_name(path.name + ".partial")
 
 
 @contextlib.contextmanager
 def writing(thing: Path, *, creating: bool = False) -> Iterator[None]:
-    """Operating system errors as DiskError (exit code 6) or OutputError (exit code 2).
+    """Convert operating system errors into DiskError (exit code 6) or OutputError (exit code 2).
 
     The caller has made the folder or seen it before: if it is gone, it was removed meanwhile, which is a
     DiskError. With `creating`, a folder that is there and takes no new file (/proc) is an OutputError.
@@ -176,7 +176,7 @@ def writing(thing: Path, *, creating: bool = False) -> Iterator[None]:
 
 
 def _topmost_missing(path: Path) -> Path:
-    """The folder that is gone, where `path` is because a folder above it is."""
+    """The topmost missing folder above `path`, or `path` itself."""
     while path.parent != path and not os.path.exists(path.parent):  # False where a network folder is stale
         path = path.parent
     return path
@@ -188,12 +188,12 @@ def _is_temporary(name: str | bytes) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder/.lock` against other writers; released by the system if we die.
+    """Hold `folder/.lock` against other writers; the system releases it if the process dies.
 
-    Where the system or a network's file system has no locks, two writers are up to the user.
+    Without support for locks (some network file systems) two writers are not detected.
 
     Raises:
-        OutputError: somebody else holds it; the message says who.
+        OutputError: another process holds it; the message names it.
     """
     path = folder / ".lock"
     descriptor = _locked(path)
@@ -204,7 +204,7 @@ def lock(folder: Path) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         program = Path(sys.argv[0]).name if sys.argv else "python"
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        with contextlib.suppress(OSError):  # a full disk must not hinder a change that frees space
+        with contextlib.suppress(OSError):  # a full disk must not prevent a change that frees space
             os.write(
                 descriptor,
                 f"process {os.getpid()} ({program}) on {socket.gethostname()} since {since}".encode(),
@@ -217,7 +217,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a lock file that is ours now; None where there are no locks. Raises as `lock`."""
+    """The descriptor of the lock file, now held; None without support for locks. Raises as `lock`."""
     try:
         import fcntl
     except ImportError:
@@ -234,7 +234,7 @@ def _locked(path: Path) -> int | None:
             raise OutputError(
                 path.parent, f"is being written by {holder}", "Wait for it to end, then try again."
             ) from None
-        except FileNotFoundError:  # removed while we looked
+        except FileNotFoundError:  # removed meanwhile
             pass
         except OSError as error:
             os.close(descriptor)
@@ -242,4 +242,4 @@ def _locked(path: Path) -> int | None:
                 raise
             path.unlink(missing_ok=True)
             return None
-        os.close(descriptor)  # its last holder removed it between our two steps
+        os.close(descriptor)  # its last holder removed it between the two steps

@@ -49,7 +49,7 @@ class ResultCache:
             return stored
         started = time.monotonic()
         arrays = compute()
-        arrays["seconds"] = np.float64(time.monotonic() - started)  # type: ignore[assignment]
+        arrays["seconds"] = np.array(time.monotonic() - started)
         if self.folder is not None:
             buffer = io.BytesIO()
             np.savez(buffer, allow_pickle=False, **arrays)

@@ -444,8 +444,9 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     found = document(one)
     (answer,) = found["images"][0]["targets"]
     assert answer["flip_eps"]
+    inside = f"Smallest radius found for dog: l₂ {answer['in_distribution_eps']:.3g}"
+    assert inside in (open_page(index(one)).page.locator(".lead").text_content() or "")
     radius = f"Smallest radius found for dog: l₂ {answer['flip_eps']:.3g}"
-    assert f"{radius}." in (open_page(index(one)).page.locator(".lead").text_content() or "")
     found["models"][0]["threshold"] = 1.1
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
     made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
@@ -454,6 +455,19 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     lead = page.locator(".lead").text_content() or ""
     assert f"{radius}; out of distribution at every budget." in lead
     assert page.locator(".counterfactual .tag").text_content() == "OOD"
+
+
+def test_the_radius_that_is_told_is_in_distribution(one: Path, tmp_path: Path, open_page: OpenPage) -> None:
+    """Predicted as the target from 0.4 on, with a confidence above the threshold from 0.9 on."""
+    found = document(one)
+    found["images"][0]["targets"][0] |= {"flip_eps": 0.4, "flip_is_ood": True, "in_distribution_eps": 0.9}
+    names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
+    made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
+    (tmp_path / "index.html").write_text(made)
+    page = open_page(tmp_path / "index.html").page
+    lead = page.locator(".lead").text_content() or ""
+    assert lead.endswith("Smallest radius found for dog: l₂ 0.9; out of distribution from 0.4 to there.")
+    assert page.locator(".flip .tag").text_content() == "OOD"
 
 
 def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage) -> None:

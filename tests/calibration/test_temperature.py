@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
+from ratioctl.calibration import calibrate as calibration
 from ratioctl.calibration.calibrate import calibrate
 from ratioctl.calibration.temperature import find_temperature as search
 from ratioctl.calibration.temperature import improves_held_out
 from ratioctl.cli import main
+from ratioctl.data import in_distribution
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
@@ -156,6 +159,36 @@ def test_a_model_at_chance_keeps_temperature_1_and_is_called_so(
     said = capsys.readouterr().err
     assert "WARNING: this model is no better than chance" in said
     assert not calibrate(copy_of(package, tmp_path / "model")).collapsed
+
+
+def test_labels_in_another_order_are_named(
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is always right, with every output under the name of its neighbour."""
+    labels = in_distribution.load_labelled("digits:test", 8, 1, package.label_names).labels
+    assert labels is not None
+    right = SimpleNamespace(predict=lambda pixels: 9.0 * np.eye(10)[(labels + 1) % 10])
+    monkeypatch.setattr(calibration, "predictor", lambda package, device: right)
+    found = calibrate(copy_of(package, tmp_path / "model"), data="digits:test")
+    assert found.warnings[0].startswith(
+        "its labels are in another order: accuracy is 0.0% as given and 100.0% with "
+        "--labels 9,0,1,2,3,4,5,6,7,8"
+    )
+
+
+def test_a_bundled_model_is_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: ModelPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundled = copy_of(package, tmp_path / "assets" / "models" / "cifar10-ratio")
+    monkeypatch.setattr("ratioctl.utils.resources.folder", lambda name: tmp_path / name)
+    before = (bundled.path / "config.json").read_bytes()
+    assert main(["calibrate", "cifar10-ratio", "--data", "digits:test"]) == 2
+    assert (
+        "is a bundled model, which is read-only. Write a changed copy with --out" in capsys.readouterr().err
+    )
+    assert main(["calibrate", "cifar10-ratio", "--data", "digits:test", "--out", str(tmp_path / "mine")]) == 0
+    assert packages.read(tmp_path / "mine").calibrated
+    assert (bundled.path / "config.json").read_bytes() == before
 
 
 def test_data_that_is_not_there(package: ModelPackage, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for line, code, said in (
         ([weights, "--arch", "resnet18", "--labels", "cat,dog,frog", *out], 2, "--mean 0 --std 1"),
         ([weights, *good, "--std", "0"], 2, "above 0"),
-        ([weights, *good, "--mean", "a,b"], 2, "no list of numbers"),
+        ([weights, *good, "--mean", "a,b"], 2, "not a list of numbers"),
         ([weights, *good, "--labels", "cat,dog"], 2, "has 3 classes, and 2 labels"),
         ([weights, *good, "--labels", "cat"], 2, "fewer than two"),
         ([weights, *good, "--labels", "cat,cat,dog"], 2, "twice"),
@@ -207,6 +208,15 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "text.pt").write_text("text")
     assert run(tmp_path / "text.pt", *good) == 5
     assert not (tmp_path / "p").exists()
+    assert run(weights, *good) == 0
+    before = (tmp_path / "p" / "config.json").read_bytes()
+    capsys.readouterr()
+    assert run(weights, *good, "--labels", "a,b,c") == 2
+    assert "holds a package. Name another folder, or replace it with --force" in capsys.readouterr().err
+    assert (tmp_path / "p" / "config.json").read_bytes() == before
+    assert run(weights, *good, "--labels", "a,b,c", "--force") == 0
+    assert package.read(tmp_path / "p").label_names == ("a", "b", "c")
+    shutil.rmtree(tmp_path / "p")
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "mine.txt").touch()
     assert run(weights, *good) == 2

@@ -836,7 +836,7 @@ def test_arrays_are_images(small_package: Path) -> None:
     array = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     (answer,) = ratioctl.counterfactual(array, target="dog", model=small_package, eps=0.5, steps=2)
     assert np.array_equal(answer.input, array)
-    with pytest.raises(ImageError, match="float64"):
+    with pytest.raises(UsageError, match="float64"):
         ratioctl.counterfactual(array / 255, target="dog", model=small_package, eps=0.5, steps=2)
 
 

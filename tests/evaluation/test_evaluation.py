@@ -798,7 +798,7 @@ def test_names_cannot_break_out_of_markdown_and_html() -> None:
     assert markdown.escaped("a|b<i>\x1b[2J") == r"a\|b\<i\>\\x1b\[2J"
 
 
-# --- one road to every score, saved images, the plan -------------------------------------------------------
+# --- one backend for every score, saved images, the plan ---------------------------------------------------
 
 
 def tf32_of_convolutions() -> bool:
@@ -821,7 +821,7 @@ class Recording(torch.nn.Module):
 
 
 def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None:
-    """On a GPU that road is fp32 without TF32; the search may see another network altogether."""
+    """On a GPU that backend is fp32 without TF32; the search may see another network altogether."""
     exact, pixels, labels = Recording(Linear(scale=0.3)), noise(4), np.array([0, 1, 2, 0])
     search, ball = Linear(scale=0.1), Ball(p=2, eps=0.3)
     model = attack_batches.Subject(

@@ -52,7 +52,7 @@ def test_smooth_lookalikes_are_no_duplicates():
     assert images.near_duplicates(skies[:10], skies[10:]) == ()
     shapes, pooled = duplicates._shapes(skies), duplicates._pooled(skies)
     assert (shapes[:10] @ shapes[10:].T).max() > duplicates.SAME_SHAPE
-    assert np.sqrt(np.mean((pooled[0] - pooled[10]) ** 2)) / 255 < duplicates.SAME_COLOUR
+    assert np.sqrt(np.mean((pooled[0] - pooled[10]) ** 2)) / 255 < duplicates.SAME_COLOR
 
 
 def test_flat_images_match_only_exactly():

@@ -57,7 +57,7 @@ def test_splits_must_be_chosen(pets, tmp_path):
     path = pack(tmp_path / "pets.tar", members_of(pets))
     for source in (str(pets), str(path)):
         for ask in (images.load_source, lambda s, size: images.list_source(s)):
-            with pytest.raises(SourceError, match="is divided into test, train"):
+            with pytest.raises(SourceError, match="has the splits test, train"):
                 ask(source, 16)
         with pytest.raises(SourceError, match="first-level folders are test, train") as caught:
             images.load_source(f"{source}:tests", 16)
@@ -110,7 +110,7 @@ def test_an_empty_class_is_named(tmp_path):
 
 def test_images_beside_classes_are_named(tmp_path):
     plant(tmp_path / "s", "cat/1.png", "dog/1.png", "preview.png")
-    with pytest.raises(SourceError, match=r"beside its class folders, preview\.png"):
+    with pytest.raises(SourceError, match=r"beside its class folders, for example preview\.png"):
         images.load_source(str(tmp_path / "s"), 8)
 
 

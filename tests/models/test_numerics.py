@@ -1,4 +1,4 @@
-"""The same answer whatever the run, the batch and the road; and an answer for images that are hardly ones."""
+"""Equal results whatever the run, the batch and the backend; and results for degenerate images."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ def test_an_exported_graph_flags_what_is_no_image() -> None:
     assert is_ood.tolist() == [bool(confidence[0] < 0.4), True, True, False]
 
 
-def test_a_model_whose_numbers_overflow_says_so(model: Path, many: Path, tmp_path: Path) -> None:
+def test_a_model_whose_numbers_overflow_says_so(
+    model: Path, many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Finite weights whose products are not: no row with a made-up confidence, but exit code 5."""
     folder = Path(shutil.copytree(model, tmp_path / "overflow"))
     there = package.read(folder)
@@ -178,4 +180,17 @@ def test_a_model_whose_numbers_overflow_says_so(model: Path, many: Path, tmp_pat
     for name in ("bn1.weight", "linear.weight"):
         weights[name] = np.full_like(weights[name], 3e38)
     package.write(folder, config=package.portable_config(there), weights=weights)
-    assert main(["ood-score", str(many), "--model", str(folder), "-q"]) == 5
+    data, out, small = tmp_path / "data", str(tmp_path / "out"), str(many / "noise-00.png")
+    for label in there.label_names[:2]:
+        (data / label).mkdir(parents=True)
+        shutil.copy(small, data / label / "0.png")
+    for line in (
+        ["ood-score", str(many), "--model", str(folder)],
+        ["counterfactual", small, "--target", "dog", "--eps", "1", "--steps", "2", "--model", str(folder)],
+        ["evaluate", str(folder), "--data", str(data), "--ood", f"n={many}"],
+        ["calibrate", str(folder), "--data", str(data)],
+        ["export", str(folder), "--output", f"{out}.onnx"],
+    ):
+        where = ["--out", out] if line[0] in ("counterfactual", "evaluate", "calibrate") else []
+        assert main([*line, *where, "-q"]) == 5, line[0]
+        assert "NaN or infinite" in capsys.readouterr().err

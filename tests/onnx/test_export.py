@@ -192,11 +192,11 @@ def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path:
         return list(itertools.compress(flags, clear))
 
     found = {}
-    for road in (floats, bytes_, inside, inside.path):
-        rows = list(ratioctl.ood_score([samples], model=road, probabilities=True))
+    for model in (floats, bytes_, inside, inside.path):
+        rows = list(ratioctl.ood_score([samples], model=model, probabilities=True))
         assert [(r.path, r.label) for r in rows] == [(r.path, r.label) for r in eager]
         assert decided([row.is_ood for row in rows]) == decided([row.is_ood for row in eager])
-        found[str(road)] = [row.probabilities for row in rows]
+        found[str(model)] = [row.probabilities for row in rows]
     with torch.no_grad():
         pixels = [images.decode(row.path, 8).pixels for row in eager]
         logits = ratioctl.load_model(pets.path)(torch.from_numpy(images.to_pixels(np.stack(pixels))))

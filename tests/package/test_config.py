@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,20 @@ def test_portable_config_is_the_config_without_files(pkg: package.ModelPackage) 
     assert portable["ratio"]["name"] == "cat-dog"
     spec = package.parse_config(portable, "x.onnx", name="x")
     assert (spec.name, spec.label_names, spec.temperature) == ("cat-dog", ("cat", "dog"), 0.5)
+
+
+def test_absurd_sizes_are_refused(pkg: package.ModelPackage) -> None:
+    for change, said in (
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 4096, 4096]), "sides at most 2048"),
+        (
+            lambda c: c["ratio"]["ladders"].update({"2": [k + 1 for k in range(101)]}),
+            "holds 101 radii; 100 are",
+        ),
+    ):
+        config = copy.deepcopy(package.portable_config(pkg))
+        change(config)
+        with pytest.raises(PackageError, match=said):
+            package.parse_config(config, "x", name="x")
+    config = package.portable_config(pkg)
+    config["ratio"]["ladders"]["2"] = [1, 0.5, 1] * 50
+    assert package.parse_config(config, "x", name="x").ladders["2"] == (0.5, 1.0)

@@ -488,3 +488,16 @@ def test_find_says_what_there_is(
         package.find(model)
     assert said in str(caught.value)
     assert caught.value.exit_code == 5
+
+
+def test_bundled_models_are_read_only(assets: Path) -> None:
+    bundled = package.resolve("cifar10-ratio")
+    before = {path.name: path.read_bytes() for path in bundled.path.iterdir()}
+    assert package.is_bundled(bundled)
+    with pytest.raises(
+        OutputError, match=r"is a bundled model, which is read-only\. Write a changed copy"
+    ) as caught:
+        package.update(bundled, config_changes={"ratio": {"temperature": 2.0}})
+    assert caught.value.exit_code == 2
+    assert {path.name: path.read_bytes() for path in bundled.path.iterdir()} == before
+    assert package.resolve(bundled) is bundled

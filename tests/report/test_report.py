@@ -92,10 +92,14 @@ def test_the_folder(tmp_path: Path) -> None:
     assert list(image) == ["path", "sha256", "model", "input_png", "original", "targets"]
     assert list(image["original"]) == ["label", "confidence", "probabilities", "is_ood"]
     (target,) = image["targets"]
-    assert list(target) == ["target", "flip_eps", "flip_png", "budgets"]
+    assert list(target) == [
+        *("target", "flip_eps", "flip_png", "flip_confidence", "flip_is_ood", "in_distribution_eps"),
+        "budgets",
+    ]
     assert list(target["budgets"][0]) == [
-        "eps", "png", "confidence", "confidence_float", "predicted", "probabilities", "distance",
-    ]  # fmt: skip
+        *("eps", "png", "confidence", "confidence_float", "predicted", "is_ood", "probabilities"),
+        "distance",
+    ]
     assert image["input_png"] == done.input_png == "cat/input.png"
     for name, array in (
         (image["input_png"], shade(10)),

@@ -1,4 +1,4 @@
-"""The roads of the bundled model against each other: torch in fp32, torch in bf16, onnxruntime.
+"""The backends of the bundled model against each other: torch in fp32, torch in bf16, onnxruntime.
 
 Beyond the stated margins no decision differs. The images are the samples, their mirror images, noise, and
 flat ones. A decision's margin: how far the two highest probabilities, or confidence and threshold, are apart.
@@ -66,13 +66,13 @@ def test_no_road_decides_otherwise_beyond_its_margin(
             halves = network(x).float()
     (tmp_path / "m.onnx").write_bytes(graph(model, threshold=threshold))
     exported = runtime.load(tmp_path / "m.onnx", threads=1)
-    roads = {
+    backends = {
         "onnxruntime": (exported.predict(pictures), FP32_MARGIN),
         "batches of one": (ones.numpy(), FP32_MARGIN),
         "bf16": (halves.numpy(), BF16_MARGIN),
     }
     reference = metrics.softmax(logits.numpy(), model.temperature)
-    for name, (found, margin) in roads.items():
+    for name, (found, margin) in backends.items():
         p = metrics.softmax(found, model.temperature)
         difference, differ, close = compared(reference, p, threshold, margin)
         assert difference <= margin, f"{name}: {difference}"

@@ -17,7 +17,7 @@ from ratioctl import images as pixels_of
 from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import NORMS, CounterfactualRequest, PreparedRequest
-from ratioctl.counterfactuals.sources import Source, encoded
+from ratioctl.counterfactuals.sources import Source
 from ratioctl.data.in_distribution import Images
 from ratioctl.evaluation import measurements
 from ratioctl.evaluation.context import Context, Results
@@ -101,7 +101,7 @@ def _search(context: Context, name: str, images: Images) -> list[Arrays]:
         sources = tuple(
             Source(
                 path=f"{name}/{at.start}",
-                read=functools.partial(encoded, images.pixels[at.start]),
+                read=functools.partial(pixels_of.encoded, images.pixels[at.start]),
                 targets=(targets[at.start],),
             )
             for at in missing
@@ -131,7 +131,7 @@ def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
     flip = explanation.input if target.flip_image is None else target.flip_image
     budgets = target.budgets
     return {
-        "target": np.int64(labels.index(target.target)),  # type: ignore[dict-item]
+        "target": np.array(labels.index(target.target)),
         "before": np.array(explanation.original.probabilities),
         "confidence": np.array([budget.confidence for budget in budgets]),
         "largest": np.array([max(budget.probabilities) for budget in budgets]),
@@ -139,8 +139,8 @@ def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
         "distance": np.array([[budget.distance[key] for key in _DISTANCES] for budget in budgets]),
         "changed": np.array([changed(budget.image, explanation.input) for budget in budgets]),
         "pictures": np.stack([budget.image for budget in budgets]),
-        "flip": np.float64(np.nan if target.flip_eps is None else target.flip_eps),  # type: ignore[dict-item]
-        "flip_changed": np.float64(changed(flip, explanation.input)),  # type: ignore[dict-item]
+        "flip": np.array(np.nan if target.flip_eps is None else target.flip_eps),
+        "flip_changed": np.array(changed(flip, explanation.input)),
         "flip_picture": flip,
     }
 

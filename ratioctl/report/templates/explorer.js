@@ -121,6 +121,7 @@ const ball = (column, point) =>
 
 const labeled = (label, p, hit) => el("span", { className: hit ? "hit" : "" }, el("b", { textContent: safe(label) }), " ", number(p));
 
+const oodTag = () => el("span", { className: "tag", textContent: "OOD" });
 const oodNotice = (column, what) => el("p", { className: "notice" }, el("b", { textContent: what }), " The highest confidence, ",
   number(column.entry.original.confidence), ` (${safe(column.entry.original.label)}), is below the threshold of `,
   number(column.model.threshold), ".");
@@ -135,8 +136,11 @@ const lead = (column, target) => {
   else if (answer.flip_eps === 0) line.append("Already ", goal, ...until(), "; the counterfactuals raise its confidence.");
   else {
     const accepted = answer.budgets.some(point => point.predicted === target && !isOod(column, point));
-    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(answer.flip_eps, three),
-      accepted ? "." : "; out of distribution at every budget.");
+    const inside = accepted ? answer.in_distribution_eps ?? answer.flip_eps : answer.flip_eps;
+    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(inside, three));
+    if (!accepted) line.append("; out of distribution at every budget.");
+    else if (inside === answer.flip_eps) line.append(".");
+    else line.append("; out of distribution from ", number(answer.flip_eps, three), " to there.");
   }
   return [original.is_ood ? oodNotice(column, name ? `Out of distribution for ${name}.` : "Out of distribution.") : null, line];
 };
@@ -152,7 +156,7 @@ const predictions = columns => {
   const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
   return models.map(({ entry }) => el("span", { className: "line" }, names.length > 1 ? `${names[entry.model]}: ` : "predicted ",
     labeled(entry.original.label, entry.original.confidence),
-    entry.original.is_ood ? [" ", el("span", { className: "tag", textContent: "OOD" })] : null));
+    entry.original.is_ood ? [" ", oodTag()] : null));
 };
 
 const originalFigure = columns => {
@@ -188,7 +192,7 @@ const counterfactualFigure = (column, target) => {
     confidence.replaceChildren(labeled(target, point.confidence, hit), " ", el("span", { className: "quiet" }, ...ball(column, point)));
     predicted.replaceChildren(...(hit ? [] : ["predicted ", el("b", { textContent: safe(point.predicted) })]));
     ood.replaceChildren(...(point.eps && isOod(column, point) ? [
-      el("span", { className: "tag", textContent: "OOD" }), el("span", { className: "line quiet" }, "highest ",
+      oodTag(), el("span", { className: "line quiet" }, "highest ",
         number(Math.max(...point.probabilities)), ", below ", number(column.model.threshold))] : []));
   });
   return el("figure", { className: "picture counterfactual" }, hold,
@@ -352,7 +356,7 @@ const facts = (column, target) => {
   });
   const flip = answer?.flip_png && answer.flip_eps ? el("figure", { className: "flip" },
     picture(answer.flip_png, `The nearest picture found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}`),
-    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Smallest radius found" : "Confidence reached" }), el("br"),
+    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Smallest radius found" : "Confidence reached" }), answer.flip_is_ood ? [" ", oodTag()] : null, el("br"),
       size(column.norm), " ", number(answer.flip_eps, three), el("br"), el("span", { className: "quiet", textContent: `the smallest change found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}; an upper bound` }))) : null;
   return el("div", { className: "measures" }, el("h3", { textContent: "Size of the change" }), list, flip);
 };
@@ -612,7 +616,7 @@ const showOverview = () => {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
         if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
         value.replaceChildren(title(column) ? `${title(column)}: ` : "", labeled(target, point.confidence, point.predicted === target),
-          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(enough(column), three))] : []));
+          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(enough(column), three), answerOf(column, target).flip_is_ood ? " (OOD)" : "")] : []));
       }
     });
     const { entry } = group.columns[0];
