@@ -2,10 +2,10 @@
 
     python -m experiments.search_quality cifar10.tar.xz:test --limit 200 --json search_quality.json
 
-For every image and a random other class, at each radius (l2): the default search of `ratioctl
-counterfactual`, one Auto-PGD search of all steps from the image, and the best of several targeted searches of `pyautoattack`
-from random points, each of all steps. Confidences are those of the points before rounding to 8 bits. `short`
-counts the images that stay more than 0.05 below the best of `pyautoattack`.
+For every image and a random other class, at each radius (l2): the default counterfactual search, one Auto-PGD
+search of all steps from the image, and the best of several targeted searches of `pyautoattack` from random
+points, each of all steps. Confidences are those of the points before rounding to 8 bits. `short` counts the
+images that stay more than 0.05 below the best of `pyautoattack`.
 """
 
 from __future__ import annotations
