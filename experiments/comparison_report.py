@@ -137,8 +137,10 @@ def figure(result: Mapping[str, Any], path: Path) -> None:
     """
     if not any(row["radius"].get("inside") for row in result["rows"]):
         sys.exit(f"{path}: the result has no confidences by radius. Use that of `small` or `digits`.")
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("--figure needs matplotlib. Run: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

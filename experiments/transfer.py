@@ -18,10 +18,11 @@ import numpy as np
 
 from experiments import study
 from experiments.study import Study
+from ratioctl import images
 from ratioctl import package as packages
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
-from ratioctl.counterfactuals.sources import Source, encoded
+from ratioctl.counterfactuals.sources import Source
 from ratioctl.models.device import select_device
 from ratioctl.models.predict import predictor
 
@@ -39,7 +40,7 @@ def searched(
         seed=options.seed,
     )
     sources = tuple(
-        Source(path=str(k), read=functools.partial(encoded, pixels), targets=(name,))
+        Source(path=str(k), read=functools.partial(images.encoded, pixels), targets=(name,))
         for k, (pixels, name) in enumerate(zip(found.images.pixels, found.target_names, strict=True))
     )
     prepared = PreparedRequest(models=((package, request),), sources=sources)
@@ -66,12 +67,12 @@ def main() -> None:
     judges = {name: predictor(package, compute.device).predict for name, package in models.items()}
     began, rows = time.perf_counter(), []
     for name, package in models.items():
-        images, confidence = searched(found, package, options)
+        pictures, confidence = searched(found, package, options)
         hits = {
-            judge: int((predict(images).argmax(1) == found.targets).sum())
+            judge: int((predict(pictures).argmax(1) == found.targets).sum())
             for judge, predict in judges.items()
         }
-        sees = {judge: study.share(k, len(images)) for judge, k in hits.items()}
+        sees = {judge: study.share(k, len(pictures)) for judge, k in hits.items()}
         rows.append({"asked": name, "mean_confidence": confidence, "sees": sees})
     study.harness.finish(
         {

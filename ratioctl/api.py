@@ -162,6 +162,7 @@ def calibrate(
     data: str | None = None,
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
+    score: str | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -171,7 +172,9 @@ def calibrate(
     from ratioctl.calibration.calibrate import calibrate as run
 
     target = None if out is None else pathlib.Path(out)
-    return run(model, data=data, objective=objective, out=target, device=device, download=download)
+    return run(
+        model, data=data, objective=objective, out=target, score=score, device=device, download=download
+    )
 
 
 @verb
@@ -187,6 +190,7 @@ def evaluate(
     backend: Literal["own", "reference"] | None = None,
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
+    score: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -202,6 +206,7 @@ def evaluate(
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
+        score: names of further OOD scores to measure, each under its own worst-case attack.
         judge: suite "explanations": a second model that scores the counterfactuals.
         callback: called with progress events, see `ratioctl.evaluation.run`.
 
@@ -229,6 +234,7 @@ def evaluate(
         suite=suite,
         backend=backend,
         save_adversarial=save_adversarial,
+        score=score,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
@@ -314,6 +320,7 @@ def ood_score(
     *,
     model: Path | ModelPackage = DEFAULT_MODEL,
     threshold: str | float = "tpr95",
+    score: str | None = None,
     probabilities: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
@@ -330,7 +337,9 @@ def ood_score(
             [0,1]; one or several. Rows of the latter have the paths "image-0", "image-1", ...
         model: a package, a bundled model or an exported `.onnx` file. torch is imported only for a package
             without `model.onnx`, for `worst_case`, and for a GPU.
-        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution.
+        threshold: a stored name, or a confidence in [0,1]; below it an image is out of distribution. For
+            another score than "msp" the value of the score above which it is.
+        score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
@@ -343,7 +352,7 @@ def ood_score(
     from ratioctl.scoring.pipeline import ood_score as run
 
     opened = open_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed
+        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
     return run(
         paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth

@@ -79,7 +79,8 @@ class Classifier:
     def __repr__(self) -> str:
         size = "x".join(map(str, self.input_size))
         about = f"{self.spec.architecture}, {len(self.labels)} classes, {size}"
-        return f"Classifier({self.name!r}, {about}, {self._model.backend} on {self.device})"
+        device = "" if self.device == "auto" else f" on {self.device}"
+        return f"Classifier({self.name!r}, {about}, {self._model.backend}{device})"
 
     @property
     def spec(self) -> Spec:
@@ -156,7 +157,9 @@ class Classifier:
         chunks = list(self._logits(given))
         if not chunks:
             return Predictions((), self.labels)
-        scores = pipeline.score_logits(np.concatenate(chunks), self.spec, np.nan if bound is None else bound)
+        scores = pipeline.score_logits(
+            np.concatenate(chunks), self.spec, np.nan if bound is None else bound, self.spec.score
+        )
         found = [
             Prediction(
                 label=scores.labels[k],
@@ -171,7 +174,7 @@ class Classifier:
         return found[0] if one else Predictions(found, self.labels)
 
     def _bound(self, threshold: str | float | None) -> float | None:
-        if threshold is None and DEFAULT_THRESHOLD not in self.spec.thresholds:
+        if threshold is None and DEFAULT_THRESHOLD not in self.spec.thresholds_of(self.spec.score):
             return None
         return package.threshold(self.spec, DEFAULT_THRESHOLD if threshold is None else threshold)
 

@@ -53,7 +53,7 @@ def test_counterfactual_takes_images_as_values(small_package: Path, photographs:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: ratioctl.ood_score(3), "images: cannot be read from int. Give file names, PIL images"),
+        (lambda: ratioctl.ood_score(3), "paths: cannot be read from int. Give file names, PIL images"),
         (lambda: ratioctl.ood_score([None]), "image-0: has the type NoneType, which is no image"),
         (lambda: ratioctl.ood_score("x", model=3), "model: cannot be a value of type int. Give a package"),
         (lambda: ratioctl.ood_score("x", threshold=[0.5]), "threshold: cannot be a value of type list"),

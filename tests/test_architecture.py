@@ -29,7 +29,7 @@ TORCH_FREE = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
     *("report", "api", "classifier", "cli", "onnx.runtime", "counterfactuals.epsilons"),
 )
-CLI_MODULE_LEVEL = {"errors", "utils", "cli"}
+CLI_MODULE_LEVEL = {"errors", "utils", "cli", "scores"}
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:

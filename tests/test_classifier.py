@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import subprocess
@@ -124,7 +125,7 @@ def test_what_it_knows_of_itself(tiny: Classifier) -> None:
     assert tiny.temperature == 0.5
     assert tiny.thresholds == {"tpr95": 0.9, "tpr99": 0.7}
     assert (tiny.name, tiny.input_size) == ("tiny", (3, 4, 4))
-    assert repr(tiny) == "Classifier('tiny', channel-means, 3 classes, 3x4x4, onnx on auto)"
+    assert repr(tiny) == "Classifier('tiny', channel-means, 3 classes, 3x4x4, onnx)"
     assert tiny.verify()[0] == ("config.json", None)
     assert "cifar10-ratio" in Classifier.available()
 
@@ -257,3 +258,14 @@ def test_a_consumers_file_is_type_checked(tmp_path: Path) -> None:
     number = CONSUMER.splitlines().index("one.confidense") + 1
     assert [text.split(":")[0] for text in found] == [str(number), str(number + 1)], done.stdout
     assert 'Revealed type is "tuple[str, ...]"' in "\n".join(said).replace("builtins.", "")
+
+
+def test_the_methods_have_the_parameters_of_the_verbs() -> None:
+    def parameters(function: Callable[..., object], without: set[str]) -> dict[str, object]:
+        given = inspect.signature(function).parameters
+        assert without <= set(given)
+        return {name: p.default for name, p in given.items() if name not in without}
+
+    ours = parameters(Classifier.explain, {"self", "image"})
+    assert ours == parameters(ratioctl.counterfactual, {"images", "model", "device", "out"})
+    assert parameters(Classifier.export, {"self"}) == parameters(ratioctl.export, {"model"})

@@ -133,8 +133,12 @@ def names() -> str:
     from ratioctl.evaluation.suites import SUITES
     from ratioctl.models.registry import architectures
     from ratioctl.onnx.layouts import find_layout, layout_names
+    from ratioctl.recipe import ATTACKS
 
+    norms = {name: ", ".join(f"l{p}" for p in ATTACKS.options(name)["norms"]) for name in ATTACKS.names()}
+    first = {n: (ATTACKS.get(n).__doc__ or "").partition(".\n")[0].rstrip(".") for n in norms}
     tables: dict[str, list[tuple[str, str]]] = {
+        "Attack methods": [(name, f"{first[name]} ({norms[name]})") for name in norms],
         "OOD scores": [(score.name, score.description) for score in map(scores.by_name, scores.names())],
         "Suites of evaluate": [(name, str(suite)) for name, suite in SUITES.items()],
         "Named data sources": [(s.usage, s.description) for s in sources.registered().values()],

@@ -21,7 +21,7 @@ class WorstCase:
     """The most confident points found around N images.
 
     Attributes:
-        confidence: (N,) the largest max_k p_k found, at least `clean`.
+        confidence: (N,) max_k p_k of the best point; at least `clean` where it is what was searched.
         clean: (N,) max_k p_k of the images themselves.
         x: (N, C, H, W) the point with that confidence.
         by: (N,) int64: 0 the image itself, else the number of the search in `searches`, from 1.
@@ -50,6 +50,7 @@ def worst_case_confidence(
     seed: int = 0,
     search_logits_of: LogitsOf | None = None,
     method: str | None = None,
+    acceptance: Goal | None = None,
 ) -> WorstCase:
     """The largest confidence in the ball around each image, over several searches and the image itself.
 
@@ -69,12 +70,14 @@ def worst_case_confidence(
         temperature: of the softmax whose confidence is searched and reported.
         targets: how many classes besides the predicted one are tried; at most K - 1.
         method: a registered attack method; None takes the default of the norm.
+        acceptance: logits (B, K) to (B,), searched and compared instead of the log-odds: the acceptance of
+            another OOD score than the maximum softmax probability.
 
     Raises:
         ValueError: an unknown method, or one that cannot search this ball.
     """
     search_logits = search_logits_of or logits_of
-    score = goals.log_odds(temperature)  # the order of confidences, without their ties at 1
+    score = acceptance or goals.log_odds(temperature)  # the order of confidences, without their ties at 1
     best = x0.detach().float().clone()
     logits = batched_logits(logits_of, x0, batch_size)
     order = logits.argsort(dim=1, descending=True, stable=True)
@@ -106,7 +109,8 @@ def worst_case_confidence(
                 best[rows[higher]] = found[higher]
                 stuck[rows] &= blind
     confidence = goals.confidence(temperature)(batched_logits(logits_of, best, batch_size))
-    confidence = torch.maximum(confidence, clean)
+    if acceptance is None:
+        confidence = torch.maximum(confidence, clean)
     return WorstCase(confidence=confidence, clean=clean, x=best, by=by, searches=tuple(names), stuck=stuck)
 
 

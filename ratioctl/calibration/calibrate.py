@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from ratioctl import metrics
+from ratioctl import metrics, scores
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.calibration.temperature import calibration_errors, find_temperature, improves_held_out
-from ratioctl.calibration.thresholds import tpr_thresholds
+from ratioctl.calibration.thresholds import score_thresholds, tpr_thresholds
 from ratioctl.data import in_distribution, loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
@@ -32,6 +32,7 @@ class Calibrated:
         package: the calibrated package.
         temperature: logits are divided by it.
         thresholds: "tpr95", "tpr99" to confidences.
+        score, score_thresholds: name of the package's OOD score, and its thresholds.
         n, accuracy: of the held-out images.
         chance: accuracy of always predicting the most frequent class of the held-out images.
         before, after: "ece" (search bins), "ece_report" (report bins), "nll", "mean_confidence".
@@ -42,6 +43,8 @@ class Calibrated:
     package: ModelPackage
     temperature: float
     thresholds: dict[str, float]
+    score: str
+    score_thresholds: dict[str, float]
     n: int
     accuracy: float
     chance: float
@@ -62,6 +65,7 @@ def calibrate(
     data: str | None = None,
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
+    score: str | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -72,6 +76,8 @@ def calibrate(
         data: a labelled SOURCE; None takes the split that the package's recipe held out.
         objective: what the temperature minimises; None takes the recipe's (ece).
         out: write a new package there and leave the old one unchanged.
+        score: name of an OOD score (`ratioctl.scores`) to calibrate and make the package's own; None keeps
+            the package's. Confidences and their thresholds are stored in any case.
 
     Raises:
         SourceError: no data, or class folders that are no labels of the model.
@@ -120,6 +126,12 @@ def calibrate(
             "warnings": list(warnings),
         },
     }
+    kind = scores.by_name(score or package.score)
+    others: dict[str, dict[str, float]] = {}
+    if kind.name != scores.DEFAULT:
+        others[kind.config_name] = score_thresholds(kind, logits, temperature)
+    if others or package.score != kind.name or package.score_thresholds:
+        changes |= {"score": kind.config_name, "score_thresholds": others}
     same = (temperature, thresholds) == (package.temperature, package.thresholds)
     if package.config["ratio"].get("metrics") and not same:
         changes["metrics"] = {}
@@ -131,6 +143,8 @@ def calibrate(
         package=written,
         temperature=temperature,
         thresholds=thresholds,
+        score=kind.name,
+        score_thresholds=others.get(kind.config_name, thresholds),
         n=len(images),
         accuracy=accuracy,
         chance=float(np.bincount(images.labels).max() / len(images)),

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ratioctl import scores
 from ratioctl.errors import DiskError, OutputError, RatioctlError, UsageError
 from ratioctl.utils.text import reason_of, safe_text
 
@@ -64,6 +65,14 @@ Precision = Annotated[
     typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        metavar="NAME",
+        help=f"OOD score: {', '.join(scores.names())}. Default: the model's own.",
+    ),
+]
 Download = Annotated[
     bool, typer.Option("--download", help="Download named data sets that are not in the cache folder.")
 ]

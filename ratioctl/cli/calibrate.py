@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, Score, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -38,12 +38,15 @@ def calibrate(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Write a new package here instead of updating MODEL."),
     ] = None,
+    score: Score = None,
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data."""
     from ratioctl.calibration.calibrate import calibrate as run
 
-    result = run(model, data=data, objective=objective, out=out, device=context.device, download=download)
+    result = run(
+        model, data=data, objective=objective, out=out, score=score, device=context.device, download=download
+    )
     for warning in result.warnings:
         context.warn(warning)
     if context.json:
@@ -53,6 +56,8 @@ def calibrate(
                 "digest": result.package.digest,
                 "temperature": result.temperature,
                 "thresholds": result.thresholds,
+                "score": result.score,
+                "score_thresholds": result.score_thresholds,
                 "calibration": result.package.config["ratio"]["calibration"],
             }
         )
@@ -78,8 +83,10 @@ def _print_result(context: Context, result: Calibrated) -> None:
         table.add_row(name, *row)
     context.out.print(table)
     context.out.print(f"Accuracy {result.accuracy:.2%} of {result.n} held-out images ({record['source']})")
-    shown = ", ".join(f"{k} {v:.6f}" for k, v in result.thresholds.items())
-    context.out.print(f"Thresholds: {shown}")
+    for name, thresholds in {"": result.thresholds, f" of {result.score}": result.score_thresholds}.items():
+        if not name or result.score != "msp":
+            shown = ", ".join(f"{k} {v:.6f}" for k, v in thresholds.items())
+            context.out.print(f"Thresholds{name}: {shown}")
     context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ratioctl import scores
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress, duration
 
@@ -71,6 +72,16 @@ JudgeModel = Annotated[
     ),
 ]
 
+FurtherScores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="NAME",
+        help=f"Also measure this OOD score, under its own worst-case attack ({', '.join(scores.names())}); "
+        "repeatable.",
+    ),
+]
+
 
 @command
 def evaluate(
@@ -86,6 +97,7 @@ def evaluate(
     backend: BackendName = None,
     save_adversarial: SaveAdversarial = False,
     judge: JudgeModel = None,
+    score: FurtherScores = None,
     download: Download = False,
 ) -> int | None:
     """Measure accuracy, robustness, calibration and OOD detection.
@@ -116,6 +128,7 @@ def evaluate(
                 backend=backend,
                 save_adversarial=save_adversarial,
                 judge=judge,
+                score=score or (),
                 device=context.device,
                 precision=context.precision,
                 seed=context.seed,

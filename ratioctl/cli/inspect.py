@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ratioctl.cli._common import COMPUTE, Context, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import clipped, safe_text
+
+if TYPE_CHECKING:
+    from ratioctl.package import Spec
 
 
 @command(unused=COMPUTE)
@@ -26,7 +30,7 @@ def inspect(
         from ratioctl.onnx import runtime
 
         loaded = runtime.load(model)
-        spec: package.Spec = loaded.spec
+        spec: Spec = loaded.spec
         about = {"path": str(loaded.path), "kind": "onnx", "input": loaded.input_type}
         if loaded.threshold is not None:
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
@@ -42,12 +46,10 @@ def inspect(
     return None
 
 
-def _print(context: Context, spec: object, about: dict[str, str]) -> None:
-    from rich.table import Table
-
+def _print(context: Context, spec: Spec, about: dict[str, str]) -> None:
+    """The facts, then the measurements, then the provenance; at most 80 columns where names are short."""
     from ratioctl import package
 
-    assert isinstance(spec, package.Spec)
     channels, height, width = spec.input_size
     ratio = spec.config["ratio"]
     options = ", ".join(f"{key} {value}" for key, value in spec.architecture_options.items())
@@ -66,47 +68,67 @@ def _print(context: Context, spec: object, about: dict[str, str]) -> None:
         (f"ladder l{norm}", ", ".join(f"{value:.4g}" for value in ladder))
         for norm, ladder in spec.ladders.items()
     ]
-    if ratio.get("objective"):
-        rows.append(("objective", str(ratio["objective"])))
-    if isinstance(ratio.get("provenance"), dict):
-        rows += [(str(key), str(value)) for key, value in ratio["provenance"].items()]
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for key, value in rows:
-        table.add_row(safe_text(key), safe_text(value))
-    context.out.print(table)
+    objective = ratio.get("objective")
+    if isinstance(objective, dict):
+        sides = {"inside": "ID objective", "outside": "OOD objective"}
+        rows += [(sides.get(str(side), str(side)), _short(value)) for side, value in objective.items()]
+    elif objective:
+        rows.append(("objective", package.inline(objective)))
+    context.out.print(_facts(rows))
     metrics = ratio.get("metrics")
     if isinstance(metrics, dict):
         metrics = metrics.get("measurements")
     if isinstance(metrics, list) and metrics:
         context.out.print()
         context.out.print(_measurements(metrics))
+    if isinstance(ratio.get("provenance"), dict):
+        context.out.print()
+        context.out.print(_facts([(str(key), _short(value)) for key, value in ratio["provenance"].items()]))
+
+
+def _short(value: object) -> str:
+    """A JSON value in one line, SHA-256 digests by their first 12 digits (`--json` has them in full)."""
+    from ratioctl import package
+
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", package.inline(value))
+
+
+def _facts(rows: list[tuple[str, str]]) -> object:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(safe_text(key), safe_text(value))
+    return table
 
 
 def _measurements(metrics: list[object]) -> object:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     columns = ("name", "value", "interval", "n", "dataset", "ball")
     for column in columns:
-        table.add_column(column, justify="right" if column in ("value", "n") else "left", overflow="fold")
+        right = column in ("value", "n")
+        table.add_column(
+            column, justify="right" if right else "left", overflow="fold", no_wrap=column != "dataset"
+        )
     for row in metrics:
         if isinstance(row, dict):
-            table.add_row(*(safe_text(_cell(row.get(column))) for column in columns))
+            cells = {column: _cell(row.get(column)) for column in columns}
+            for name, shown in (("kept_at_", "ID acceptance "), ("let_through_at_", "OOD acceptance ")):
+                cells["name"] = cells["name"].replace(name, shown)
+            table.add_row(*map(safe_text, cells.values()))
     return table
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    from ratioctl import package
+
     if isinstance(value, list):
-        return " to ".join(_cell(item) for item in value)
-    if isinstance(value, dict) and set(value) == {"p", "eps"}:
-        return f"l{value['p']} {_cell(value['eps'])}"
-    return str(value)
+        return " to ".join(map(package.inline, value))
+    return "-" if value is None else package.inline(value)
 
 
 def _some(labels: tuple[str, ...], most: int = 20) -> str:

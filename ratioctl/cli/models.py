@@ -10,7 +10,7 @@ from ratioctl.utils.text import safe_text
 
 @command(unused=COMPUTE)
 def models(context: Context) -> int | None:
-    """List the models that come with ratioctl."""
+    """List the bundled models."""
     from ratioctl import package
 
     rows = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ratioctl.cli._common import BitDepth, Context, command, emit_json
+from ratioctl.cli._common import BitDepth, Context, Score, command, emit_json
 from ratioctl.cli._progress import Progress, duration, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
@@ -35,7 +35,11 @@ ScoringModel = Annotated[
 ]
 Threshold = Annotated[
     str,
-    typer.Option("--threshold", metavar="tpr95|tpr99|FLOAT", help="Confidence below which an image is OOD."),
+    typer.Option(
+        "--threshold",
+        metavar="tpr95|tpr99|FLOAT",
+        help="Confidence below which an image is OOD; for another --score the value above which it is.",
+    ),
 ]
 RowFormat = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,
@@ -83,6 +87,7 @@ def ood_score(
     paths: Paths,
     model: ScoringModel = DEFAULT_MODEL,
     threshold: Threshold = "tpr95",
+    score: Score = None,
     row_format: RowFormat = None,
     output: Output = None,
     csv_safe: CsvSafe = False,
@@ -110,8 +115,9 @@ def ood_score(
         precision=context.precision,
         worst_case=worst_case,
         seed=context.seed,
+        score=score,
     )
-    bound = package.threshold(opened.spec, threshold)
+    bound = package.threshold(opened.spec, threshold, opened.score)
     batches = pipeline.batches(
         paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
     )
@@ -138,7 +144,7 @@ def ood_score(
             raise _interrupted(stop, context, tally, output) from None
     if context.json:
         emit_json(_summary(tally, opened, model, threshold, bound, output))
-    context.note(tally.sentence(bound, threshold if threshold in opened.spec.thresholds else None))
+    context.note(tally.sentence(opened, bound, threshold))
     if fail_on_ood and tally.ood:
         return 4
     return 3 if tally.unreadable and not skip_errors else 0
@@ -167,12 +173,14 @@ class _Tally:
         unreadable = f", {self.unreadable:,} unreadable" if self.unreadable else ""
         return f"{images}, {self.ood:,} OOD{unreadable}"
 
-    def sentence(self, bound: float, name: str | None) -> str:
-        """For people, at the end; `bound` is the threshold, `name` what the model calls it."""
+    def sentence(self, opened: Model, bound: float, threshold: str) -> str:
+        """For people, at the end; `bound` is the value of the threshold, `threshold` as it was given."""
         seconds = self.seconds()
+        rule = "confidence below" if opened.score == "msp" else f"{opened.score} above"
+        name = f", {threshold}" if threshold in opened.spec.thresholds_of(opened.score) else ""
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
-            f"{self.ood:,} out of distribution (confidence below {bound:.4g}{f', {name}' if name else ''}), "
+            f"{self.ood:,} out of distribution ({rule} {bound:.4g}{name}), "
             f"{self.unreadable:,} could not be read."
         )
 
@@ -217,7 +225,11 @@ def _summary(
         "images": tally.images,
         "out_of_distribution": tally.ood,
         "errors": tally.unreadable,
-        "threshold": {"name": threshold if threshold in spec.thresholds else None, "confidence": bound},
+        **({} if opened.score == "msp" else {"score": opened.score}),
+        "threshold": {
+            "name": threshold if threshold in spec.thresholds_of(opened.score) else None,
+            "confidence" if opened.score == "msp" else "value": bound,
+        },
         "model": {"name": spec.name, "path": model, "temperature": spec.temperature},
         "backend": opened.backend,
         "road": opened.backend,  # the former name of `backend`, kept for scripts

@@ -14,6 +14,8 @@ from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
     from ratioctl.models import Classifier
+    from ratioctl.models.import_checkpoint import Fitted
+    from ratioctl.package import ModelPackage
 
 
 @command(unused=COMPUTE)
@@ -70,8 +72,7 @@ def package(
     names = _labels(labels)
     checkpoint = read(weights, ema=ema)
     given = _numbers("--mean", mean), _numbers("--std", std)
-    stored = import_checkpoint.stored_normalization(checkpoint)
-    if given == (None, None) and stored is not None:
+    if given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
         given = stored
         context.note("Normalisation: taken from the checkpoint, which holds it.")
     normalization.check_normalization(*given)
@@ -96,6 +97,14 @@ def package(
     for warning in checked.warnings if checked else ():
         context.warn(warning)
     written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=size)
+    _show(context, written, fitted, checked, data)
+    return None
+
+
+def _show(
+    context: Context, written: ModelPackage, fitted: Fitted, checked: _Checked | None, data: str | None
+) -> None:
+    """Print what was packaged."""
     if context.json:
         emit_json(
             {
@@ -108,7 +117,7 @@ def package(
                 "warnings": [*fitted.notes, *(checked.warnings if checked else ())],
             }
         )
-        return None
+        return
     if checked is not None:
         shown = [", ".join(f"{v:.3f}" for v in part) for part in (checked.mean, checked.std)]
         context.out.print(f"Normalised input: mean {shown[0]}, std {shown[1]} (n {checked.n})")
@@ -116,7 +125,6 @@ def package(
             context.out.print(f"Accuracy {checked.accuracy:.1%} (n {checked.n}, {safe_text(data)})")
     context.out.print(f"Package: {safe_text(written.path)} (digest {written.digest[:12]})")
     context.note(f"It is not calibrated: ratioctl calibrate {written.path} --data SOURCE")
-    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

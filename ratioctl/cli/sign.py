@@ -23,31 +23,33 @@ def sign(
         str | None, typer.Argument(metavar="MODEL", help="A package folder.", show_default=False)
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="The secret key, in minisign's format.")
+        Path | None, typer.Option("--key", metavar="FILE", help="Secret key in minisign's format.")
     ] = None,
     new_key: Annotated[
         Path | None,
-        typer.Option("--new-key", metavar="NAME", help="Make the key pair NAME.key and NAME.pub instead."),
+        typer.Option("--new-key", metavar="NAME", help="Create the key pair NAME.key and NAME.pub instead."),
     ] = None,
 ) -> int | None:
-    """Sign a package, or make the key pair for it.
+    """Sign a package, or create a key pair.
 
-    The password of the key is asked for, or taken from RATIOCTL_KEY_PASSWORD (empty: none).
+    The password of the key is read from RATIOCTL_KEY_PASSWORD (empty for none), or prompted for.
     """
     from ratioctl import package
     from ratioctl.package import signing
 
     if new_key is not None:
         if model is not None or key is not None:
-            raise UsageError("--new-key", "makes a key and signs nothing", "Sign in a second command.")
+            raise UsageError("--new-key", "creates a key and signs nothing", "Sign with a second command.")
         secret, public = signing.new_key(new_key, _password(f"Password for {new_key}.key (empty: none)"))
         if context.json:
             emit_json({"key": secret, "public_key": public})
-        context.out.print(f"secret key: {safe_text(secret)} (keep it to yourself)", soft_wrap=True)
-        context.out.print(f"public key: {safe_text(public)} (give it to everybody)", soft_wrap=True)
+        context.out.print(f"secret key: {safe_text(secret)} (keep it private)", soft_wrap=True)
+        context.out.print(f"public key: {safe_text(public)} (publish it)", soft_wrap=True)
         return None
     if model is None or key is None:
-        raise UsageError("sign", "needs a package and a key", "For example: ratioctl sign MODEL --key me.key")
+        raise UsageError(
+            "sign", "requires a package and a key", "For example: ratioctl sign MODEL --key me.key"
+        )
     path = package.find(model)
     password = _password(f"Password for {key}") if signing.is_encrypted(key) else None
     signed = signing.sign(path, key, password)
@@ -63,5 +65,7 @@ def _password(question: str) -> str:
     if PASSWORD in os.environ:
         return os.environ[PASSWORD]
     if not sys.stdin.isatty():
-        raise UsageError("password", "there is no terminal to ask for it", f"Set {PASSWORD} (empty: none).")
+        raise UsageError(
+            "password", "there is no terminal to prompt for it", f"Set {PASSWORD} (empty: none)."
+        )
     return str(typer.prompt(question, hide_input=True, default="", show_default=False, err=True))

@@ -21,14 +21,14 @@ def verify(
         typer.Option(
             "--public-key",
             metavar="FILE|KEY",
-            help="Also demand a signature by this key (or one of several), and nothing unsigned beside it.",
+            help="Also require a signature by this key, or by one of several, and no unsigned files.",
         ),
     ] = None,
 ) -> int | None:
-    """Check every file of a package, and who signed it.
+    """Check every file of a package, and its signature.
 
-    Every file is compared with the SHA-256 that config.json records for it; with --public-key config.json
-    itself has to carry a signature by that key.
+    Every file is compared with the SHA-256 recorded in config.json; with --public-key, config.json must have
+    a valid signature by that key.
     """
     from ratioctl import package
     from ratioctl.package import signing
@@ -65,11 +65,11 @@ def verify(
     if faults:
         raise PackageError(
             path,
-            f"{len(faults)} of {len(findings)} files are not what was packaged ({', '.join(faults)})",
+            f"{len(faults)} of {len(findings)} files differ from what was packaged ({', '.join(faults)})",
             "Get the package again, or package it again from its checkpoint.",
         )
     if refused is not None:
         raise refused
     if not public_keys and (path / signing.SIGNATURE).exists():
-        context.note(f"{path} carries a signature, which was not checked: give --public-key.")
+        context.note(f"{path} has a signature, which was not checked; --public-key checks it.")
     return None

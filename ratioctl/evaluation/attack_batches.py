@@ -30,6 +30,7 @@ from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
 from ratioctl.recipe import Ball
+from ratioctl.scores import OodScore
 from ratioctl.utils.result_cache import Arrays
 
 
@@ -140,6 +141,7 @@ def worst_case(
     steps: int,
     restarts: int,
     targets: int,
+    method: str | None = None,
     keep: bool = False,
 ) -> Arrays:
     """Highest confidence in the ball, over several searches and the image itself.
@@ -159,6 +161,7 @@ def worst_case(
         steps=steps,
         restarts=restarts,
         targets=targets,
+        method=method,
         batch_size=max(len(x), 1),
         seed=subject.seed,
         search_logits_of=subject.logits_of,
@@ -175,6 +178,34 @@ def worst_case(
         "stuck": found.stuck.cpu().numpy(),
     }
     return {**arrays, "x": found.x.cpu().numpy()} if keep else arrays
+
+
+def worst_case_score(
+    subject: Subject, pixels: np.ndarray, ball: Ball, score: OodScore, *, steps: int, restarts: int
+) -> Arrays:
+    """Highest acceptance of an OOD score in the ball, over several searches and the image itself.
+
+    Returns:
+        "acceptance" (B,) float64 in exact fp32 logits; "stuck" (B,) bool: no search found a gradient.
+    """
+    x = to_float(pixels, subject.compute.device)
+    found = worst_case_confidence(
+        subject.predictor.exact,
+        x,
+        ball,
+        temperature=subject.temperature,
+        steps=steps,
+        restarts=restarts,
+        targets=0,
+        batch_size=max(len(x), 1),
+        seed=subject.seed,
+        search_logits_of=subject.logits_of,
+        acceptance=lambda f: score.acceptance_tensor(f.float(), subject.temperature),
+    )
+    return {
+        "acceptance": score.acceptance(subject.logits(found.x), subject.temperature),
+        "stuck": found.stuck.cpu().numpy(),
+    }
 
 
 def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep: bool = False) -> Arrays:

@@ -217,7 +217,8 @@ class Results:
 
     Attributes:
         warnings: sentences, None for checks that passed.
-        clean: set by stage "clean"; outside: clean confidences of the OOD sets, set by stage "ood".
+        clean: set by stage "clean"; outside and outside_logits: clean confidences and logits of the OOD
+            sets, set by stage "ood".
     """
 
     examples: Examples
@@ -226,6 +227,7 @@ class Results:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     gallery: list[Attacked] = dataclasses.field(default_factory=list)
     outside: dict[str, Confidences] = dataclasses.field(default_factory=dict)
+    outside_logits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     stored_clean: Clean | None = None
 
     @property

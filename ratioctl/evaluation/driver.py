@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from ratioctl import package as packages
+from ratioctl import scores
 from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
-from ratioctl.errors import OutputError, PackageError, UsageError
+from ratioctl.errors import LogitsError, OutputError, PackageError, UsageError
 from ratioctl.evaluation import measurements, sanity_checks, suites
 from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
@@ -52,6 +53,7 @@ def run(
     backend: Backend | None = None,
     save_adversarial: bool = False,
     judge: Model | None = None,
+    score: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -71,25 +73,26 @@ def run(
         write: store the measurements in the packages' config and card.
         out: folder of the result cache; None keeps nothing.
         backend: of the robust accuracy: "reference" runs `pyautoattack`'s standard version, "own" the same
-            attacks of this package, tested against it; None uses the suite's. Where the reference does not
-            exist (l1.5, fewer than 4 classes) it is "own"; every measurement names its backend.
+            attacks of this package; None uses the suite's. "own" where the reference does not exist (l1.5,
+            fewer than 4 classes); every measurement names its backend.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
-        precision: of the attacks; decisions and confidences are always fp32. "auto" uses bf16 where it is
-            faster, except in suites that are `exact`.
-        callback: called with {"event": "plan", "seconds", "phases"} before long work, {"event": "batch",
-            "model", "what", "share", "seconds_left"} after each batch, {"event": "file", "path"}.
-        finish: called with the result before the cache is marked as complete; writes the reports.
+        score: names of further OOD scores to measure, see `ratioctl.scores`.
+        precision: of the attacks; "auto" uses bf16 where it is faster, except in `exact` suites.
+        callback: called with {"event": "plan", "seconds", "phases"}, {"event": "batch", "model", "what",
+            "share", "seconds_left"} and {"event": "file", "path"}.
+        finish: called with the result before the cache is complete; writes the reports.
 
     Raises:
         UsageError: unknown suite, a bad NAME=SOURCE, a name given twice, an option without effect.
         SourceError: data that is missing or has class folders that are no labels of a model.
-        PackageError: a model that cannot be read; with `write` one that changed during the run.
+        PackageError: a model that cannot be read, with `write` one that changed; LogitsError.
         OutputError: with `write`, a package that cannot be written, before anything is computed.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen = _with_scores(chosen, score)
     named = out_distribution.named(ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
@@ -109,14 +112,12 @@ def run(
             batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
             one = Context(name=name, subject=subject, data=sets, suite=chosen, batches=batches)
             contexts.append(dataclasses.replace(one, saved=saved, judge=judged_by))
-        plan.add(phase for c in contexts for name in chosen.stages for phase in STAGES[name].plan(c))
-        plan.announce()
+        _announce(plan, contexts)
         evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)
         if finish is not None:
             finish(evaluation)
-        if write:
-            for context, part in zip(contexts, evaluation.models, strict=True):
-                _write_measurements(context.package, part.report, evaluation, context.data)
+        for one, part in zip(contexts, evaluation.models if write else (), strict=write):
+            _write_measurements(one.package, part.report, evaluation, one.data)
         cache.finish()
     return evaluation
 
@@ -156,6 +157,16 @@ def _resolve(
     return dataclasses.replace(suite, backend=backend)
 
 
+def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
+    """The suite with a stage for further OOD scores."""
+    further = tuple(dict.fromkeys(scores.by_name(name).name for name in names))
+    if not further:
+        return suite
+    if suite.explains:
+        raise UsageError("--score", f"has no effect in the suite {suite.name}", "Use another --suite.")
+    return dataclasses.replace(suite, scores=further, stages=(*suite.stages, "scores"))
+
+
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:
     for package in loaded:
         if packages.is_bundled(package):
@@ -192,6 +203,15 @@ def _subject(package: ModelPackage, compute: ComputeConfig, seed: int) -> Subjec
     return Subject(package=package, network=network, predictor=predictor, compute=compute, seed=seed)
 
 
+@contextlib.contextmanager
+def _naming(package: ModelPackage) -> Iterator[None]:
+    """LogitsError with the package in it."""
+    try:
+        yield
+    except LogitsError as error:
+        raise LogitsError(package.path, error.reason, error.next_step) from None
+
+
 def _facts(subject: Subject) -> dict[str, object]:
     """What determines a batch besides its images and settings."""
     return {
@@ -204,6 +224,14 @@ def _facts(subject: Subject) -> dict[str, object]:
         "ratioctl": __version__,
         "pyautoattack": importlib.metadata.version("pyautoattack"),  # FAB-T and Square come from it
     }
+
+
+def _announce(plan: Plan, contexts: Sequence[Context]) -> None:
+    """Estimate the time of all stages."""
+    for context in contexts:
+        with _naming(context.package):
+            plan.add(phase for name in context.suite.stages for phase in STAGES[name].plan(context))
+    plan.announce()
 
 
 def _evaluation(
@@ -230,8 +258,9 @@ def _evaluated(context: Context) -> Evaluated:
     """All stages of one model, and its report."""
     context.batches.plan.start(context.name)
     results = Results(examples=Examples(context.name, context.data.all()))
-    for name in context.suite.stages:
-        STAGES[name].run(context, results)
+    with _naming(context.package):
+        for name in context.suite.stages:
+            STAGES[name].run(context, results)
     data = context.data
     if "ood" in context.suite.stages:
         results.measurements += measurements.mean_over_sets(

@@ -202,6 +202,51 @@ def detection(
     return rows
 
 
+def score_detection(
+    source: Source,
+    score: str,
+    inside: np.ndarray,
+    outside: np.ndarray,
+    ball: Ball | None = None,
+    **details: Any,
+) -> list[Measurement]:
+    """OOD detection by the acceptances (N,) of an OOD score; every name ends in the score's."""
+    scores = -inside, -outside
+    n_in, n_out = len(inside), len(outside)
+    sizes = {"score": score, "n_in": n_in, "n_out": n_out, **details}
+    rows = []
+    for name, of in (("auroc", metrics.auroc), ("conservative_auroc", metrics.conservative_auroc)):
+        value = of(*scores)
+        interval = metrics.auroc_interval(value, n_in, n_out)
+        rows.append(row(f"{name}_{score}", value, n_in + n_out, interval, source, ball, **sizes))
+    groups = [[scores[0]], [scores[1]]]
+    name = f"fpr_at_95_tpr_{score}"
+    rows.append(_bootstrapped(name, metrics.fpr_at_95_tpr, groups, n_in + n_out, source, ball, **sizes))
+    return rows
+
+
+def score_operating(
+    source: Source,
+    score: str,
+    acceptance: np.ndarray,
+    thresholds: Mapping[str, float],
+    bounds: Mapping[str, float],
+) -> list[Measurement]:
+    """Acceptance rates of a set at the stored thresholds of an OOD score; `bounds` in units of acceptance."""
+    what = "kept" if source.images.labels is not None else "let_through"
+    return [
+        rate(
+            f"{what}_at_{name}_{score}",
+            int((acceptance >= bounds[name]).sum()),
+            len(acceptance),
+            source,
+            score=score,
+            threshold=threshold,
+        )
+        for name, threshold in sorted(thresholds.items())
+    ]
+
+
 def operating(
     source: Source,
     confidences: np.ndarray,

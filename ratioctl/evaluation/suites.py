@@ -34,11 +34,13 @@ class Suite:
         budget: of these attacks; None is AutoAttack's standard one for the norm.
         outside: attacked images per OOD set, and ID images attacked towards low confidence; None attacks all.
             In "explanations", the number of OOD images per set where no limit is given.
-        outside_steps, outside_restarts, outside_targets: of the search for the highest confidence.
+        outside_steps, outside_restarts, outside_targets, outside_method: of the search for the highest
+            confidence; the method is a registered attack, None takes the norm's default.
         curve: images of the confidence-radius curves, ID and OOD each; curve_steps: per radius.
         probe: images per ball and set on which a longer search checks the attacks.
         exact: attacks run in fp32 unless bf16 is requested.
         backend: of the robust accuracy: "reference" is `pyautoattack`'s standard version, where it exists.
+        scores: names of further OOD scores to measure.
         explanation_norm, explanation_steps: of the counterfactual searches.
     """
 
@@ -53,11 +55,13 @@ class Suite:
     outside_steps: int = 100
     outside_restarts: int = 1
     outside_targets: int = 1
+    outside_method: str | None = None
     curve: int = 256
     curve_steps: int = 50
     probe: int = 64
     exact: bool = True
     backend: Backend = "own"
+    scores: tuple[str, ...] = ()
     explanation_norm: str = "2"
     explanation_steps: int = 100
 
@@ -89,6 +93,11 @@ class Suite:
     def backend_for(self, ball: Ball, classes: int) -> Backend:
         """The reference where it is selected and exists, else "own"."""
         return self.backend if has_reference(ball.p, classes) else "own"
+
+    @property
+    def attacks_ood(self) -> bool:
+        """Whether it attacks OOD images."""
+        return "worst_case" in self.stages
 
     @property
     def explains(self) -> bool:

@@ -27,8 +27,8 @@ def is_path(image: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, str | os.PathLike)
 
 
-def as_list(images: object) -> list[object]:
-    """One image, or several, as a list. Raises UsageError for what is neither."""
+def as_list(images: object, name: str = "images") -> list[object]:
+    """One image, or several, as a list. Raises UsageError for anything else; `name` is the parameter's."""
     if (
         is_path(images)
         or isinstance(images, bytes | bytearray | memoryview | Image.Image)
@@ -36,7 +36,7 @@ def as_list(images: object) -> list[object]:
     ):
         return [images]
     if not isinstance(images, Iterable):
-        raise UsageError("images", f"cannot be read from {type(images).__name__}", ACCEPTED)
+        raise UsageError(name, f"cannot be read from {type(images).__name__}", ACCEPTED)
     return list(images)
 
 

@@ -1,4 +1,4 @@
-"""Where and in which precision to compute, and why: the choice `--verbose` shows."""
+"""The device and precision to compute with, and why (shown by `--verbose`)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ComputeConfig:
 def select_device(
     device: str = "auto", precision: str = "auto", *, reason: str | None = None
 ) -> ComputeConfig:
-    """The place for `--device` and `--precision`; logged as information, which `--verbose` shows.
+    """The configuration for `--device` and `--precision`, logged at level INFO.
 
-    bf16 is chosen where the processor has instructions for it (without them it is some ten times slower
-    than fp32 on a CPU, measured).
+    bf16 is chosen where the processor has instructions for it; without them it is about ten times slower
+    than fp32 on a CPU (measured).
 
     Args:
-        reason: why `precision` is what it is, where it was not the user who asked for it.
+        reason: for `precision`, where the user did not request it.
 
     Raises:
         UsageError: unknown device or precision, or a GPU that is not there.

@@ -1,4 +1,4 @@
-"""What stands beside measurements: versions, hardware, precision."""
+"""The environment of measurements: versions, hardware, precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ratioctl.models.device import ComputeConfig
 
 
 def environment(compute: ComputeConfig, search: str, score: str) -> dict[str, Any]:
-    """Plain JSON values. `search` and `score` name the precisions: the place's, and fp32."""
+    """Plain JSON values. `search` and `score` are the keys of two precisions: that of `compute`, and fp32."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

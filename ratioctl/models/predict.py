@@ -1,4 +1,4 @@
-"""From 8-bit images to logits with torch in fp32: the reference of every score that is shown."""
+"""8-bit images to logits with torch in fp32: the reference for every score that is shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A package's classifier for scoring; `predict` is what `score` asks of any model."""
+    """A package's classifier for scoring."""
 
     network: Classifier
     device: torch.device
@@ -28,7 +28,7 @@ class Predictor:
     def exact(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0,1] on the device -> logits (B, K) in full fp32, differentiable.
 
-        Every verdict and every score comes from here.
+        Every decision and every score is computed from these.
         """
         with _without_tf32(self.device):
             return self.network(x).float()
@@ -69,6 +69,6 @@ def _without_tf32(device: torch.device) -> Iterator[None]:
 
 
 def predictor(model: ModelPackage | Classifier, device: str | torch.device = "cpu") -> Predictor:
-    """A `Predictor` of a package or a classifier, in fp32 whatever the precision of attacks."""
+    """A `Predictor` of a package or a classifier, in fp32 regardless of the precision of attacks."""
     network = from_package(model, device) if isinstance(model, ModelPackage) else model
     return Predictor(network=fold_batchnorm(network).to(device), device=torch.device(device))

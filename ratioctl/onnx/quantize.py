@@ -91,7 +91,7 @@ def quantize(
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = [plain.fitting(held[ranges[k : k + 32]]) for k in range(0, len(ranges), 32)]
+            self.left = [plain.prepare(held[ranges[k : k + 32]]) for k in range(0, len(ranges), 32)]
 
         def get_next(self) -> dict[str, Any] | None:
             return {"image": self.left.pop(0)} if self.left else None

@@ -1,4 +1,4 @@
-"""An exported ONNX file as something that predicts, without torch (onnxruntime)."""
+"""Inference with exported ONNX files through onnxruntime, without torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Runtime:
         path: the file.
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
-        threshold: what the graph's `is_ood` compares with; None in files that do not say.
+        threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
         session: the onnxruntime session.
     """
 
@@ -59,11 +59,11 @@ class Runtime:
         """The named outputs of the graph, first axis N; images as for `predict`.
 
         Raises:
-            PackageError: the graph fails, or gives something else than it says it does.
+            PackageError: the graph fails, or its outputs have unexpected shapes.
         """
-        fitting = self.fitting(images)
+        prepared = self.prepare(images)
         try:
-            values = self.session.run(list(outputs), {"image": fitting})
+            values = self.session.run(list(outputs), {"image": prepared})
         except Exception as error:  # onnxruntime's own classes share no base
             raise PackageError(self.path, f"cannot compute ({_detail(error)})", EXPORT) from None
         found = dict(zip(outputs, values, strict=True))
@@ -74,8 +74,8 @@ class Runtime:
                 raise PackageError(self.path, reason, EXPORT)
         return found
 
-    def fitting(self, images: np.ndarray) -> np.ndarray:
-        """The images as the graph's input takes them, contiguous; images as for `predict`.
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """The images in the type and layout of the graph's input, contiguous; images as for `predict`.
 
         Raises:
             ValueError: another shape than the model's.
@@ -101,8 +101,8 @@ def load(
     """Load an exported file, or the one inside a package.
 
     Args:
-        model: an `.onnx` file, or a package (folder, bundled name or value) that carries `model.onnx`.
-        threads: for one operator (intra-op); None uses every processor this process may use.
+        model: an `.onnx` file, or a package (folder, bundled name or value) that contains `model.onnx`.
+        threads: intra-op threads; None uses every processor available to this process.
         device: "cpu", or "cuda"/"cuda:N" where onnxruntime was built for it.
 
     Raises:
@@ -123,7 +123,7 @@ def load(
         raise PackageError(path, "there is no such file", EXPORT) from None
     except OSError as error:
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
-    _insist_on_one_file(data, path)
+    _check_self_contained(data, path)
     session = _session(data, path, threads, device)
     try:  # onnxruntime decodes texts when it is asked for them
         metadata = session.get_modelmeta().custom_metadata_map
@@ -152,17 +152,17 @@ def is_onnx_file(model: str | os.PathLike[str] | ModelPackage) -> TypeGuard[str 
 
 
 def _file(model: str | os.PathLike[str] | ModelPackage) -> tuple[Path, ModelPackage | None]:
-    """The file, and the package that carries it, where it is in one."""
+    """The file, and the package that contains it, if any."""
     if is_onnx_file(model):
         return Path(model), None
     model = resolve(model)
     if model.onnx_path is None:
-        raise PackageError(model.path, "carries no model.onnx", "`ratioctl export` makes one.")
+        raise PackageError(model.path, "contains no model.onnx", "`ratioctl export` writes one.")
     return model.onnx_path, model
 
 
-def _insist_on_one_file(data: bytes, path: Path) -> None:
-    """Refuse a graph that takes tensors from other files, wherever they lie: ours never do."""
+def _check_self_contained(data: bytes, path: Path) -> None:
+    """Refuse a graph with tensors in other files, which ratioctl never writes."""
     if b"location" not in data:  # the key under which the format keeps a file's name
         return
     import onnx
@@ -211,7 +211,7 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
         "Computing on %s (onnxruntime, %d threads), fp32", device, options.intra_op_num_threads
     )
     try:
-        # Bytes, not the path: what was looked at is what is loaded, and it has no folder to look into.
+        # Bytes, not the path: what was checked is what is loaded, without access to a folder.
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes share no base
         raise PackageError(path, f"is damaged or no ONNX file ({_detail(error)})", EXPORT) from None
@@ -233,7 +233,7 @@ def _threshold(metadata: dict[str, str]) -> float | None:
     try:
         return float(json.loads(metadata[ABOUT])["threshold"])
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
-        return None  # a note: its absence is no fault
+        return None  # optional
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

@@ -4,7 +4,7 @@
 renders README.md and `signing` signs. Import from this package; the modules are its implementation.
 """
 
-from ratioctl.package.card import render_card
+from ratioctl.package.card import inline, render_card
 from ratioctl.package.config import (
     FORMAT,
     Spec,
@@ -39,6 +39,7 @@ __all__ = [
     "check",
     "check_writable",
     "find",
+    "inline",
     "is_bundled",
     "names",
     "parse_config",

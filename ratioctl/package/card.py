@@ -81,7 +81,7 @@ def _front(spec: Spec, objective: Any) -> list[str]:
     summary += f"{len(spec.label_names)} classes for {channels}x{height}x{width} input, packaged by ratioctl."
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {_md(spec.name)}", "", summary, ""]
-    return lines + ([f"Training objective: {_md(_inline(objective))}.", ""] if objective else [])
+    return lines + ([f"Training objective: {_md(inline(objective))}.", ""] if objective else [])
 
 
 def _calibration(spec: Spec, calibration: Any) -> list[str]:
@@ -112,7 +112,7 @@ def _provenance(provenance: Any) -> list[str]:
 
 
 def _rows(table: Mapping[str, Any]) -> list[str]:
-    return [f"| {_md(key)} | {_md(_inline(value))} |" for key, value in table.items()]
+    return [f"| {_md(key)} | {_md(inline(value))} |" for key, value in table.items()]
 
 
 def _measurements(metrics: Any) -> list[str]:
@@ -127,18 +127,18 @@ def _measurements(metrics: Any) -> list[str]:
     lines = ["| measurement | value | 95 % interval | n | data | ball |", "|---|---|---|---|---|---|"]
     for row in rows:
         interval = row.get("interval")
-        shown = " to ".join(_inline(end) for end in interval) if isinstance(interval, list | tuple) else "-"
-        cells = [_inline(row.get("name")), _inline(row.get("value")), shown]
-        cells += [_inline(row[key]) if row.get(key) is not None else "-" for key in ("n", "dataset", "ball")]
+        shown = " to ".join(inline(end) for end in interval) if isinstance(interval, list | tuple) else "-"
+        cells = [inline(row.get("name")), inline(row.get("value")), shown]
+        cells += [inline(row[key]) if row.get(key) is not None else "-" for key in ("n", "dataset", "ball")]
         if row.get("ball") is not None and row.get("attack"):  # a rate under attack is worth what attacked it
-            cells[-1] += f" ({_inline(row['attack'])})"
+            cells[-1] += f" ({inline(row['attack'])})"
         lines.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
     if isinstance(warnings, list) and warnings:
-        lines += ["", *(f"- Warning: {_md(_inline(warning))}" for warning in warnings)]
+        lines += ["", *(f"- Warning: {_md(inline(warning))}" for warning in warnings)]
     return lines
 
 
-def _inline(value: object) -> str:
+def inline(value: object) -> str:
     """A JSON value in one line of prose."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
@@ -146,15 +146,15 @@ def _inline(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, Mapping):
         if set(value) == {"p", "eps"}:
-            return f"l{value['p']} {_inline(value['eps'])}"
-        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
+            return f"l{value['p']} {inline(value['eps'])}"
+        return ", ".join(f"{key} {inline(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_inline(item) for item in value)
+        return ", ".join(inline(item) for item in value)
     return str(value)
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    return f" ({_md(_inline(options))})" if options else ""
+    return f" ({_md(inline(options))})" if options else ""
 
 
 def _md(text: str) -> str:

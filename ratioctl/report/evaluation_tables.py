@@ -32,9 +32,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
         found += [_calibration(model, suffix), *_breakdown(model, suffix), *_detection(model, suffix)]
-        operating = _operating(model, suffix)
-        if operating.rows:
-            found.append(operating)
+        found += [table for table in (_scores(model, suffix), _operating(model, suffix)) if table.rows]
     return found
 
 
@@ -240,6 +238,31 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
             ("OOD sets, precision and confidence", second, "MMC: mean confidence. n: OOD images.", counts),
         )
     ]
+
+
+def _scores(model: Evaluated, suffix: str) -> Table:
+    """OOD detection by further OOD scores beside the confidence."""
+    found = model.report.measurements
+    further = dict.fromkeys(m.details["score"] for m in found if "score" in m.details)
+    sets = dict.fromkeys(m.dataset for m in found if m.name.startswith("auroc_") and "score" in m.details)
+    names = {"msp": "", **{score: f"_{score}" for score in further}}
+    attacked = any(m.ball is not None for m in found if "score" in m.details)
+    columns = [
+        ("AUROC", "auroc", False),
+        ("AUROC worst case", "auroc", True),
+        ("FPR@ 95TPR", "fpr_at_95_tpr", False),
+    ]
+    columns = [column for column in columns if attacked or not column[2]]
+    return measurement_table(
+        "OOD scores" + suffix,
+        ("per cent", "score", *(title for title, _, _ in columns)),
+        [
+            (dataset, score, *(find(model, name + ending, dataset, on) for _, name, on in columns))
+            for dataset in sets
+            for score, ending in names.items()
+        ],
+        note="Worst case: each score under its own attack on OOD images. msp: maximum softmax probability.",
+    )
 
 
 def _operating(model: Evaluated, suffix: str) -> Table:

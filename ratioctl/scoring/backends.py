@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ratioctl import scores
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -29,11 +31,13 @@ def open_model(
     precision: str = "auto",
     worst_case: float | None = None,
     seed: int = 0,
+    score: str | None = None,
 ) -> Model:
     """Load a model for `ratioctl.scoring.pipeline`: onnxruntime where it suffices, else torch.
 
     Args:
         threshold: checked before torch is loaded; None skips the check.
+        score: name of the OOD score, see `ratioctl.scores`; None takes the package's.
         worst_case: l2 radius of the worst-case search, which needs torch; None: no search.
         precision: of that search.
 
@@ -55,19 +59,22 @@ def open_model(
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
         # One thread per session: the pipeline predicts several batches at once.
         alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
+        own = score is None or score == alone.spec.score
         return Model(
             spec=alone.spec,
             predict=alone.predict,
             backend="onnx",
             parallel=True,
-            own_threshold=alone.threshold,
+            own_threshold=alone.threshold if own else None,
+            score=score or alone.spec.score,
         )
     found = packages.resolve(model)
+    name = score or found.score
     if threshold is not None:
-        packages.threshold(found, threshold)
+        packages.threshold(found, threshold, score)
     if found.onnx_path is not None and worst_case is None and not gpu:
         inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True)
+        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True, score=name)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
@@ -85,12 +92,14 @@ def open_model(
 
     attacked = pace = None
     if worst_case is not None:
-        attacked, pace = _worst_case(network, compute, found, worst_case, seed, one_batch)
+        bound = packages.threshold(found, "tpr95" if threshold is None else threshold, name)
+        attacked, pace = _worst_case(network, compute, found, worst_case, seed, one_batch, name, bound)
     return Model(
         spec=found,
         predict=predict,
         backend="torch",
         parallel=False,
+        score=name,
         worst_case=attacked,
         worst_case_pace=pace,
     )
@@ -103,10 +112,12 @@ def _worst_case(
     eps: float,
     seed: int,
     one_batch: threading.Lock,
-) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[int], float]]:
-    """The search for the highest confidence in the l2 ball of radius `eps`, and a measurement of its pace.
+    score: str,
+    threshold: float,
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], Callable[[int], float]]:
+    """The search for the lowest OOD score in the l2 ball of radius `eps`, and a measurement of its pace.
 
-    See `ratioctl.scoring.pipeline.Model`: uint8 (N, H, W, C) -> (N,), and number of images -> seconds each.
+    See `ratioctl.scoring.pipeline.Model`: `worst_case`, and number of images -> seconds each.
     """
     import copy
     import time
@@ -124,7 +135,10 @@ def _worst_case(
         with compute.autocast():
             return searched(x)
 
-    def confidences(x: torch.Tensor, steps: int) -> np.ndarray:
+    kind, temperature = scores.by_name(score), package.temperature
+    acceptance = None if score == scores.DEFAULT else lambda f: kind.acceptance_tensor(f.float(), temperature)
+
+    def attack(x: torch.Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
         found = worst_case_confidence(
             network.exact,
             x.contiguous(memory_format=torch.channels_last),
@@ -134,20 +148,24 @@ def _worst_case(
             restarts=1,
             seed=seed,
             search_logits_of=logits_of,
+            acceptance=acceptance,
         )
-        return found.confidence.cpu().numpy()
+        confidence = found.confidence.cpu().numpy()
+        if acceptance is None:
+            return confidence, confidence < threshold
+        return confidence, kind.is_ood(network.predict(found.x.cpu().numpy()), temperature, threshold)
 
-    def search(images: np.ndarray) -> np.ndarray:
+    def search(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with one_batch:
-            return confidences(torch.from_numpy(to_pixels(images)).to(network.device), WORST_CASE_STEPS)
+            return attack(torch.from_numpy(to_pixels(images)).to(network.device), WORST_CASE_STEPS)
 
     def pace(images: int) -> float:
         channels, height, width = package.input_size
         few = max(1, min(images, batch_size(height)))
         x = torch.full((few, channels, height, width), 0.5, device=network.device)
-        confidences(x, 1)  # warm-up
+        attack(x, 1)  # warm-up
         started, steps = time.perf_counter(), 4
-        confidences(x, steps)
+        attack(x, steps)
         # Forward passes before and after the steps cost about as much as one more step.
         return (time.perf_counter() - started) / few * (WORST_CASE_STEPS + 1) / (steps + 1)
 

@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from ratioctl import images, metrics, package
+from ratioctl import scores as registry
 from ratioctl.errors import ImageError, PackageError, UsageError
 from ratioctl.package import Spec
 from ratioctl.scoring.sources import Images, Unreadable, items_of
@@ -42,7 +43,9 @@ class Model:
         predict: uint8 (N, H, W, C), or float32 (N, C, H, W) in [0,1] -> logits (N, K) before temperature.
         backend: the library that computes.
         parallel: whether `predict` may run in several threads at once, each on one processor.
-        worst_case: uint8 (N, H, W, C) -> (N,) highest confidences that an attack reached, or None.
+        score: name of the OOD score that flags images, see `ratioctl.scores`.
+        worst_case: uint8 (N, H, W, C) -> confidence (N,) and is_ood (N,) of the point with the lowest OOD
+            score that an attack found around each image; or None.
         worst_case_pace: number of images -> measured seconds that `worst_case` takes for each.
         own_threshold: the confidence that the flag inside an exported file compares with, if it is one.
     """
@@ -51,7 +54,10 @@ class Model:
     predict: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
     backend: Literal["onnx", "torch"]
     parallel: bool
-    worst_case: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    score: str = registry.DEFAULT
+    worst_case: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = dataclasses.field(
+        default=None, repr=False
+    )
     worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
     own_threshold: float | None = None
 
@@ -72,7 +78,8 @@ def ood_score(
     Args:
         paths: images, folders, archives, or `-` for a list on stdin, as for `ratioctl.images.walk`; or
             PIL images, encoded bytes and arrays, whose rows have the paths "image-0", "image-1", ...
-        threshold: a stored name, or a confidence in [0,1].
+        threshold: a stored name, or a number: a confidence in [0,1], or for another OOD score than "msp" a
+            value of that score.
         probabilities: fill in `ScoreRow.probabilities`.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
@@ -114,7 +121,7 @@ def batches(
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
     """As `ood_score`, in lists as they are finished. Close the generator to end its threads."""
-    bound = package.threshold(model.spec, threshold)
+    bound = package.threshold(model.spec, threshold, model.score)
     _, height, width = model.spec.input_size
     if height != width:
         reason = f"takes {height}x{width} pixels, and images are made square"
@@ -173,14 +180,14 @@ def rows_of(
     if not readable:
         return [ScoreRow(path=item.path, error=reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
-    scores = score_logits(model.predict(pixels), model.spec, threshold)
-    worst = _attacked(model, pixels, scores.confidence, readable)
+    scores = score_logits(model.predict(pixels), model.spec, threshold, model.score)
+    worst = _attacked(model, pixels, scores)
     rows, k = [], 0
     for item, reason in zip(batch, reasons, strict=True):
         if reason is not None:
             rows.append(ScoreRow(path=item.path, error=reason))
             continue
-        attacked = worst[k]
+        attacked, attacked_is_ood = worst[k]
         rows.append(
             ScoreRow(
                 path=item.path,
@@ -190,7 +197,7 @@ def rows_of(
                 is_ood=bool(scores.is_ood[k]),
                 probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
-                worst_case_is_ood=None if attacked is None else attacked < threshold,
+                worst_case_is_ood=attacked_is_ood,
             )
         )
         k += 1
@@ -208,8 +215,11 @@ class Scores:
     is_ood: np.ndarray
 
 
-def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
-    """Scores of logits (N, K) before temperature; `threshold` is the confidence below which an image is OOD.
+def score_logits(logits: np.ndarray, spec: Spec, threshold: float, score: str = registry.DEFAULT) -> Scores:
+    """Scores of logits (N, K) before temperature.
+
+    Args:
+        threshold: of the OOD score named `score`, see `ratioctl.package.threshold`.
 
     Raises:
         PackageError: logits that are not finite.
@@ -224,19 +234,20 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float) -> Scores:
         labels=[spec.label_names[k] for k in logits.argmax(axis=1).tolist()],
         probabilities=p,
         confidence=confidence,
-        ood_score=1.0 - confidence,
-        is_ood=spec.ood_score.is_ood(logits, spec.temperature, threshold),
+        ood_score=registry.by_name(score).from_logits(logits, spec.temperature),
+        is_ood=registry.by_name(score).is_ood(logits, spec.temperature, threshold),
     )
 
 
 def _attacked(
-    model: Model, pixels: np.ndarray, confidences: np.ndarray, count: int
-) -> Sequence[float | None]:
+    model: Model, pixels: np.ndarray, clean: Scores
+) -> Sequence[tuple[float, bool] | tuple[None, None]]:
     if model.worst_case is None:
-        return [None] * count
+        return [(None, None)] * len(pixels)
+    confidence, is_ood = model.worst_case(pixels)
     # The clean image lies in the ball, so it is a candidate too.
-    worst: list[float | None] = np.maximum(model.worst_case(pixels), confidences).tolist()
-    return worst
+    confidence, is_ood = np.maximum(confidence, clean.confidence), is_ood & clean.is_ood
+    return list(zip(confidence.tolist(), is_ood.tolist(), strict=True))
 
 
 def _bytes_of(item: images.Item | Unreadable) -> int:

@@ -32,7 +32,7 @@ def items_of(paths: Images, *, stdin: BinaryIO | None = None) -> Iterator[images
             At its end, where the list on stdin is empty and all there is: what wrote it may have failed.
         UsageError: nothing at all, or a value that is not an image.
     """
-    given = images.as_list(paths)
+    given = images.as_list(paths, "paths")
     if not given:
         raise UsageError("paths", "there are none", "Name images, folders or archives.")
     stdins = [path for path in given if images.is_path(path) and os.fspath(path) == "-"]

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from ratioctl import package
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.cli import main
 from ratioctl.cli._progress import duration
@@ -98,6 +101,21 @@ def test_what_was_wrong_is_said_before_anything_is_computed(
     fails(line(small_package, cats_and_dogs, out), 2, "zebra", "no label of the model")
     (tmp_path / "file").touch()
     fails(line(small_package, cats_and_dogs, tmp_path / "file"), 2, "file")
+
+
+@pytest.mark.parametrize("suite", ["clean", "quick", "explanations"])
+def test_finite_weights_whose_logits_overflow_are_the_models_fault(
+    suite: str, small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((small_package / "config.json").read_text(encoding="utf-8"))
+    weights = load_file(small_package / "model.safetensors")
+    large = {k: v * np.float32(1e30) if v.ndim == 4 else v for k, v in weights.items()}
+    assert all(np.isfinite(v).all() for v in large.values())
+    package.write(tmp_path / "large", config=config, weights=large)
+    assert main(line(tmp_path / "large", cats_and_dogs, tmp_path / "out", "--suite", suite)) == 5
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'large'}: computes logits that hold NaN or infinite values" in " ".join(err.split())
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 @pytest.mark.parametrize("suite", ["quick", "explanations"])

@@ -136,3 +136,36 @@ def test_models_survives_a_damaged_one(pkg: package.ModelPackage, capsys: pytest
     captured = capsys.readouterr()
     assert "cifar10-ratio" in captured.out
     assert "broken/config.json: is not valid JSON" in captured.err
+
+
+def test_inspect_is_readable_at_80_columns(
+    pkg: package.ModelPackage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side = {"clean": 0.0, "robust": 1.0, "attack": {"ball": {"p": "2", "eps": 0.25}, "method": "pgd"}}
+    names = ("accuracy", "kept_at_tpr95", "let_through_at_tpr95")
+    row = {
+        "value": 0.0236416,
+        "n": 10000,
+        "interval": [0.0236416, 0.037271],
+        "dataset": "cifar10.tar.xz:test",
+    }
+    ratio = {
+        "objective": {"inside": side, "outside": side},
+        "metrics": [{"name": name, **row, "ball": {"p": "2", "eps": 0.5}} for name in names],
+        "provenance": {"validation_score": 0.5, "data": {"train": "ab" * 32}},
+    }
+    out = package.write(
+        pkg.path.parent / "long",
+        config={**CONFIG, "ratio": {**CONFIG["ratio"], **ratio}},
+        weights={"w": np.ones(3, np.float32)},
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", str(out.path)]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert f"digest          {out.digest}" in lines
+    assert "ID objective    clean 0, robust 1, attack ball l2 0.25, method pgd" in lines
+    assert "OOD acceptance tpr95 0.02364 0.02364 to 0.03727 10000 cifar10.tar.xz:test l2 0.5" in lines
+    assert "data             train abababababab" in lines
+    assert "{" not in shown

@@ -979,6 +979,17 @@ def test_a_suite_names_its_backend(small_package: Path, labelled: str) -> None:
             evaluated(small_package, labelled, suite=suite, **options)
 
 
+def test_the_worst_case_takes_any_registered_attack(small_package: Path, labelled: str) -> None:
+    suite = dataclasses.replace(TINY, outside_method="pgd", curve=0, probe=0)
+    found = evaluated(small_package, labelled, suite=suite)
+    attacks = {
+        row.details["attack"]
+        for row in found.models[0].report.measurements
+        if row.name == "auroc" and row.ball is not None
+    }
+    assert attacks == {"PGD, 3 steps x 1, 3 goals, or the image"}
+
+
 # --- warnings, end to end ----------------------------------------------------------------------------------
 
 

@@ -122,7 +122,7 @@ def test_predict_refuses_other_shapes(tmp_path: Path, images: np.ndarray) -> Non
 
 def test_a_package_with_an_export_can_be_loaded(tmp_path: Path, images: np.ndarray) -> None:
     made = package.write(tmp_path / "p", config=CONFIG, weights={"w": WEIGHTS})
-    with pytest.raises(PackageError, match=r"carries no model.onnx"):
+    with pytest.raises(PackageError, match=r"contains no model.onnx"):
         runtime.load(made)
     made = package.update(made, onnx=save(tmp_path / "m.onnx"))
     for model in (made, made.path, str(tmp_path / "m.onnx")):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ratioctl import package
+from ratioctl.package import card as rerendered
 
 
 def test_update_leaves_a_card_that_somebody_wrote(pkg: package.ModelPackage) -> None:
@@ -40,3 +44,36 @@ def test_card_is_honest_and_inert(
     assert "nothing is claimed" in made.card
     assert made.card == package.render_card(made.config)
     assert made.card == package.render_card(package.update(made, onnx=b"x").config)
+
+
+@pytest.mark.parametrize(
+    ("objective", "thresholds", "tags"),
+    [
+        (None, {}, []),
+        ({"inside": {"robust": 0.0}}, {"tpr95": 0.4}, ["out-of-distribution-detection"]),
+        ({"inside": {"robust": 1.0}}, {}, ["adversarial-robustness"]),
+        (
+            {"inside": {"robust": 1.0}, "outside": {"robust": 1.0}},
+            {"tpr95": 0.4},
+            ["adversarial-robustness", "out-of-distribution-detection", "ratio"],
+        ),
+    ],
+)
+def test_tags_follow_the_objective_and_the_calibration(
+    package_config: dict[str, Any], objective: object, thresholds: dict[str, float], tags: list[str]
+) -> None:
+    ratio = {"format": 1, "thresholds": thresholds, "objective": objective}
+    card = package.render_card({**package_config, "ratio": ratio})
+    assert f"tags: {json.dumps(['image-classification', *tags])}" in card.splitlines()
+
+
+def test_a_card_of_an_earlier_version_is_brought_up_to_date(pkg: package.ModelPackage) -> None:
+    assert pkg.card is not None
+    earlier = re.sub(r"tags: .*", rerendered._TAGS, pkg.card, count=1)
+    for before, after in (rerendered._KEEPS, rerendered._KNOWS, rerendered._REACTS):
+        assert after in earlier
+        earlier = earlier.replace(after, before)
+    old = package.update(pkg, card=earlier + "\n## Intended use\n\nNone.\n")
+    new = package.update(old, config_changes={"ratio": {"metrics": [{"name": "accuracy", "value": 0.9}]}})
+    assert new.card is not None
+    assert new.card == package.render_card(new.config) + "\n## Intended use\n\nNone.\n"

@@ -259,7 +259,9 @@ def test_faults_of_the_model_reach_the_reader(tiny_onnx: Path, colours: Path) ->
 
 
 def test_the_attacked_confidence_is_never_below_the_clean_one(tiny_onnx: Path, colours: Path) -> None:
-    attacked = model(tiny_onnx, worst_case=lambda pixels: np.full(len(pixels), 0.5))
+    attacked = model(
+        tiny_onnx, worst_case=lambda pixels: (np.full(len(pixels), 0.5), np.full(len(pixels), True))
+    )
     rows = list(score.ood_score([colours], attacked, threshold="tpr99"))
     assert [row.worst_case_confidence for row in rows] == pytest.approx([SURE, SURE, 0.5, SURE])
     assert [row.worst_case_is_ood for row in rows] == [False, False, True, False]

@@ -40,7 +40,7 @@ def test_names_are_those_of_the_registries() -> None:
     page = generate_reference.names()
     assert "`preactresnet18`" in page
     rows = dict(line.split(" | ", 1) for line in page.splitlines() if line.startswith("| `"))
-    assert {"| `msp`", "| `energy`", "| `quick`", "| `kserve`", "| `hf:PATH[:SPLIT]`"} <= set(rows)
+    assert {"| `msp`", "| `energy`", "| `quick`", "| `afw`", "| `kserve`", "| `hf:PATH[:SPLIT]`"} <= set(rows)
     assert "256 ID images under" in rows["| `quick`"]
 
 

@@ -6,13 +6,14 @@ batch through `context.batches` and adds measurements, warnings, figures and exa
 
 from types import ModuleType
 
-from ratioctl.evaluation.stages import clean, explanations, ood, radius, robust, worst_case
+from ratioctl.evaluation.stages import clean, explanations, ood, radius, robust, scores, worst_case
 
 STAGES: dict[str, ModuleType] = {
     "clean": clean,
     "ood": ood,
     "robust": robust,
     "worst_case": worst_case,
+    "scores": scores,
     "radius": radius,
     "explanations": explanations,
 }

@@ -26,6 +26,7 @@ def run(context: Context, results: Results) -> None:
     for name, images in data.outside.items():
         parts, found = logits_of(context, name, images)
         everything, logits[name] = everything + parts, found
+        results.outside_logits[name] = found
         confidences = results.outside[name] = Confidences.of(found, temperature)
         source = context.source(name, images, parts)
         results.measurements += measurements.detection(source, results.clean.confidences, confidences)

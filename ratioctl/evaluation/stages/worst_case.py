@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ratioctl.attacks.registry import default_method
 from ratioctl.data.in_distribution import Images
 from ratioctl.evaluation import attack_batches, measurements, sanity_checks, suites
 from ratioctl.evaluation.context import Context, Results, joined
@@ -48,13 +49,14 @@ def _targets(context: Context) -> int:
 
 
 def _attack_name(context: Context) -> str:
-    suite = context.suite
-    goals = 2 + _targets(context)
-    return f"APGD, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
+    suite, goals = context.suite, 2 + _targets(context)
+    method = (suite.outside_method or default_method(suites.outside_ball(context.package).p)).upper()
+    return f"{method}, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
 
 
 def _lowest_name(context: Context) -> str:
-    return f"APGD, {context.suite.outside_steps} steps, 2 goals, or the image"
+    method = default_method(_inner_ball(context).p)
+    return f"{method.upper()}, {context.suite.outside_steps} steps, 2 goals, or the image"
 
 
 def _inner_ball(context: Context) -> Ball:
@@ -105,10 +107,12 @@ def _attack(context: Context, name: str, pixels: np.ndarray) -> list[Arrays]:
             steps=suite.outside_steps,
             restarts=suite.outside_restarts,
             targets=targets,
+            method=suite.outside_method,
             keep=keep,
         ),
         settings=[
             ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts, targets, keep,
+            suite.outside_method,
         ],
     )  # fmt: skip
 
