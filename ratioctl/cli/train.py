@@ -83,20 +83,7 @@ def train(
         raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
     for warning in result.warnings:
         context.warn(warning)
-    if context.json:
-        emit_json(
-            {
-                "package": str(result.package.path),
-                "digest": result.package.digest,
-                "recipe_digest": loaded.digest,
-                "validation": events.last,
-                "calibration": result.package.config["ratio"]["calibration"],
-                "temperature": result.temperature,
-                "thresholds": result.thresholds,
-            }
-        )
-    else:
-        _print_result(context, result, events.last)
+    _print_result(context, result, events.last, loaded.digest)
     if result.collapsed:
         alert_chance(
             context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
@@ -104,7 +91,20 @@ def train(
     return None
 
 
-def _print_result(context: Context, result: Calibrated, last: dict[str, Any]) -> None:
+def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe_digest: str) -> None:
+    if context.json:
+        emit_json(
+            {
+                "package": str(result.package.path),
+                "digest": result.package.digest,
+                "recipe_digest": recipe_digest,
+                "validation": last,
+                "calibration": result.package.config["ratio"]["calibration"],
+                "temperature": result.temperature,
+                "thresholds": result.thresholds,
+            }
+        )
+        return
     context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
     if "validation.clean" in last:
         attacked = f", attacked {last['validation.attacked']:.1%}" if "validation.attacked" in last else ""
