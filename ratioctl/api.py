@@ -259,6 +259,8 @@ def counterfactual(
     seed: int = 0,
     until: float | None = None,
     region: Any = None,
+    region_space: Literal["input", "image"] = "input",
+    limit: int | None = None,
     bit_depth: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -273,7 +275,9 @@ def counterfactual(
         model: package folders or names of bundled models.
         norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
-        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        region: "X,Y,W,H", a mask image, or a bool array (H, W).
+        region_space: what a box counts: pixels of the model's "input", or of the "image" as it is displayed.
+        limit: explain at most so many images.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: also write there what `ratioctl counterfactual` writes.
     Returns:
@@ -294,6 +298,8 @@ def counterfactual(
         seed=seed,
         until=until,
         region=region,
+        region_space=region_space,
+        limit=limit,
         bit_depth=bit_depth,
         out=out,
     )

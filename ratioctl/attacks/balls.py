@@ -18,6 +18,20 @@ Generators = torch.Generator | Sequence[torch.Generator]
 _TINY = 1e-30  # keeps 0 / 0 away; far below any norm of an fp32 gradient that is not zero
 
 
+def box_diameter(n: int, p: float) -> float:
+    """The l_p diameter n^(1/p) of the box [0,1]^n: a ball this large around any image holds all images."""
+    return float(n ** (1 / p))
+
+
+def into_ball(x0: Tensor, z: Tensor, p: float, eps: float) -> Tensor:
+    """Points z of the box moved into the ball around x0: clipped for linf, else scaled towards x0."""
+    radius = _rows(inner_radius(eps, x0, p), z)
+    if math.isinf(p):
+        return torch.minimum(torch.maximum(z, x0 - radius), x0 + radius).clamp_(0, 1)
+    length = _rows(torch.linalg.vector_norm((z - x0).flatten(1), ord=p, dim=1), z)
+    return torch.lerp(x0, z, (radius / length.clamp_min(_TINY)).clamp_max(1)).clamp_(0, 1)
+
+
 def distance(x: Tensor, x0: Tensor, p: float) -> Tensor:
     """||x - x0||_p of each example, (B,) fp32; summed in fp64."""
     d = (x.double() - x0.double()).flatten(1)

@@ -22,6 +22,7 @@ def best_visited(
     attack: Attack,
     score: Goal,
     generators: Sequence[torch.Generator],
+    init: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of all points a search for `goal` visits, the one with the largest `score`; and `stuck`."""
     best = x0.detach().float().clone()
@@ -39,7 +40,7 @@ def best_visited(
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x, best)
         top = torch.where(better, latest, top)
 
-    ended = perturb(logits_of, x0, scored, attack, generator=generators, callback=keep)
+    ended = perturb(logits_of, x0, scored, attack, generator=generators, init=init, callback=keep)
     return best, ended.stuck
 
 

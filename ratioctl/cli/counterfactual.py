@@ -67,8 +67,19 @@ def counterfactual(
         typer.Option(
             "--region",
             metavar="X,Y,W,H|MASK",
-            help="Change nothing outside this box (pixels of the model's input) or a mask's white.",
+            help="Change nothing outside this box or a mask's white.",
         ),
+    ] = None,
+    region_space: Annotated[
+        Literal["input", "image"],
+        typer.Option(
+            "--region-space",
+            metavar="input|image",
+            help="What the box counts: pixels of the model's input, or of the photograph.",
+        ),
+    ] = "input",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Explain at most N images.")
     ] = None,
     bit_depth: BitDepth = None,
     picture_format: Annotated[
@@ -97,6 +108,8 @@ def counterfactual(
         seed=context.seed,
         until=until,
         region=region,
+        region_space=region_space,
+        limit=limit,
         bit_depth=bit_depth,
         out=out,
     )

@@ -10,6 +10,7 @@ import torch
 
 from ratioctl import images as pixels_of
 from ratioctl.attacks import engine, goals
+from ratioctl.attacks.balls import box_diameter
 from ratioctl.attacks.registry import strongest
 from ratioctl.counterfactuals.request import CounterfactualRequest
 from ratioctl.counterfactuals.search import SearchRequest, seed_of
@@ -47,16 +48,21 @@ class BatchSearch:
     ) -> None:
         self.network = copy.deepcopy(predict.network).to(memory_format=torch.channels_last)
         self.spec, self.request, self.compute = spec, request, compute
-        channels, size, _ = spec.input_size
-        self.diameter = (channels * size * size) ** (1 / request.p)  # a ball this large holds the whole box
+        _, size, _ = spec.input_size
         self.most = max((_CUDA if compute.device.type == "cuda" else _CPU) // size**2, 1)
-        self.mask = None
-        if request.region is not None:
-            self.mask = torch.from_numpy(request.region).to(compute.device)[None, None]
+        self.mask: torch.Tensor | None = None
 
-    def __call__(self, requests: Sequence[tuple[Job, SearchRequest]], progress: Progress) -> list[np.ndarray]:
-        """For each request its points (R, C, H, W); requests of one stage."""
+    def __call__(
+        self,
+        requests: Sequence[tuple[Job, SearchRequest]],
+        progress: Progress,
+        region: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """For each request of one stage its points (R, C, H, W), which change in `region` (H, W) only."""
         first = requests[0][1]
+        self.mask = None
+        if region is not None:
+            self.mask = torch.from_numpy(region).to(self.compute.device)[None, None]
         rows = [(job, eps) for job, request in requests for eps in request.radii]
         inits = [request.init for _, request in requests if request.init is not None]
         init = np.concatenate(inits) if inits else None
@@ -108,7 +114,7 @@ class BatchSearch:
         request, device = self.request, self.compute.device
         targets = torch.tensor([job[1] for job, _ in rows], device=device)
         x0 = self._on_device(pixels_of.to_pixels(np.stack([job[0] for job, _ in rows])))
-        calls = 0
+        calls, diameter = 0, box_diameter(x0[0].numel(), request.p)
 
         def count(step: int, x: torch.Tensor, value: torch.Tensor) -> None:
             nonlocal calls
@@ -133,7 +139,7 @@ class BatchSearch:
             goals.log_probability(targets, self.spec.temperature),
             attack,
             generator=generators,
-            eps=torch.tensor([min(eps, self.diameter) for _, eps in rows], dtype=torch.float64),
+            eps=torch.tensor([min(eps, diameter) for _, eps in rows], dtype=torch.float64),
             init=None if init is None else self._on_device(init),
             callback=count,
         ).x

@@ -1,4 +1,4 @@
-"""The RANGE of the command line: budgets written as text. Imports nothing heavy; open to every room."""
+"""The RANGE of the command line: budgets written as text. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ratioctl.errors import UsageError
 
 SPACED = 6  # budgets of `a..b`, as in the paper's ladders
 MOST = 100  # budgets of one question; more is a typing error
-HELP = "Write 2, or 0.5,1,2, or 0.5..3 (six budgets), or 0.5..3:0.25."
+HELP = "Use 2, or 8/255, or 0.5,1,2, or 0.5..3 (six budgets), or 0.5..3:0.25."
 
 
 def parse_range(text: str, option: str = "--eps") -> tuple[float, ...]:
-    """The budgets that `text` names, ascending: `2`; `0.5,1,2`; `0.5..3` (six); `0.5..3:0.25` (a step).
+    """The budgets that `text` names: `2`; `8/255`; `0.5,1,2`; `0.5..3` (six); `0.5..3:0.25` (a step).
 
     Raises:
-        UsageError: not a number, zero, negative, infinite, not growing, or more than MOST.
+        UsageError: not a number, zero, negative, infinite, not ascending, or more than MOST.
     """
     if ".." not in text:
         return check_budgets([_number(part, text, option) for part in text.split(",")], option)
@@ -72,9 +72,10 @@ def check_budgets(budgets: Sequence[float], option: str = "--eps") -> tuple[floa
 
 
 def _number(part: str, text: str, option: str) -> float:
+    above, slash, below = part.partition("/")
     try:
-        value = float(part)
-    except ValueError:
+        value = float(above) / float(below) if slash else float(part)
+    except (ValueError, ZeroDivisionError):
         what = f'"{part.strip()}" is not a number' if part.strip() else "a number is missing"
         raise UsageError(f"{option} {text}", what, HELP) from None
     if not math.isfinite(value) or value <= 0:

@@ -51,7 +51,7 @@ def explain(
     """
     if on_error is None:
         for source in prepared.sources:  # now rather than after hours of searching
-            load(source, prepared.models[0][0], prepared.bit_depth)
+            load(source, prepared.models[0][0], prepared.bit_depth, prepared.models[0][1].box)
     unreadable: set[int] = set()
 
     def pictures(turn: int, spec: Spec) -> Iterator[tuple[Source, Picture]]:
@@ -59,7 +59,7 @@ def explain(
             if index in unreadable:
                 continue
             try:
-                picture = load(source, spec, prepared.bit_depth)
+                picture = load(source, spec, prepared.bit_depth, prepared.models[turn][1].box)
             except ImageError as error:
                 if on_error is None:
                     raise
@@ -155,7 +155,8 @@ class _Explanations:
                 )
                 self.jobs.append(_Job(image=image, target=target, search=search))
             # With a region a batch keeps to one image.
-            yield from self._finished(self.together if request.region is None else 1)
+            free = request.region is None and request.box is None
+            yield from self._finished(self.together if free else 1)
         yield from self._finished(1)
 
     def _finished(self, least: int) -> Iterator[Explanation]:
@@ -177,6 +178,7 @@ class _Explanations:
             return self.search(
                 [((batch[n].image.picture.pixels, batch[n].target), request) for n, request in requests],
                 callback,
+                batch[0].image.picture.region if self.request.box else self.request.region,
             )
 
         results = run_searches([job.search for job in batch], search, self._probabilities)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ratioctl import images as pixels_of
 from ratioctl.errors import ImageError, UsageError
@@ -24,7 +26,7 @@ def parse_region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndar
             raise UsageError("region", f"has shape {mask.shape}, not {(size, size)}", "Use the input's size.")
     else:
         shown = region if isinstance(region, str) else ",".join(str(n) for n in region)
-        if re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*){3}", shown):
+        if re.fullmatch(_BOX, shown):
             x, y, w, h = (int(part) for part in shown.split(","))
             if not (0 <= x < x + w <= size and 0 <= y < y + h <= size):
                 raise UsageError(
@@ -45,6 +47,38 @@ def parse_region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndar
                 ) from None
     if not mask.any():
         raise UsageError("--region", "leaves no pixel to change", "White parts of a mask may change.")
+    return mask
+
+
+_BOX = r"\s*-?\d+\s*(,\s*-?\d+\s*){3}"
+
+
+def photo_box(region: str | Sequence[int] | np.ndarray) -> tuple[int, ...] | None:
+    """X, Y, W, H of a box in pixels of a photograph; None for a mask image, which is resized like one."""
+    shown = region if isinstance(region, str) else ",".join(str(n) for n in np.ravel(region))
+    return tuple(int(part) for part in shown.split(",")) if re.fullmatch(_BOX, shown) else None
+
+
+def mask_of_box(data: bytes, box: Sequence[int], size: int, name: str) -> np.ndarray:
+    """The mask (H, W) in the model's input of a box in the photograph, oriented as displayed.
+
+    A white box on black goes through the photograph's own crop and resize. Raises ImageError.
+    """
+    x, y, w, h = box
+    with Image.open(io.BytesIO(data)) as photo:
+        width, height = photo.size
+        if photo.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the orientation swaps the sides
+            width, height = height, width
+    shown = ",".join(map(str, box))
+    if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
+        raise ImageError(name, f"--region {shown} is not a box within its {width}x{height} pixels", "")
+    canvas = Image.new("L", (width, height))
+    canvas.paste(255, (x, y, x + w, y + h))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG")
+    mask = pixels_of.decode(stream.getvalue(), size, 1).pixels[..., 0] >= 128
+    if not mask.any():
+        raise ImageError(name, f"--region {shown} leaves no pixel of the model's input to change", "")
     return mask
 
 

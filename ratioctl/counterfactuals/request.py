@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from ratioctl import package, recipe
 from ratioctl.counterfactuals.epsilons import check_budgets, parse_range
-from ratioctl.counterfactuals.region import describe_region, parse_region
+from ratioctl.counterfactuals.region import describe_region, parse_region, photo_box
 from ratioctl.counterfactuals.sources import Source, sources_of
 from ratioctl.counterfactuals.targets import resolve_targets
 from ratioctl.errors import UsageError
@@ -32,6 +33,7 @@ class CounterfactualRequest:
         eps: budgets, ascending, in the norm `p`, pixels in [0,1].
         until: the flip radius is where the target's confidence reaches this; None: where it is predicted.
         region: bool (H, W), true where the image may change; None everywhere.
+        box: X, Y, W, H of such a region in pixels of each photograph instead.
         threshold: confidence below which the model calls an image OOD; None where it has none.
         extra_radii: radii below all budgets that are searched as well (see `search_target`).
     """
@@ -44,6 +46,7 @@ class CounterfactualRequest:
     seed: int
     until: float | None = None
     region: np.ndarray | None = None
+    box: tuple[int, ...] | None = None
     threshold: float | None = None
     extra_radii: tuple[float, ...] = ()
 
@@ -116,6 +119,8 @@ def prepare(
     seed: int = 0,
     until: float | None = None,
     region: str | Sequence[int] | np.ndarray | None = None,
+    region_space: str = "input",
+    limit: int | None = None,
     bit_depth: int | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> PreparedRequest:
@@ -129,7 +134,9 @@ def prepare(
         norm: of the ball that bounds the change; several are searched one after the other, each with its
             own ladder.
         until: find the smallest change that reaches this confidence instead of the one that flips.
-        region: "X,Y,W,H" in pixels of the model's input, a mask image, or a bool array (H, W).
+        region: "X,Y,W,H", a mask image, or a bool array (H, W).
+        region_space: what a box counts: pixels of the model's "input", or of the "image" as it is displayed.
+        limit: explain at most so many images.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: the output folder; images in it are left out of a folder that contains it.
 
@@ -149,7 +156,8 @@ def prepare(
             "Leave it out: each norm has its own ladder.",
         )
     budgets = _budgets(eps)
-    _check_numbers(steps, restarts, seed, until)
+    _check_numbers(steps, restarts, seed, until, limit)
+    box = photo_box(region) if region_space == "image" and region is not None else None
     names = [model] if isinstance(model, str | os.PathLike) else list(model)
     if not names:
         raise UsageError("--model", "names no model", "See `ratioctl models`.")
@@ -159,7 +167,7 @@ def prepare(
         channels, height, width = spec.input_size
         if height != width:
             raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
-        mask = None if region is None else parse_region(region, height)
+        mask = None if region is None or box else parse_region(region, height)
         for p in norms:
             ladder = spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
             eps_of_norm = ladder if budgets is None else budgets
@@ -178,6 +186,7 @@ def prepare(
                 seed=seed,
                 until=until,
                 region=mask,
+                box=box,
                 threshold=spec.thresholds.get("tpr95"),
                 # Searches from the image itself often miss what lies beyond the ladder's end.
                 extra_radii=(ladder[-1],) if eps_of_norm[0] > ladder[-1] else (),
@@ -185,15 +194,17 @@ def prepare(
             models.append((spec, request))
     return PreparedRequest(
         models=tuple(models),
-        sources=tuple(sources_of(images, out)),
+        sources=tuple(itertools.islice(sources_of(images, out), limit)),
         bit_depth=bit_depth,
         warnings=tuple(warnings),
     )
 
 
-def _check_numbers(steps: int, restarts: int, seed: int, until: float | None) -> None:
+def _check_numbers(steps: int, restarts: int, seed: int, until: float | None, limit: int | None) -> None:
     if steps < 1 or restarts < 1:
         raise UsageError("steps and restarts", "must be at least 1", "The defaults are 500 and 1.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 20.")
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed {seed}", "is not between 0 and 2^63 - 1", "The default is 0.")
     if until is not None and not 0 < until < 1:
@@ -202,9 +213,9 @@ def _check_numbers(steps: int, restarts: int, seed: int, until: float | None) ->
 
 def parse_norm(norm: str | float) -> float:
     """The exponent p of a norm's name or number. Raises UsageError."""
-    name = norm if isinstance(norm, str) else f"{norm:g}"
+    name = norm.strip().lower().removeprefix("l") if isinstance(norm, str) else f"{norm:g}"
     if name not in NORMS:
-        raise UsageError(f"--norm {name}", "is unknown", "Known: 2, 1.5, 1, inf.")
+        raise UsageError(f"--norm {norm}", "is unknown", "Use 2, 1.5, 1 or inf, also with an l in front.")
     return NORMS[name]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ratioctl import images as pixels_of
+from ratioctl.counterfactuals.region import mask_of_box
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.package import Spec
 
@@ -39,12 +41,14 @@ class Picture:
         sha256: of the file.
         pixels: (H, W, C) uint8, the model's 8-bit input.
         notes: how the file was converted (cropped, resized, ...).
+        region: bool (H, W), true where it may change, if that differs from image to image.
     """
 
     path: str
     sha256: str
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
+    region: np.ndarray | None = None
 
 
 def sources_of(images: object, out: str | os.PathLike[str] | None) -> Iterator[Source]:
@@ -61,27 +65,44 @@ def sources_of(images: object, out: str | os.PathLike[str] | None) -> Iterator[S
     pixels_of.walk(paths)  # checks at once that all of them exist
     count = 0
     for index, one in enumerate(given):
-        ours = _inside(os.fspath(one), out) if pixels_of.is_path(one) else None
+        ours = _own_folders(os.fspath(one), out) if pixels_of.is_path(one) else ()
         items = pixels_of.walk([one]) if pixels_of.is_path(one) else pixels_of.items_of_value(one, index)
         for item in items:
             file = item.member.file
-            if ours is None or not os.path.realpath(file or item.path).startswith(ours):
+            if not os.path.realpath(file or item.path).startswith(ours):
                 count += 1
                 yield Source(path=item.path, read=item.read, file=file)
     if not count:
         raise SourceError(paths[0], "holds no images but our own output", "Name the images to explain.")
 
 
-def _inside(folder: str, out: str | os.PathLike[str] | None) -> str | None:
-    """The real path of `out` with a trailing separator, if it lies below `folder`."""
+def _own_folders(folder: str, out: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """Real paths, with a trailing separator, of our own output in `folder`.
+
+    That is `out` if it lies below, and if it is the folder itself what its counterfactuals.json names.
+    """
     if out is None or not os.path.isdir(folder):
-        return None
+        return ()
     real, root = os.path.realpath(out), os.path.realpath(folder)
-    return real + os.sep if os.path.commonpath([real, root]) == root and real != root else None
+    if os.path.commonpath([real, root]) != root:
+        return ()
+    if real != root:
+        return (real + os.sep,)
+    try:
+        document = json.loads(Path(real, "counterfactuals.json").read_bytes())
+        if not str(document["schema"]).startswith("ratioctl/counterfactuals/"):
+            return ()
+        places = {str(image["input_png"]).rpartition("/")[0] for image in document["images"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ()
+    hidden = (".answers", ".answers.partial", ".interrupted")
+    return tuple(os.path.join(real, place) + os.sep for place in (*places, *hidden) if place)
 
 
-def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
-    """Read an image and convert it to the model's 8-bit input. Raises ImageError."""
+def load(
+    source: Source, spec: Spec, bit_depth: int | None = None, box: Sequence[int] | None = None
+) -> Picture:
+    """Read an image as the model's 8-bit input, with the region of `box`. Raises ImageError."""
     channels, size, _ = spec.input_size
     data = source.read()
     decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
@@ -90,6 +111,7 @@ def load(source: Source, spec: Spec, bit_depth: int | None = None) -> Picture:
         sha256=hashlib.sha256(data).hexdigest(),
         pixels=decoded.pixels,
         notes=decoded.notes,
+        region=None if box is None else mask_of_box(data, box, size, source.path),
     )
 
 

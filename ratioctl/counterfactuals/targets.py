@@ -67,7 +67,10 @@ def _unknown_class(name: str, spec: Spec) -> UsageError:
 
 
 def classes_of(targets: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> list[int]:
-    """Indices of the target classes of one image; a class with the name of a keyword takes precedence."""
+    """Indices of the target classes of one image; a class with the name of a keyword takes precedence.
+
+    "all" leaves out the predicted class.
+    """
     ranked = np.argsort(-probabilities, kind="stable")
     classes: list[int] = []
     for target in targets:
@@ -78,5 +81,5 @@ def classes_of(targets: Sequence[str], probabilities: np.ndarray, labels: Sequen
         elif target == "second":
             classes.append(int(ranked[min(1, len(ranked) - 1)]))
         else:
-            classes.extend(range(len(labels)))
+            classes.extend(k for k in range(len(labels)) if k != ranked[0] or len(labels) == 1)
     return list(dict.fromkeys(classes))

@@ -253,8 +253,9 @@ def resolve_size(
     """The input size where none is given, and a note about it.
 
     Raises:
-        UsageError: a library's network, and its weights fit images of several sizes.
+        UsageError: a library's network whose weights fit images of several sizes, or an undetermined option.
     """
+    _check_determined(architecture, options, None)
     if ":" not in architecture:
         return OWN_SIZE, f"Input size: {OWN_SIZE}, the default of {architecture}; --input-size sets another."
     published = published_size(architecture)
@@ -262,7 +263,9 @@ def resolve_size(
     if len(sizes) == 1:
         return sizes[0], f"Input size: {sizes[0]}, the only one that the weights fit."
     usual = "" if published is None else f" Its published weights take {published}."
-    reason = f"is needed: {architecture} takes images of several sizes, and is right at that of its training"
+    reason = (
+        f"is needed: {architecture} takes images of several sizes and is accurate near that of its training"
+    )
     raise UsageError("--input-size", reason, f"Give the size it was trained at: --input-size N.{usual}")
 
 

@@ -123,6 +123,10 @@ class _Output:
         if os.path.realpath(self.folder / name) in self.taken:
             reason = "is one of the images to explain and would be overwritten"
             raise OutputError(self.folder / name, reason, "Choose another --out.")
+        for parent in Path(name).parents[:-1]:
+            if (self.folder / parent).is_symlink():
+                reason = "is a symbolic link, which is not written through"
+                raise OutputError(self.folder / parent, reason, "Remove it, or choose another --out.")
         files.make_folder((self.root / name).parent)
         files.write_file(self.root / name, data)
         self.written.add(name)

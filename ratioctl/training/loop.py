@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def fit(
     callback = callback or (lambda event: None)
     splits = loader.load(recipe, download=download)
     memory.check(recipe, len(splits.train.label_names), compute.device, bf16=compute.bf16)
-    mean, std = normalization(recipe, splits.train)
+    mean, std = normalization(recipe, splits.train, init)
     state = _initial_state(recipe, splits.train, mean, std, init, compute)
     files.make_folder(folder)
     with files.writing(out), files.lock(out), _signals() as stopped:
@@ -360,7 +360,7 @@ def _initial_state(
             raise UsageError(
                 f"--init {init.name}",
                 "its labels are not those of the training data",
-                f"It knows {', '.join(init.label_names)}; the data {', '.join(train.label_names)}.",
+                _difference(init.label_names, train.label_names),
             )
         nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
     model = model.to(compute.device).to(memory_format=torch.channels_last)
@@ -373,6 +373,19 @@ def _initial_state(
         split = {key: str(data.get(key, "")) for key in ("train_source", "held_out")}
         start = {"name": init.name, "digest": init.digest, **split}
     return State(update=0, model=model, average=average, momentum={}, init=start)
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """How the labels of a model and of the data differ, in a line."""
+    if sorted(ours) == sorted(theirs):
+        k = next(k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        return f'They are the same in another order: number {k} is "{ours[k]}" and "{theirs[k]}".'
+    sides = []
+    for name, mine, other in (("model", ours, theirs), ("data", theirs, ours)):
+        only = [label for label in mine if label not in set(other)]
+        shown = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")
+        sides.append(f"{len(mine)} classes of the {name}" + (f", {shown} only there" if only else ""))
+    return f"There are {sides[0]}; {sides[1]}. Start from a model of the same classes."
 
 
 def _leaked_by(init: dict[str, str] | None, splits: loader.Splits) -> dict[str, int]:

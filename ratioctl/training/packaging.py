@@ -14,14 +14,33 @@ from ratioctl import recipe as recipes
 from ratioctl._version import __version__
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
+from ratioctl.errors import UsageError
 from ratioctl.recipe import Recipe
 from ratioctl.training.checkpoint import State, final_weights
 
 
-def normalization(recipe: Recipe, train: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation: the recipe's, or those of the training pixels."""
+def normalization(
+    recipe: Recipe, train: Images, init: packages.ModelPackage | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation: the recipe's, else the start's, else the training pixels'.
+
+    Raises:
+        UsageError: the recipe states another normalization than that of the start's weights.
+    """
+    stated = None
     if recipe.model.mean is not None and recipe.model.std is not None:
-        return recipe.model.mean, recipe.model.std
+        stated = recipe.model.mean, recipe.model.std
+    if init is not None:
+        if stated is not None and stated != (tuple(init.mean), tuple(init.std)):
+            raise UsageError(
+                f"--init {init.name}",
+                f"its weights expect mean {init.mean} and std {init.std}, the recipe states mean {stated[0]} "
+                f"and std {stated[1]}",
+                "Remove model.mean and model.std from the recipe.",
+            )
+        return tuple(init.mean), tuple(init.std)
+    if stated is not None:
+        return stated
     flat = train.pixels.reshape(-1, train.pixels.shape[-1])
     count, total, squares = len(flat), np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
     for start in range(0, count, 1 << 22):

@@ -22,10 +22,10 @@ from ratioctl.cli._common import Context, emit_json
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
     "train": {"--out", "--set", "--resume", "--init", "--download"},
-    "calibrate": {"--data", "--objective", "--out", "--download"},
+    "calibrate": {"--data", "--objective", "--out", "--download", "--score"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
-        *("--judge", "--backend", "--save-adversarial"),
+        *("--judge", "--backend", "--save-adversarial", "--score"),
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
@@ -33,13 +33,16 @@ OPTIONS: dict[str, set[str]] = {
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
-        *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth"),
+        *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth", "--score"),
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
         *("--data", "--download"),
     },
-    "package": {"--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"},
+    "package": {
+        *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
+        *("--arch-option", "--ema", "--force"),
+    },
     "inspect": set(),
     "verify": {"--public-key"},
     "sign": {"--key", "--new-key"},

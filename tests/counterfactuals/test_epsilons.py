@@ -65,3 +65,12 @@ def test_numbers_are_checked_alike() -> None:
     assert check_budgets([1, 2.5]) == (1.0, 2.5)
     with pytest.raises(UsageError):
         check_budgets([])
+
+
+def test_radii_may_be_fractions() -> None:
+    assert parse_range("8/255") == (8 / 255,)
+    assert parse_range("1/255,2/255") == (1 / 255, 2 / 255)
+    assert parse_range("1/255..6/255")[-1] == pytest.approx(6 / 255, abs=1e-9)
+    for text in ("8/0", "8/", "/255", "1/2/3"):
+        with pytest.raises(UsageError, match=r"not a number|positive"):
+            parse_range(text)

@@ -422,6 +422,8 @@ def test_googlenets_heads_are_inferred_and_its_input_transform_is_asked_for(
     checkpoint = checkpoint_file.read(path)
     with pytest.raises(UsageError, match="--arch-option transform_input=false"):
         import_checkpoint.fit(checkpoint, "torchvision:googlenet", **PLAIN)
+    with pytest.raises(UsageError, match="--arch-option transform_input=false"):
+        import_checkpoint.resolve_size(checkpoint, "torchvision:googlenet", 3, {})
     for transform in (False, True):
         fitted = import_checkpoint.fit(
             checkpoint, "torchvision:googlenet", options={"transform_input": transform}, **PLAIN

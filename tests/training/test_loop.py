@@ -213,6 +213,26 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
     assert again.config["ratio"]["provenance"]["init"]["digest"] == start.digest, "the checkpoint knows it"
 
 
+def test_the_start_s_normalization_is_kept(tmp_path: Path) -> None:
+    start = fit(tiny("optim.epochs=0.05", "model.mean=[0.4]", "model.std=[0.2]"), tmp_path / "start")
+    tuned = fit(tiny("optim.epochs=0.05"), tmp_path / "tuned", init=start)
+    assert (tuned.mean, tuned.std) == ((0.4,), (0.2,))
+    same_stated = tiny("optim.epochs=0.05", "model.mean=[0.4]", "model.std=[0.2]")
+    assert fit(same_stated, tmp_path / "stated", init=start).mean == (0.4,)
+    with pytest.raises(UsageError, match=r"expect mean \(0.4,\) .* the recipe states mean \(0.5,\)"):
+        fit(tiny("model.mean=[0.5]", "model.std=[0.2]"), tmp_path / "other", init=start)
+
+
+def test_labels_that_differ_are_named_and_not_all_listed() -> None:
+    many = [f"class {k}" for k in range(1000)]
+    text = train._difference(many, ["class 1", "dog"])
+    assert text == (
+        "There are 1000 classes of the model, class 0, class 2, class 3, class 4, class 5 and 994 more only "
+        "there; 2 classes of the data, dog only there. Start from a model of the same classes."
+    )
+    assert 'number 1 is "b" and "c"' in train._difference(["a", "b", "c"], ["a", "c", "b"])
+
+
 def test_a_start_that_was_trained_on_the_held_out_images_is_reported(tmp_path: Path) -> None:
     """Another seed holds out other images: those of the second run were trained on in the first."""
     start = fit(tiny("optim.epochs=0.05"), tmp_path / "start")
