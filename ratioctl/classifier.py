@@ -266,12 +266,12 @@ class Classifier:
         input_type: Literal["float", "uint8"] = "float",
         threshold: str | float = DEFAULT_THRESHOLD,
         int8: bool = False,
-        layout: Literal["file", "triton", "kserve"] = "file",
+        layout: str = "file",
         opset: int | None = None,
         data: str | None = None,
         download: bool = False,
     ) -> Exported:
-        """Write one self-contained ONNX file; see `ratioctl.export`."""
+        """Write one self-contained ONNX file; see `ratioctl.onnx.export.export`."""
         return api.export(
             self._package("export"),
             output=output,

@@ -428,7 +428,7 @@ def test_values_that_cannot_be(
     carrier: str,
     tiny_package: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
 ) -> None:
     model = rewritten(tiny_package, BAD[what])
@@ -437,7 +437,7 @@ def test_values_that_cannot_be(
         config["ratio"].pop("files")
         model = tiny_package.parent / "bad.onnx"
         model.write_bytes(tiny_graph(config))
-    refused("ood-score", colours, "--model", model)
+    refused("ood-score", colors, "--model", model)
     refused("inspect", model)
 
 
@@ -564,18 +564,18 @@ def named(tiny_package: Path, tiny_graph: Callable[..., bytes]) -> Path:
 
 
 def test_terminals_show_hostile_names_as_text(
-    named: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+    named: Path, colors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strange = colours / f"{ESCAPES[:20]}.png"
+    strange = colors / f"{ESCAPES[:20]}.png"
     Image.new("RGB", (4, 4), (255, 0, 0)).save(strange)
     for line in (
         ["inspect", str(named)],
         ["inspect", str(named / "model.onnx")],
         ["verify", str(named)],
-        ["ood-score", str(colours), "--model", str(named), "--probabilities"],
-        ["ood-score", str(colours), "--model", str(named), "--format", "jsonl", "--probabilities"],
+        ["ood-score", str(colors), "--model", str(named), "--probabilities"],
+        ["ood-score", str(colors), "--model", str(named), "--format", "jsonl", "--probabilities"],
         ["counterfactual", str(strange), "--target", "no such class", "--model", str(named), "--eps", "1"],
-        ["evaluate", str(named), "--data", str(colours)],
+        ["evaluate", str(named), "--data", str(colors)],
     ):
         main(line)
         captured = capsys.readouterr()
@@ -585,14 +585,14 @@ def test_terminals_show_hostile_names_as_text(
 
 
 def test_csv_is_faithful_in_a_file_and_inert_on_a_terminal(
-    named: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    named: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import csv
     import pty
     import subprocess
     import sys
 
-    line = ["ood-score", str(colours), "--model", str(named), "--format", "csv", "--probabilities", "-q"]
+    line = ["ood-score", str(colors), "--model", str(named), "--format", "csv", "--probabilities", "-q"]
     assert main([*line, "--output", str(tmp_path / "rows.csv")]) == 0
     with (tmp_path / "rows.csv").open(newline="") as stream:
         header, *rows = csv.reader(stream)
@@ -670,7 +670,7 @@ def test_a_graph_that_reads_other_files(
     where: str,
     tmp_path: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -701,7 +701,7 @@ def test_a_graph_that_reads_other_files(
         model.graph.node.insert(0, constant)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     monkeypatch.chdir(tmp_path)
-    said = refused("ood-score", colours, "--model", folder / "m.onnx")
+    said = refused("ood-score", colors, "--model", folder / "m.onnx")
     assert "keeps its weights in another file" in said
     assert "ratioctl export" in said
 
@@ -758,14 +758,14 @@ def test_a_graph_whose_outputs_are_not_what_it_says(tmp_path: Path, tiny_graph: 
 
 
 def test_a_graph_that_computes_nothing_usable(
-    tmp_path: Path, tiny_graph: Callable[..., bytes], colours: Path, refused: Callable[..., str]
+    tmp_path: Path, tiny_graph: Callable[..., bytes], colors: Path, refused: Callable[..., str]
 ) -> None:
     model = onnx.load_model_from_string(tiny_graph())
     model.graph.node[0].output[0] = "true"
     model.graph.node.insert(1, helper.make_node("Div", ["true", "zero"], ["logits"]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert "computed no usable numbers" in refused("ood-score", colours, "--model", tmp_path / "m.onnx")
+    assert "computed no usable numbers" in refused("ood-score", colors, "--model", tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -784,10 +784,10 @@ def test_metadata_that_lies(
     tmp_path: Path,
     tiny_package: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
 ) -> None:
     config = package.portable_config(package.read(tiny_package))
     change(config)
     (tmp_path / "m.onnx").write_bytes(tiny_graph(config))
-    assert said in refused("ood-score", colours, "--model", tmp_path / "m.onnx")
+    assert said in refused("ood-score", colors, "--model", tmp_path / "m.onnx")

@@ -150,7 +150,7 @@ def robust_verdicts(
 ) -> Verdicts:
     """Which images keep their correct decision under an ensemble, each attack on the survivors.
 
-    APGD-CE starts at random and maximises the cross-entropy; APGD-T the targeted DLR towards each of the
+    APGD-CE starts at random and maximizes the cross-entropy; APGD-T the targeted DLR towards each of the
     likeliest wrong classes (the targeted margin below 4 classes, where DLR does not exist). Any point visited
     whose decision is wrong counts, not only the best one. Survivors are packed into full batches before
     every target. Random numbers of our attacks come from (seed, attack, pixels), so their result does not

@@ -74,7 +74,7 @@ def calibrate(
     Args:
         model: a package, its folder, or a bundled model's name.
         data: a labelled SOURCE; None takes the split that the package's recipe held out.
-        objective: what the temperature minimises; None takes the recipe's (ece).
+        objective: what the temperature minimizes; None takes the recipe's (ece).
         out: write a new package there and leave the old one unchanged.
         score: name of an OOD score (`ratioctl.scores`) to calibrate and make the package's own; None keeps
             the package's. Confidences and their thresholds are stored in any case.

@@ -35,7 +35,7 @@ class OodScore:
         from_logits: (N, K) array, temperature -> scores (N,) float64.
         from_tensor: the same in torch, (N, K) -> (N,); differentiable and exportable to ONNX.
         acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
-        acceptance_tensor: the same in torch; a worst-case attack on OOD images maximises it.
+        acceptance_tensor: the same in torch; a worst-case attack on OOD images maximizes it.
         acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
         is_ood: (N, K) array, temperature, threshold -> (N,) bool.
         threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
