@@ -112,7 +112,7 @@ def _show(
                 "digest": written.digest,
                 "prefix": fitted.prefix,
                 "renamed": fitted.renamed,
-                "normalized": checked and {"mean": checked.mean, "std": checked.std},
+                "normalised": checked and {"mean": checked.mean, "std": checked.std},
                 "accuracy": checked and checked.accuracy,
                 "warnings": [*fitted.notes, *(checked.warnings if checked else ())],
             }
