@@ -227,6 +227,7 @@ class Classifier:
         seed: int = 0,
         until: float | None = None,
         region: Any = None,
+        region_space: Literal["input", "image"] = "input",
         bit_depth: int | None = None,
         precision: str = "auto",
     ) -> ImageExplanation:
@@ -252,6 +253,7 @@ class Classifier:
             seed=seed,
             until=until,
             region=region,
+            region_space=region_space,
             bit_depth=bit_depth,
         )
         if len(prepared.sources) != 1:

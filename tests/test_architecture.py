@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,11 @@ TORCH_FREE = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
     *("report", "api", "classifier", "cli", "onnx.runtime", "counterfactuals.epsilons"),
 )
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 80
+LONG_FUNCTIONS = {
+    "cli.counterfactual.counterfactual": "half of it declares the options",
+    "attacks.autoattack.robust_verdicts": "the ensemble is one loop whose state every attack shares",
+}
 CLI_MODULE_LEVEL = {"errors", "utils", "cli", "scores"}
 
 
@@ -162,6 +169,24 @@ def test_the_check_lets_legal_imports_pass(tmp_path: Path, path: str, source: st
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(source + "\n")
     assert violations(tmp_path) == []
+
+
+def test_modules_and_functions_are_short() -> None:
+    long = set()
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= MOST_LINES, name
+        for node in ast.walk(ast.parse(text)):
+            lines = (node.end_lineno or 0) - node.lineno + 1 if isinstance(node, ast.FunctionDef) else 0
+            if lines > MOST_LINES_OF_A_FUNCTION:
+                long.add(f"{name}.{node.name}")
+    assert long == set(LONG_FUNCTIONS)
+
+
+def test_names_in_docstrings_and_comments_exist() -> None:
+    for path in modules().values():
+        for name in re.findall(r"`(ratioctl(?:\.\w+)+)", path.read_text(encoding="utf-8")):
+            assert pydoc.locate(name) is not None, f"{path.relative_to(ROOT)} names {name}"
 
 
 def test_torch_free_packages_load_no_torch() -> None:

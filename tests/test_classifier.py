@@ -267,5 +267,5 @@ def test_the_methods_have_the_parameters_of_the_verbs() -> None:
         return {name: p.default for name, p in given.items() if name not in without}
 
     ours = parameters(Classifier.explain, {"self", "image"})
-    assert ours == parameters(ratioctl.counterfactual, {"images", "model", "device", "out"})
+    assert ours == parameters(ratioctl.counterfactual, {"images", "model", "limit", "device", "out"})
     assert parameters(Classifier.export, {"self"}) == parameters(ratioctl.export, {"model"})

@@ -489,6 +489,38 @@ def test_an_architecture_of_more_memory_than_there_is(
         from_package(package.read(folder))
 
 
+def test_a_librarys_network_takes_no_memory_before_it_fits(
+    small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600,000 classes and one bias of that length: 3 MB of weights, and a network of 10 GiB."""
+    import shutil
+
+    from safetensors.numpy import save
+
+    from ratioctl.models import from_package, network
+
+    n, built = 600_000, []
+    build = network.build
+
+    def watched(*args: Any, **options: Any) -> Any:
+        model = build(*args, **options)
+        built.append({parameter.device.type for parameter in model.parameters()})
+        return model
+
+    monkeypatch.setattr(network, "build", watched)
+
+    def change(config: dict[str, Any]) -> None:
+        config.update(architecture="torchvision:vgg16", architecture_options={}, num_classes=n)
+        config.update(num_features=4096, label_names=[str(k) for k in range(n)])
+        config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+
+    weights = save({"classifier.6.bias": np.zeros(n, np.float32)})
+    folder = rewritten(Path(shutil.copytree(small_package, tmp_path / "p")), change, weights)
+    with pytest.raises(PackageError, match=r"missing classifier\.0\.bias"):
+        from_package(package.read(folder))
+    assert built == [{"meta"}]
+
+
 @pytest.mark.parametrize(
     "architecture",
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,60 +87,46 @@ def calibrate(
     package = packages.resolve(model)
     if out is None:
         packages.check_writable(package)
-    recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
-    spec = recipe.calibration if recipe is not None else Calibration()
-    if objective is not None:
-        spec = spec.model_copy(update={"objective": objective})
+    recipe, spec = _recipe_and_settings(package, objective)
     images, source = _images(package, recipe, data, download)
     assert images.labels is not None
     compute = select_device(device, "fp32", reason="scores always are")
     logits = predictor(package, compute.device).predict(images.pixels)
-    temperature = find_temperature(logits, images.labels, spec)
     useful = improves_held_out(logits, images.labels, spec)
-    temperature = temperature if useful else 1.0
+    temperature = find_temperature(logits, images.labels, spec) if useful else 1.0
     before = calibration_errors(logits, images.labels, 1.0, spec)
     after = calibration_errors(logits, images.labels, temperature, spec)
     thresholds = tpr_thresholds(metrics.confidence(logits, temperature))
-    warnings = _warnings(spec, temperature, before, after, images)
-    order = other_order(logits.argmax(1), images.labels, package.label_names)
-    if order is not None:
-        warnings = (order, *warnings)
-    if not useful:
-        warnings = ("no temperature improves held-out halves of the images; T = 1 is kept", *warnings)
-    accuracy = float(metrics.accuracy(logits.argmax(1), images.labels))
-    changes = {
-        "temperature": temperature,
-        "thresholds": thresholds,
-        "calibration": {
-            "source": source,
-            "fingerprint": images.fingerprint,
-            "n": len(images),
-            "objective": spec.objective,
-            "accuracy": accuracy,
-            "bins": spec.bins,
-            "report_bins": spec.report_bins,
-            "range": [1 / len(package.label_names), 1.0],
-            "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
-            "before": before,
-            "after": after,
-            "warnings": list(warnings),
-        },
+    predicted = logits.argmax(1)
+    order = other_order(predicted, images.labels, package.label_names)
+    kept = None if useful else "no temperature improves held-out halves of the images; T = 1 is kept"
+    warnings = tuple(text for text in (kept, order) if text is not None)
+    warnings += _warnings(spec, temperature, before, after, images)
+    accuracy = float(metrics.accuracy(predicted, images.labels))
+    record = {
+        "source": source,
+        "fingerprint": images.fingerprint,
+        "n": len(images),
+        "objective": spec.objective,
+        "accuracy": accuracy,
+        **_bins_and_grid(spec, len(package.label_names)),
+        "before": before,
+        "after": after,
+        "warnings": list(warnings),
     }
+    changes = {"temperature": temperature, "thresholds": thresholds, "calibration": record}
     kind = scores.by_name(score or package.score)
-    others: dict[str, dict[str, float]] = {}
-    if kind.name != scores.DEFAULT:
-        others[kind.config_name] = score_thresholds(kind, logits, temperature)
+    is_default = kind.name == scores.DEFAULT
+    others = {} if is_default else {kind.config_name: score_thresholds(kind, logits, temperature)}
     if others or package.score != kind.name or package.score_thresholds:
         changes |= {"score": kind.config_name, "score_thresholds": others}
-    same = (temperature, thresholds) == (package.temperature, package.thresholds)
-    if package.config["ratio"].get("metrics") and not same:
+    changed = (temperature, thresholds) != (package.temperature, package.thresholds)
+    if changed and package.config["ratio"].get("metrics"):
         changes["metrics"] = {}
         warnings += ("its measurements were made with another temperature or thresholds and are removed",)
-    if out is not None:
-        package = _copy(package, out)
-    written = packages.update(package, config_changes={"ratio": changes})
+    target = package if out is None else _copy(package, out)
     return Calibrated(
-        package=written,
+        package=packages.update(target, config_changes={"ratio": changes}),
         temperature=temperature,
         thresholds=thresholds,
         score=kind.name,
@@ -153,6 +139,23 @@ def calibrate(
         warnings=warnings,
         unreadable=len(images.errors),
     )
+
+
+def _recipe_and_settings(
+    package: ModelPackage, objective: Literal["ece", "nll"] | None
+) -> tuple[Recipe | None, Calibration]:
+    recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
+    settings = recipe.calibration if recipe is not None else Calibration()
+    return recipe, settings if objective is None else settings.model_copy(update={"objective": objective})
+
+
+def _bins_and_grid(spec: Calibration, classes: int) -> dict[str, Any]:
+    return {
+        "bins": spec.bins,
+        "report_bins": spec.report_bins,
+        "range": [1 / classes, 1.0],
+        "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
+    }
 
 
 def _warnings(
@@ -205,7 +208,7 @@ def _copy(package: ModelPackage, out: Path) -> ModelPackage:
         return package
     return packages.write(
         out,
-        config=packages.portable_config(package) | {},
+        config=packages.portable_config(package),
         weights=package.weights_path.read_bytes(),
         recipe_text=package.recipe_text,
         card=None,

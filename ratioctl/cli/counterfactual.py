@@ -13,10 +13,11 @@ from ratioctl.cli._progress import Progress
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from ratioctl.counterfactuals import PreparedRequest
     from ratioctl.types import Explanation
 
-_TOLD = 8  # images whose way to the model's input is told one by one
-_SHOWN = 4  # images and targets previewed in the terminal
+_NOTED = 8  # images whose conversion to the model's input is noted one by one
+_PREVIEWED = 4  # images and targets previewed in the terminal
 
 
 @command
@@ -93,9 +94,7 @@ def counterfactual(
 ) -> int | None:
     """Show how an image must change to become another class."""
     from ratioctl import counterfactuals
-    from ratioctl.errors import ImageError, Interrupted
     from ratioctl.report import counterfactual_files as report
-    from ratioctl.report import terminal
 
     prepared = counterfactuals.prepare(
         images,
@@ -113,25 +112,48 @@ def counterfactual(
         bit_depth=bit_depth,
         out=out,
     )
-    for doubt in prepared.warnings:
-        context.warn(doubt)
-    errors: list[dict[str, str]] = []
-    told = 0
+    for warning in prepared.warnings:
+        context.warn(warning)
+    earlier = (out / report.DOCUMENT).exists()
+    done, errors = _explain(context, prepared, out, None if picture_format == "png" else picture_format)
+    if context.json:
+        emit_json({**prepared.header, **report.document_body(done, errors)})
+    else:
+        _print(context, prepared, done)
+        if done or not earlier:
+            context.note(f"Pictures, page and numbers: {out / report.PAGE}")
+        else:
+            context.note(f"Nothing was written; the earlier results in {out} are unchanged.")
+    if open_page:
+        import webbrowser
 
-    def tell_error(path: str, error: ImageError) -> None:
+        webbrowser.open((out / report.PAGE).resolve().as_uri())
+    return 3 if errors else None
+
+
+def _explain(
+    context: Context, prepared: PreparedRequest, out: Path, animation: Literal["gif", "webp"] | None
+) -> tuple[list[Explanation], list[dict[str, str]]]:
+    """Search and write the results; returns them, and the images that could not be read."""
+    from ratioctl import counterfactuals
+    from ratioctl.errors import ImageError, Interrupted
+    from ratioctl.report import counterfactual_files as report
+
+    errors: list[dict[str, str]] = []
+    finished = fitted = 0
+    total = len(prepared.sources) * len(prepared.models)
+
+    def report_error(path: str, error: ImageError) -> None:
         errors.append({"path": path, "error": error.reason})
         progress.warn(str(error))
 
-    def tell_picture(picture: counterfactuals.Picture) -> None:
-        nonlocal told
+    def report_picture(picture: counterfactuals.Picture) -> None:
+        nonlocal fitted
         if picture.notes:
-            told += 1
-            if told <= _TOLD or context.verbose:
+            fitted += 1
+            if fitted <= _NOTED or context.verbose:
                 progress.note(f"{picture.path}: {'; '.join(picture.notes)}")
 
-    finished = 0
-    earlier = (out / report.DOCUMENT).exists()
-    total = len(prepared.sources) * len(prepared.models)
     with Progress(context, total, tenths=False) as progress:
 
         def counted() -> Iterator[Explanation]:
@@ -140,8 +162,8 @@ def counterfactual(
                 prepared,
                 device=context.device,
                 precision=context.precision,
-                on_error=tell_error,
-                on_picture=tell_picture,
+                on_error=report_error,
+                on_picture=report_picture,
                 callback=lambda images: progress.update(images, "searching"),
             ):
                 finished += 1
@@ -154,40 +176,33 @@ def counterfactual(
                 counted(),
                 errors=errors,
                 inputs=counterfactuals.files_of(prepared.sources),
-                animation=None if picture_format == "png" else picture_format,
+                animation=animation,
                 cards=prepared.cards,
             )
         except KeyboardInterrupt as stop:
-            reason = f"stopped with {finished} of {total} images done"
             saved: Path | None = getattr(stop, "saved", None)
-            steps_on = [f"Start again with: {context.typed()}"]
+            steps = [] if saved is None else [f"They are in {saved / report.PAGE}."]
             if (out / report.DOCUMENT).exists() and saved != out:
-                steps_on.insert(0, f"The earlier answers in {out} stay.")
-            if saved is not None:
-                steps_on.insert(0, f"They are in {saved / report.PAGE}.")
-            step = " ".join(steps_on)
-            raise Interrupted(out, reason, step, signum=getattr(stop, "signum", 2)) from None
-    if told > _TOLD and not context.verbose:
+                steps.append(f"The earlier results in {out} are unchanged.")
+            steps.append(f"Start again with: {context.typed()}")
+            reason = f"stopped with {finished} of {total} images done"
+            raise Interrupted(out, reason, " ".join(steps), signum=getattr(stop, "signum", 2)) from None
+    if fitted > _NOTED and not context.verbose:
         context.note(
-            f"... and {told - _TOLD} more images were fitted to the model's input (--verbose lists them)"
+            f"... and {fitted - _NOTED} more images were fitted to the model's input (--verbose lists them)"
         )
-    if context.json:
-        emit_json({**prepared.header, **report.document_body(done, errors)})
-    else:
-        for shown, (explanation, target_of) in enumerate((e, t) for e in done for t in e.targets):
-            if not context.out.is_terminal or (shown >= _SHOWN and not context.verbose):
-                break
-            labels = prepared.header["models"][explanation.model]["labels"]
-            norm_of = explanation.norm or prepared.header["norm"]
-            terminal.preview(context.out, explanation, target_of, labels=labels, norm=norm_of)
-        for table in terminal.counterfactual_tables(prepared.header, done, context.out.width):
-            context.out.print(table)
-    if not context.json and (done or not earlier):
-        context.note(f"Pictures, page and numbers: {out / report.PAGE}")
-    elif not context.json:
-        context.note(f"Nothing was written; the earlier answers in {out} stay.")
-    if open_page:
-        import webbrowser
+    return done, errors
 
-        webbrowser.open((out / report.PAGE).resolve().as_uri())
-    return 3 if errors else None
+
+def _print(context: Context, prepared: PreparedRequest, done: list[Explanation]) -> None:
+    """Previews in a terminal, then the tables."""
+    from ratioctl.report import terminal
+
+    pairs = [(explanation, target) for explanation in done for target in explanation.targets]
+    previewed = len(pairs) if context.verbose else _PREVIEWED
+    for explanation, target in pairs[:previewed] if context.out.is_terminal else ():
+        labels = prepared.header["models"][explanation.model]["labels"]
+        norm = explanation.norm or prepared.header["norm"]
+        terminal.preview(context.out, explanation, target, labels=labels, norm=norm)
+    for table in terminal.counterfactual_tables(prepared.header, done, context.out.width):
+        context.out.print(table)

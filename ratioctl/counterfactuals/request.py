@@ -144,17 +144,10 @@ def prepare(
         UsageError: an unknown class (the closest is suggested), impossible budgets or numbers.
         SourceError: an image or folder that does not exist. PackageError: a model that cannot be read.
     """
-    norms = list(
-        dict.fromkeys(parse_norm(one) for one in ([norm] if isinstance(norm, str | int | float) else norm))
-    )
-    if not norms:
-        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
+    norms = _norms(norm)
     if len(norms) > 1 and eps is not None:
-        raise UsageError(
-            "--eps",
-            "has another meaning in each of the requested norms",
-            "Leave it out: each norm has its own ladder.",
-        )
+        reason = "has another meaning in each of the requested norms"
+        raise UsageError("--eps", reason, "Leave it out: each norm has its own ladder.")
     budgets = _budgets(eps)
     _check_numbers(steps, restarts, seed, until, limit)
     box = photo_box(region) if region_space == "image" and region is not None else None
@@ -172,11 +165,7 @@ def prepare(
             ladder = spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
             eps_of_norm = ladder if budgets is None else budgets
             if eps_of_norm[-1] > FAR * ladder[-1]:
-                warnings.append(
-                    f"--eps {eps_of_norm[-1]:g} is far beyond the useful range of {spec.name} in "
-                    f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
-                    "within, and the search finds less in it than in a smaller ball"
-                )
+                warnings.append(_too_far(eps_of_norm[-1], spec.name, p, ladder))
             request = CounterfactualRequest(
                 targets=resolve_targets(target, spec),
                 p=p,
@@ -209,6 +198,21 @@ def _check_numbers(steps: int, restarts: int, seed: int, until: float | None, li
         raise UsageError(f"seed {seed}", "is not between 0 and 2^63 - 1", "The default is 0.")
     if until is not None and not 0 < until < 1:
         raise UsageError(f"--until {until:g}", "is not a confidence between 0 and 1", "For example 0.9.")
+
+
+def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
+    given = [norm] if isinstance(norm, str | int | float) else norm
+    if not given:
+        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
+    return list(dict.fromkeys(map(parse_norm, given)))
+
+
+def _too_far(eps: float, model: str, p: float, ladder: Sequence[float]) -> str:
+    return (
+        f"--eps {eps:g} is far beyond the useful range of {model} in l{recipe.norm_name(p)}, about "
+        f"{ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies within, and the search finds less in it "
+        "than in a smaller ball"
+    )
 
 
 def parse_norm(norm: str | float) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import UsageError
+from ratioctl.utils.suggest import one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +108,7 @@ def by_name(name: str) -> OodScore:
     """The score of that name. Raises UsageError for an unknown one; the known names are listed."""
     scores = _all()
     if name not in scores:
-        raise UsageError(f"score {name}", "unknown OOD score", f"Use one of: {', '.join(names())}.")
+        raise UsageError(f"score {name}", "unknown OOD score", one_of(name, names()))
     return scores[name]
 
 

@@ -104,7 +104,7 @@ def test_known_sizes() -> None:
         ("resnet81", '"resnet18"'),
         ("wideresnet-11-2", "6n + 4"),
         ("torchvision:resnet19", "torchvision:resnet"),
-        ("nonsense", "Known: resnet18"),
+        ("nonsense", "Use one of: resnet18"),
     ],
 )
 def test_unknown_architectures_are_named(name: str, hint: str) -> None:
