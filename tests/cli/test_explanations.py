@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -104,6 +105,13 @@ def test_numbers_are_those_of_the_counterfactuals(
     lengths = rows(document, "distance_l2", "data")
     for row, eps in zip(lengths, BUDGETS, strict=True):
         assert 0 < row["value"] <= eps
+    for name, radii in (
+        ("flip_radius", [one.flip_eps for one in answers]),
+        ("in_distribution_radius", [one.in_distribution_eps for one in answers]),
+    ):
+        median = sorted(math.inf if radius is None else radius for radius in radii)[1]
+        found = [row["value"] for row in rows(document, f"{name}_q50", "data")]
+        assert found == ([pytest.approx(median)] if median < math.inf else []), radii
     profile = rows(document, "confidence", "uni")
     values = [row["value"] for row in profile]
     assert values == sorted(values)  # towards the class it is seen as
@@ -199,7 +207,7 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
         "target": np.ones(3, int), "before": p, "confidence": np.full((3, budgets), 0.9),
         "largest": np.full((3, budgets), 0.9), "predicted": np.ones((3, budgets), int),
         "distance": np.ones((3, budgets, 3)), "changed": np.ones((3, budgets)), "pictures": one,
-        "flip": np.ones(3), "flip_changed": np.ones(3),
+        "flip": np.ones(3), "in_distribution": np.ones(3), "flip_changed": np.ones(3),
     }  # fmt: skip
     images: Any = SimpleNamespace(fingerprint="f")
     source = measurements.Source(name="data", images=images, seed=0)
