@@ -105,13 +105,15 @@ def test_numbers_are_those_of_the_counterfactuals(
     lengths = rows(document, "distance_l2", "data")
     for row, eps in zip(lengths, BUDGETS, strict=True):
         assert 0 < row["value"] <= eps
+    by_confidence = {tuple(round(b.confidence, 9) for b in one.budgets): one for one in answers}
+    measured = [by_confidence[tuple(round(value, 9) for value in row)] for row in confidences]
     for name, radii in (
-        ("flip_radius", [one.flip_eps for one in answers]),
-        ("in_distribution_radius", [one.in_distribution_eps for one in answers]),
+        ("flip_radius", [one.flip_eps for one in measured]),
+        ("in_distribution_radius", [one.in_distribution_eps for one in measured]),
     ):
         median = sorted(math.inf if radius is None else radius for radius in radii)[1]
-        found = [row["value"] for row in rows(document, f"{name}_q50", "data")]
-        assert found == ([pytest.approx(median)] if median < math.inf else []), radii
+        quartile = [row["value"] for row in rows(document, f"{name}_q50", "data")]
+        assert quartile == ([pytest.approx(median)] if median < math.inf else []), radii
     profile = rows(document, "confidence", "uni")
     values = [row["value"] for row in profile]
     assert values == sorted(values)  # towards the class it is seen as
