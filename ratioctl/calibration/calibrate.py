@@ -74,7 +74,7 @@ def calibrate(
     Args:
         model: a package, its folder, or a bundled model's name.
         data: a labelled SOURCE; None takes the split that the package's recipe held out.
-        objective: what the temperature minimizes; None takes the recipe's (ece).
+        objective: what the temperature minimises; None takes the recipe's (ece).
         out: write a new package there and leave the old one unchanged.
         score: name of an OOD score (`ratioctl.scores`) to calibrate and make the package's own; None keeps
             the package's. Confidences and their thresholds are stored in any case.
@@ -87,7 +87,10 @@ def calibrate(
     package = packages.resolve(model)
     if out is None:
         packages.check_writable(package)
-    recipe, spec = _recipe_and_settings(package, objective)
+    recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
+    spec = recipe.calibration if recipe is not None else Calibration()
+    if objective is not None:
+        spec = spec.model_copy(update={"objective": objective})
     images, source = _images(package, recipe, data, download)
     assert images.labels is not None
     compute = select_device(device, "fp32", reason="scores always are")
@@ -97,65 +100,67 @@ def calibrate(
     before = calibration_errors(logits, images.labels, 1.0, spec)
     after = calibration_errors(logits, images.labels, temperature, spec)
     thresholds = tpr_thresholds(metrics.confidence(logits, temperature))
-    predicted = logits.argmax(1)
-    order = other_order(predicted, images.labels, package.label_names)
-    kept = None if useful else "no temperature improves held-out halves of the images; T = 1 is kept"
-    warnings = tuple(text for text in (kept, order) if text is not None)
-    warnings += _warnings(spec, temperature, before, after, images)
-    accuracy = float(metrics.accuracy(predicted, images.labels))
-    record = {
-        "source": source,
-        "fingerprint": images.fingerprint,
-        "n": len(images),
-        "objective": spec.objective,
-        "accuracy": accuracy,
-        **_bins_and_grid(spec, len(package.label_names)),
-        "before": before,
-        "after": after,
-        "warnings": list(warnings),
-    }
-    changes = {"temperature": temperature, "thresholds": thresholds, "calibration": record}
+    warnings = _warnings(spec, temperature, before, after, images)
+    order = other_order(logits.argmax(1), images.labels, package.label_names)
+    warnings = (*([] if order is None else [order]), *warnings)
+    if not useful:
+        warnings = ("no temperature improves held-out halves of the images; T = 1 is kept", *warnings)
     kind = scores.by_name(score or package.score)
-    is_default = kind.name == scores.DEFAULT
-    others = {} if is_default else {kind.config_name: score_thresholds(kind, logits, temperature)}
-    if others or package.score != kind.name or package.score_thresholds:
-        changes |= {"score": kind.config_name, "score_thresholds": others}
-    changed = (temperature, thresholds) != (package.temperature, package.thresholds)
-    if changed and package.config["ratio"].get("metrics"):
-        changes["metrics"] = {}
-        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
-    target = package if out is None else _copy(package, out)
-    return Calibrated(
-        package=packages.update(target, config_changes={"ratio": changes}),
+    result = Calibrated(
+        package=package,
         temperature=temperature,
         thresholds=thresholds,
         score=kind.name,
-        score_thresholds=others.get(kind.config_name, thresholds),
+        score_thresholds=(
+            thresholds if kind.name == scores.DEFAULT else score_thresholds(kind, logits, temperature)
+        ),
         n=len(images),
-        accuracy=accuracy,
+        accuracy=float(metrics.accuracy(logits.argmax(1), images.labels)),
         chance=float(np.bincount(images.labels).max() / len(images)),
         before=before,
         after=after,
         warnings=warnings,
         unreadable=len(images.errors),
     )
+    return _write(result, spec, source, images.fingerprint, out)
 
 
-def _recipe_and_settings(
-    package: ModelPackage, objective: Literal["ece", "nll"] | None
-) -> tuple[Recipe | None, Calibration]:
-    recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
-    settings = recipe.calibration if recipe is not None else Calibration()
-    return recipe, settings if objective is None else settings.model_copy(update={"objective": objective})
-
-
-def _bins_and_grid(spec: Calibration, classes: int) -> dict[str, Any]:
-    return {
-        "bins": spec.bins,
-        "report_bins": spec.report_bins,
-        "range": [1 / classes, 1.0],
-        "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
+def _write(
+    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None
+) -> Calibrated:
+    """Write a calibration to its package, or to a copy of it in `out`."""
+    package = result.package
+    changes: dict[str, Any] = {
+        "temperature": result.temperature,
+        "thresholds": result.thresholds,
+        "calibration": {
+            "source": source,
+            "fingerprint": fingerprint,
+            "n": result.n,
+            "objective": spec.objective,
+            "accuracy": result.accuracy,
+            "bins": spec.bins,
+            "report_bins": spec.report_bins,
+            "range": [1 / len(package.label_names), 1.0],
+            "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
+            "before": result.before,
+            "after": result.after,
+            "warnings": list(result.warnings),
+        },
     }
+    kind = scores.by_name(result.score)
+    others = {} if kind.name == scores.DEFAULT else {kind.config_name: result.score_thresholds}
+    if others or package.score != kind.name or package.score_thresholds:
+        changes |= {"score": kind.config_name, "score_thresholds": others}
+    warnings = result.warnings
+    same = (result.temperature, result.thresholds) == (package.temperature, package.thresholds)
+    if package.config["ratio"].get("metrics") and not same:
+        changes["metrics"] = {}
+        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
+    if out is not None:
+        package = _copy(package, out)
+    written = packages.update(package, config_changes={"ratio": changes})
+    return dataclasses.replace(result, package=written, warnings=warnings)
 
 
 def _warnings(

@@ -146,8 +146,11 @@ def prepare(
     """
     norms = _norms(norm)
     if len(norms) > 1 and eps is not None:
-        reason = "has another meaning in each of the requested norms"
-        raise UsageError("--eps", reason, "Leave it out: each norm has its own ladder.")
+        raise UsageError(
+            "--eps",
+            "has another meaning in each of the requested norms",
+            "Leave it out: each norm has its own ladder.",
+        )
     budgets = _budgets(eps)
     _check_numbers(steps, restarts, seed, until, limit)
     box = photo_box(region) if region_space == "image" and region is not None else None
@@ -157,15 +160,12 @@ def prepare(
     models, warnings = [], []
     for name in names:
         spec = package.resolve(name)
-        channels, height, width = spec.input_size
-        if height != width:
-            raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
+        height = _square_side(spec)
         mask = None if region is None or box else parse_region(region, height)
         for p in norms:
-            ladder = spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
+            ladder = _ladder(spec, p)
             eps_of_norm = ladder if budgets is None else budgets
-            if eps_of_norm[-1] > FAR * ladder[-1]:
-                warnings.append(_too_far(eps_of_norm[-1], spec.name, p, ladder))
+            warnings += _far(spec, p, eps_of_norm, ladder)
             request = CounterfactualRequest(
                 targets=resolve_targets(target, spec),
                 p=p,
@@ -189,6 +189,39 @@ def prepare(
     )
 
 
+def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
+    """The requested norms, each once."""
+    given = [norm] if isinstance(norm, str | int | float) else norm
+    norms = list(dict.fromkeys(parse_norm(one) for one in given))
+    if not norms:
+        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
+    return norms
+
+
+def _square_side(spec: ModelPackage) -> int:
+    _, height, width = spec.input_size
+    if height != width:
+        raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
+    return height
+
+
+def _ladder(spec: ModelPackage, p: float) -> tuple[float, ...]:
+    """The package's budgets for a norm, else the default ones for its input size."""
+    channels, height, _ = spec.input_size
+    return spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
+
+
+def _far(spec: ModelPackage, p: float, eps: tuple[float, ...], ladder: tuple[float, ...]) -> list[str]:
+    """A warning where the largest budget is far beyond the ladder."""
+    if eps[-1] <= FAR * ladder[-1]:
+        return []
+    return [
+        f"--eps {eps[-1]:g} is far beyond the useful range of {spec.name} in "
+        f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
+        "within, and the search finds less in it than in a smaller ball"
+    ]
+
+
 def _check_numbers(steps: int, restarts: int, seed: int, until: float | None, limit: int | None) -> None:
     if steps < 1 or restarts < 1:
         raise UsageError("steps and restarts", "must be at least 1", "The defaults are 500 and 1.")
@@ -198,21 +231,6 @@ def _check_numbers(steps: int, restarts: int, seed: int, until: float | None, li
         raise UsageError(f"seed {seed}", "is not between 0 and 2^63 - 1", "The default is 0.")
     if until is not None and not 0 < until < 1:
         raise UsageError(f"--until {until:g}", "is not a confidence between 0 and 1", "For example 0.9.")
-
-
-def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
-    given = [norm] if isinstance(norm, str | int | float) else norm
-    if not given:
-        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
-    return list(dict.fromkeys(map(parse_norm, given)))
-
-
-def _too_far(eps: float, model: str, p: float, ladder: Sequence[float]) -> str:
-    return (
-        f"--eps {eps:g} is far beyond the useful range of {model} in l{recipe.norm_name(p)}, about "
-        f"{ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies within, and the search finds less in it "
-        "than in a smaller ball"
-    )
 
 
 def parse_norm(norm: str | float) -> float:
