@@ -471,7 +471,7 @@ def test_an_answers_folder_with_a_nested_document(tmp_path: Path) -> None:
         ({"weights": "DEFAULT"}, "cannot be built"),
         ({"pretrained": True}, "cannot be built"),
         ({"num_classes": 3}, "cannot be built"),
-        ({"width": 4, "stem_stride": 0}, "stem_stride must be"),
+        ({"width": 4, "stem_stride": 0}, "cannot be built: stem_stride 0: is out of range"),
     ],
 )
 def test_an_architecture_of_more_memory_than_there_is(
@@ -534,8 +534,9 @@ def test_a_models_name_does_not_choose_where_reports_go() -> None:
     from ratioctl.onnx.layouts import safe_name
 
     for name in ("../../home", "/etc/cron.d/x", "..", ".", "a\0b", "\x1b[2J", "a/b", "  "):
-        folder = default_folder([name], "quick")
+        folder = default_folder([(name, "0123456789")], "quick")
         assert folder.parent == Path("reports")
+        assert folder.name.endswith("-01234567-quick")
         assert folder.name.isprintable()
         assert "/" not in safe_name(name)
         assert safe_name(name).strip(".")

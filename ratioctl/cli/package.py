@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ratioctl.models.import_checkpoint import Fitted
     from ratioctl.package import ModelPackage
 
+MAX_LABEL = 200  # characters of a class name
+
 
 @command(unused=COMPUTE)
 def package(
@@ -184,6 +186,10 @@ def _labels(given: str) -> list[str]:
         names = [name.strip() for name in given.split(",")]
     if len(names) == 1 and ("/" in given or "." in given):
         raise UsageError(f"--labels {given}", "no such file", "Check the spelling of the path.")
+    if any(len(name) > MAX_LABEL for name in names):
+        longest = max(names, key=len)
+        reason = f'holds a name of {len(longest)} characters, "{longest[:20]}..."; the most are {MAX_LABEL}'
+        raise UsageError("--labels", reason, "Shorten it: every row of results repeats it.")
     if len(names) < 2 or not all(names):
         raise UsageError(f"--labels {given}", "names fewer than two classes", "For example: cat,dog,frog.")
     twice = next((name for name in names if names.count(name) > 1), None)

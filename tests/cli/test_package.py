@@ -199,6 +199,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([weights, *good, "--labels", "cat"], 2, "fewer than two"),
         ([weights, *good, "--labels", "cat,cat,dog"], 2, "twice"),
         ([weights, *good, "--labels", "no/such.txt"], 2, "no such file"),
+        ([weights, *good, "--labels", f"cat,dog,{'x' * 201}"], 2, 'a name of 201 characters, "xxxxxxxxxx'),
         ([weights, *good, "--arch", "resnet81"], 2, 'Did you mean "resnet18"'),
         ([weights, *good, "--arch", "resnet50"], 2, "does not fit resnet50: missing"),
         ([tmp_path / "none.pt", *good], 2, "does not exist"),
@@ -214,6 +215,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run(weights, *good, "--labels", "a,b,c") == 2
     assert "holds a package. Name another folder, or replace it with --force" in capsys.readouterr().err
     assert (tmp_path / "p" / "config.json").read_bytes() == before
+    assert run(weights, *good, "--labels", f"a,b,{'c' * 200}", "--force") == 0
     assert run(weights, *good, "--labels", "a,b,c", "--force") == 0
     assert package.read(tmp_path / "p").label_names == ("a", "b", "c")
     shutil.rmtree(tmp_path / "p")
