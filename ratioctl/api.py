@@ -266,7 +266,7 @@ def counterfactual(
     precision: str = "auto",
     out: Path | None = None,
 ) -> list[Explanation]:
-    """Show how images would have to change for a model to see another class.
+    """Show how images must change for a model to predict another class.
 
     Args:
         images: files, folders or archives, or images as values, see `ood_score`; one or several.
@@ -280,8 +280,10 @@ def counterfactual(
         limit: explain at most so many images.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: also write there what `ratioctl counterfactual` writes.
+
     Returns:
         One explanation for each model, norm and image, in that order.
+
     Raises:
         UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
     """
@@ -372,7 +374,7 @@ def export(
     data: str | None = None,
     download: bool = False,
 ) -> Exported:
-    """Write an ONNX file that flags by itself what it does not know; see `ratioctl.export.export`."""
+    """Write an ONNX file that computes the OOD flag itself; see `ratioctl.onnx.export.export`."""
     from ratioctl.onnx.export import export as run
 
     return run(

@@ -227,6 +227,7 @@ class Classifier:
         seed: int = 0,
         until: float | None = None,
         region: Any = None,
+        region_space: Literal["input", "image"] = "input",
         bit_depth: int | None = None,
         precision: str = "auto",
     ) -> ImageExplanation:
@@ -252,6 +253,7 @@ class Classifier:
             seed=seed,
             until=until,
             region=region,
+            region_space=region_space,
             bit_depth=bit_depth,
         )
         if len(prepared.sources) != 1:
@@ -266,12 +268,12 @@ class Classifier:
         input_type: Literal["float", "uint8"] = "float",
         threshold: str | float = DEFAULT_THRESHOLD,
         int8: bool = False,
-        layout: Literal["file", "triton", "kserve"] = "file",
+        layout: str = "file",
         opset: int | None = None,
         data: str | None = None,
         download: bool = False,
     ) -> Exported:
-        """Write one self-contained ONNX file; see `ratioctl.export`."""
+        """Write one self-contained ONNX file; see `ratioctl.onnx.export.export`."""
         return api.export(
             self._package("export"),
             output=output,

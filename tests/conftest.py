@@ -112,11 +112,11 @@ def tiny_package(tmp_path: Path, tiny_graph: Callable[..., bytes], monkeypatch: 
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Path:
-    """A folder of plainly coloured PNGs: red, green and blue of full strength, and grey."""
+def colors(tmp_path: Path) -> Path:
+    """A folder of plainly colored PNGs: red, green and blue of full strength, and grey."""
     from PIL import Image
 
-    folder = tmp_path / "colours"
+    folder = tmp_path / "colors"
     (folder / "deep").mkdir(parents=True)
     Image.new("RGB", (4, 4), (0, 0, 255)).save(folder / "blue.png")
     Image.new("RGB", (9, 7), (0, 255, 0)).save(folder / "deep" / "green.png")

@@ -15,8 +15,8 @@ from ratioctl import api
 from ratioctl.errors import UsageError
 
 
-def test_ood_score_takes_images_as_values(tiny_onnx: Path, colours: Path) -> None:
-    path = colours / "blue.png"
+def test_ood_score_takes_images_as_values(tiny_onnx: Path, colors: Path) -> None:
+    path = colors / "blue.png"
     blue = np.zeros((2, 4, 4, 3), np.uint8)
     blue[..., 2] = 255
     given = [path, Image.open(path), path.read_bytes(), blue[0], blue]
@@ -31,9 +31,9 @@ def test_ood_score_takes_images_as_values(tiny_onnx: Path, colours: Path) -> Non
         assert (row.path, row.label) == ("image-0", "blue")
     (broken,) = ratioctl.ood_score(b"no image", model=tiny_onnx)
     assert broken.error == "is text, not an image"
-    assert [row.label for row in ratioctl.ood_score(colours, model=tiny_onnx, limit=2)] == ["blue", "green"]
+    assert [row.label for row in ratioctl.ood_score(colors, model=tiny_onnx, limit=2)] == ["blue", "green"]
     with pytest.raises(UsageError, match="limit 0: must be at least 1"):
-        ratioctl.ood_score(colours, model=tiny_onnx, limit=0)
+        ratioctl.ood_score(colors, model=tiny_onnx, limit=0)
 
 
 def test_counterfactual_takes_images_as_values(small_package: Path, photographs: Path) -> None:
@@ -73,13 +73,13 @@ def test_a_wrong_type_names_the_parameter_and_what_it_takes(call: Any, said: str
     assert said in str(caught.value)
 
 
-def test_messages_name_parameters_instead_of_options(tiny_onnx: Path, colours: Path) -> None:
+def test_messages_name_parameters_instead_of_options(tiny_onnx: Path, colors: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        ratioctl.ood_score([colours], model=tiny_onnx, worst_case=0.5)
+        ratioctl.ood_score([colors], model=tiny_onnx, worst_case=0.5)
     assert str(caught.value).startswith("worst_case: needs a package")
     for keywords in ({"eps": "0.5;1"}, {"norm": "3"}, {"until": 2.0}, {"target": "horsee"}):
         with pytest.raises(UsageError) as caught:
-            ratioctl.counterfactual(colours / "red.png", **{"target": "dog", **keywords})  # type: ignore[arg-type]
+            ratioctl.counterfactual(colors / "red.png", **{"target": "dog", **keywords})  # type: ignore[arg-type]
         assert "--" not in str(caught.value)
         assert str(caught.value).startswith(next(iter(keywords)))
     known = {"settings": 0, "worst_case": 0, "input_type": 0}

@@ -1,13 +1,16 @@
-"""Rules of the design, read from the syntax tree: imports go upstream only, and there are no cycles.
+"""Rules of the design, read from the syntax tree: imports go upstream only, there are no cycles, and modules
+and functions are short.
 
-No module is exempt, the packages' own `__init__` included; imports inside functions and under
-`if TYPE_CHECKING:` count as well. `ORDER` is the order in which the packages build on each other.
+No module is exempt from the rules of imports, the packages' own `__init__` included; imports inside functions
+and under `if TYPE_CHECKING:` count as well. `ORDER` is the order in which the packages build on each other.
 """
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +32,8 @@ TORCH_FREE = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
     *("report", "api", "classifier", "cli", "onnx.runtime", "counterfactuals.epsilons"),
 )
+MAX_MODULE, MAX_FUNCTION = 600, 80  # lines
+LONGER: dict[str, str] = {}  # "attacks/pgd.py" or "attacks/pgd.py:search" -> why it may be longer
 CLI_MODULE_LEVEL = {"errors", "utils", "cli", "scores"}
 
 
@@ -162,6 +167,52 @@ def test_the_check_lets_legal_imports_pass(tmp_path: Path, path: str, source: st
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(source + "\n")
     assert violations(tmp_path) == []
+
+
+def lengths(root: Path = ROOT) -> Iterator[tuple[str, int, int]]:
+    """(name, lines, most lines) of all modules and functions; docstrings count, decorators do not."""
+    for path in modules(root).values():
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(root).as_posix()
+        yield name, len(text.splitlines()), MAX_MODULE
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                yield f"{name}:{node.name}", lines, MAX_FUNCTION
+
+
+def too_long(root: Path = ROOT) -> dict[str, int]:
+    return {name: lines for name, lines, most in lengths(root) if lines > most}
+
+
+def test_modules_and_functions_are_short() -> None:
+    """A listed exception that is short again fails as well."""
+    assert too_long().keys() == LONGER.keys(), too_long()
+
+
+def test_the_check_sees_long_modules_and_functions(tmp_path: Path) -> None:
+    def function(lines: int, indent: str = "") -> str:
+        return f"{indent}def f():\n" + f"{indent}    pass\n" * (lines - 1)
+
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "pgd.py").write_text(function(80) + "x = 1\n" * 520)
+    assert too_long(tmp_path) == {}
+    (tmp_path / "attacks" / "pgd.py").write_text("x = 1\n" * 601)
+    (tmp_path / "errors.py").write_text(function(81))
+    (tmp_path / "types.py").write_text("class A:\n    @property\n" + function(81, "    "))
+    (tmp_path / "scores.py").write_text("async " + function(82))
+    assert too_long(tmp_path) == {
+        "attacks/pgd.py": 601,
+        "errors.py:f": 81,
+        "types.py:f": 81,
+        "scores.py:f": 82,
+    }
+
+
+def test_names_in_docstrings_and_comments_exist() -> None:
+    for path in modules().values():
+        for name in re.findall(r"`(ratioctl(?:\.\w+)+)", path.read_text(encoding="utf-8")):
+            assert pydoc.locate(name) is not None, f"{path.relative_to(ROOT)} names {name}"
 
 
 def test_torch_free_packages_load_no_torch() -> None:

@@ -39,10 +39,10 @@ def explained(small: Classifier) -> ImageExplanation:
     return small.explain(picture, target="dog", eps="0.25,0.5", steps=4)
 
 
-def test_one_image_in_every_form(tiny: Classifier, colours: Path) -> None:
+def test_one_image_in_every_form(tiny: Classifier, colors: Path) -> None:
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
-    path = colours / "red.png"
+    path = colors / "red.png"
     for image in (path, str(path), path.read_bytes(), Image.open(path), red, images.to_pixels(red[None])[0]):
         found = tiny.predict(image)  # type: ignore[call-overload]
         assert isinstance(found, Prediction)
@@ -53,8 +53,8 @@ def test_one_image_in_every_form(tiny: Classifier, colours: Path) -> None:
     assert json.loads(json.dumps(found.to_dict()))["probabilities"]["red"] == pytest.approx(SURE, abs=1e-6)
 
 
-def test_several_images_agree_with_ood_score(tiny: Classifier, tiny_package: Path, colours: Path) -> None:
-    paths = sorted(colours.glob("*.png"))
+def test_several_images_agree_with_ood_score(tiny: Classifier, tiny_package: Path, colors: Path) -> None:
+    paths = sorted(colors.glob("*.png"))
     found = tiny.predict(paths, threshold="tpr99")
     rows = list(ratioctl.ood_score(paths, model=tiny_package, threshold="tpr99", probabilities=True))
     assert isinstance(found, Predictions)
@@ -69,7 +69,7 @@ def test_several_images_agree_with_ood_score(tiny: Classifier, tiny_package: Pat
     assert len(tiny.predict([])) == 0
 
 
-def test_a_batch_and_a_mixture_keep_their_order(tiny: Classifier, colours: Path) -> None:
+def test_a_batch_and_a_mixture_keep_their_order(tiny: Classifier, colors: Path) -> None:
     batch = np.zeros((100, 4, 4, 3), np.uint8)
     batch[np.arange(100), ..., np.arange(100) % 3] = 255
     names = [("red", "green", "blue")[k % 3] for k in range(100)]
@@ -77,7 +77,7 @@ def test_a_batch_and_a_mixture_keep_their_order(tiny: Classifier, colours: Path)
     assert isinstance(found, Predictions)
     assert list(found.label) == names
     floats = images.to_pixels(batch)
-    mixed = tiny.predict([floats[0], colours / "blue.png", batch[1], floats[2:5], Image.fromarray(batch[5])])
+    mixed = tiny.predict([floats[0], colors / "blue.png", batch[1], floats[2:5], Image.fromarray(batch[5])])
     assert list(mixed.label) == ["red", "blue", "green", *names[2:5], "blue"]
 
 
@@ -93,9 +93,9 @@ def test_floats_of_the_models_size_are_not_rounded(tiny: Classifier) -> None:
 
 
 def test_thresholds(
-    tiny: Classifier, colours: Path, tiny_package: Path, tiny_graph: Callable[..., bytes]
+    tiny: Classifier, colors: Path, tiny_package: Path, tiny_graph: Callable[..., bytes]
 ) -> None:
-    path = colours / "red.png"
+    path = colors / "red.png"
     assert tiny.predict(path, threshold=0.5).is_ood is False
     assert tiny.predict(path, threshold="tpr99").is_ood is False
     with pytest.raises(UsageError, match="no such threshold"):
@@ -109,15 +109,15 @@ def test_thresholds(
         uncalibrated.predict(path, threshold="tpr95")
 
 
-def test_what_cannot_be_predicted(tiny: Classifier, colours: Path) -> None:
+def test_what_cannot_be_predicted(tiny: Classifier, colors: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         tiny.predict("missing.png")
     with pytest.raises(ImageError, match="is a folder"):
-        tiny.predict(colours)
+        tiny.predict(colors)
     with pytest.raises(UsageError, match="PIL images"):
         tiny.predict(7)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="has the type int"):
-        tiny.predict([colours / "red.png", 7])  # type: ignore[list-item]
+        tiny.predict([colors / "red.png", 7])  # type: ignore[list-item]
 
 
 def test_what_it_knows_of_itself(tiny: Classifier) -> None:
@@ -130,11 +130,11 @@ def test_what_it_knows_of_itself(tiny: Classifier) -> None:
     assert "cifar10-ratio" in Classifier.available()
 
 
-def test_an_onnx_file_predicts_and_nothing_else(tiny_onnx: Path, colours: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_predicts_and_nothing_else(tiny_onnx: Path, colors: Path, tmp_path: Path) -> None:
     clf = Classifier.from_pretrained(tiny_onnx)
-    assert clf.predict(colours / "blue.png").label == "blue"
+    assert clf.predict(colors / "blue.png").label == "blue"
     for use in (
-        lambda: clf.explain(colours / "blue.png", target="red"),
+        lambda: clf.explain(colors / "blue.png", target="red"),
         lambda: clf.module,
         lambda: clf.export(),
         lambda: clf.save_pretrained(tmp_path / "x"),
@@ -146,16 +146,16 @@ def test_an_onnx_file_predicts_and_nothing_else(tiny_onnx: Path, colours: Path, 
         Classifier.from_pretrained("no-such-model")
 
 
-def test_it_predicts_without_torch(tiny_package: Path, tiny_onnx: Path, colours: Path) -> None:
+def test_it_predicts_without_torch(tiny_package: Path, tiny_onnx: Path, colors: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "import ratioctl\n"
         f"for model in ({str(tiny_package)!r}, {str(tiny_onnx)!r}):\n"
         "    clf = ratioctl.Classifier.from_pretrained(model)\n"
-        f"    print(clf.predict({str(colours / 'green.png')!r}.replace('green', 'blue')).label)\n"
+        f"    print(clf.predict({str(colors / 'green.png')!r}.replace('green', 'blue')).label)\n"
         "try:\n"
         f"    clf = ratioctl.Classifier.from_pretrained({str(tiny_package)!r})\n"
-        f"    clf.explain({str(colours / 'blue.png')!r}, target='red')\n"
+        f"    clf.explain({str(colors / 'blue.png')!r}, target='red')\n"
         "except ratioctl.UsageError as error:\n"
         "    print(error)\n"
     )
@@ -267,5 +267,5 @@ def test_the_methods_have_the_parameters_of_the_verbs() -> None:
         return {name: p.default for name, p in given.items() if name not in without}
 
     ours = parameters(Classifier.explain, {"self", "image"})
-    assert ours == parameters(ratioctl.counterfactual, {"images", "model", "device", "out"})
+    assert ours == parameters(ratioctl.counterfactual, {"images", "model", "limit", "device", "out"})
     assert parameters(Classifier.export, {"self"}) == parameters(ratioctl.export, {"model"})

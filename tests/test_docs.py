@@ -30,8 +30,9 @@ def test_every_command_has_help_and_stands_in_the_readme(
 
 
 def test_recipes_named_in_the_readme_exist() -> None:
+    text = README + (ROOT / "docs" / "concepts" / "ratio.md").read_text(encoding="utf-8")
     named = set(
-        re.findall(r"`((?:digits|cifar10|cifar100|svhn)-(?:plain|oe|acet|at|trades|ratio)[\w.-]*)`", README)
+        re.findall(r"`((?:digits|cifar10|cifar100|svhn)-(?:plain|oe|acet|at|trades|ratio)[\w.-]*)`", text)
     )
     named = {name for name in named if not name.endswith((".json", ".jsonl"))}  # results are named so too
     assert named - set(recipes.available()) - set(packages.bundled()) == set()

@@ -428,7 +428,7 @@ def test_values_that_cannot_be(
     carrier: str,
     tiny_package: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
 ) -> None:
     model = rewritten(tiny_package, BAD[what])
@@ -437,7 +437,7 @@ def test_values_that_cannot_be(
         config["ratio"].pop("files")
         model = tiny_package.parent / "bad.onnx"
         model.write_bytes(tiny_graph(config))
-    refused("ood-score", colours, "--model", model)
+    refused("ood-score", colors, "--model", model)
     refused("inspect", model)
 
 
@@ -471,7 +471,7 @@ def test_an_answers_folder_with_a_nested_document(tmp_path: Path) -> None:
         ({"weights": "DEFAULT"}, "cannot be built"),
         ({"pretrained": True}, "cannot be built"),
         ({"num_classes": 3}, "cannot be built"),
-        ({"width": 4, "stem_stride": 0}, "stem_stride must be"),
+        ({"width": 4, "stem_stride": 0}, "cannot be built: stem_stride 0: is out of range"),
     ],
 )
 def test_an_architecture_of_more_memory_than_there_is(
@@ -487,6 +487,38 @@ def test_an_architecture_of_more_memory_than_there_is(
     )
     with pytest.raises(PackageError, match=said):
         from_package(package.read(folder))
+
+
+def test_a_librarys_network_takes_no_memory_before_it_fits(
+    small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600,000 classes and one bias of that length: 3 MB of weights, and a network of 10 GiB."""
+    import shutil
+
+    from safetensors.numpy import save
+
+    from ratioctl.models import from_package, network
+
+    n, built = 600_000, []
+    build = network.build
+
+    def watched(*args: Any, **options: Any) -> Any:
+        model = build(*args, **options)
+        built.append({parameter.device.type for parameter in model.parameters()})
+        return model
+
+    monkeypatch.setattr(network, "build", watched)
+
+    def change(config: dict[str, Any]) -> None:
+        config.update(architecture="torchvision:vgg16", architecture_options={}, num_classes=n)
+        config.update(num_features=4096, label_names=[str(k) for k in range(n)])
+        config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+
+    weights = save({"classifier.6.bias": np.zeros(n, np.float32)})
+    folder = rewritten(Path(shutil.copytree(small_package, tmp_path / "p")), change, weights)
+    with pytest.raises(PackageError, match=r"missing classifier\.0\.bias"):
+        from_package(package.read(folder))
+    assert built == [{"meta"}]
 
 
 @pytest.mark.parametrize(
@@ -534,8 +566,9 @@ def test_a_models_name_does_not_choose_where_reports_go() -> None:
     from ratioctl.onnx.layouts import safe_name
 
     for name in ("../../home", "/etc/cron.d/x", "..", ".", "a\0b", "\x1b[2J", "a/b", "  "):
-        folder = default_folder([name], "quick")
+        folder = default_folder([(name, "0123456789")], "quick")
         assert folder.parent == Path("reports")
+        assert folder.name.endswith("-01234567-quick")
         assert folder.name.isprintable()
         assert "/" not in safe_name(name)
         assert safe_name(name).strip(".")
@@ -564,18 +597,18 @@ def named(tiny_package: Path, tiny_graph: Callable[..., bytes]) -> Path:
 
 
 def test_terminals_show_hostile_names_as_text(
-    named: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+    named: Path, colors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strange = colours / f"{ESCAPES[:20]}.png"
+    strange = colors / f"{ESCAPES[:20]}.png"
     Image.new("RGB", (4, 4), (255, 0, 0)).save(strange)
     for line in (
         ["inspect", str(named)],
         ["inspect", str(named / "model.onnx")],
         ["verify", str(named)],
-        ["ood-score", str(colours), "--model", str(named), "--probabilities"],
-        ["ood-score", str(colours), "--model", str(named), "--format", "jsonl", "--probabilities"],
+        ["ood-score", str(colors), "--model", str(named), "--probabilities"],
+        ["ood-score", str(colors), "--model", str(named), "--format", "jsonl", "--probabilities"],
         ["counterfactual", str(strange), "--target", "no such class", "--model", str(named), "--eps", "1"],
-        ["evaluate", str(named), "--data", str(colours)],
+        ["evaluate", str(named), "--data", str(colors)],
     ):
         main(line)
         captured = capsys.readouterr()
@@ -585,14 +618,14 @@ def test_terminals_show_hostile_names_as_text(
 
 
 def test_csv_is_faithful_in_a_file_and_inert_on_a_terminal(
-    named: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    named: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import csv
     import pty
     import subprocess
     import sys
 
-    line = ["ood-score", str(colours), "--model", str(named), "--format", "csv", "--probabilities", "-q"]
+    line = ["ood-score", str(colors), "--model", str(named), "--format", "csv", "--probabilities", "-q"]
     assert main([*line, "--output", str(tmp_path / "rows.csv")]) == 0
     with (tmp_path / "rows.csv").open(newline="") as stream:
         header, *rows = csv.reader(stream)
@@ -670,7 +703,7 @@ def test_a_graph_that_reads_other_files(
     where: str,
     tmp_path: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -701,7 +734,7 @@ def test_a_graph_that_reads_other_files(
         model.graph.node.insert(0, constant)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     monkeypatch.chdir(tmp_path)
-    said = refused("ood-score", colours, "--model", folder / "m.onnx")
+    said = refused("ood-score", colors, "--model", folder / "m.onnx")
     assert "keeps its weights in another file" in said
     assert "ratioctl export" in said
 
@@ -758,14 +791,14 @@ def test_a_graph_whose_outputs_are_not_what_it_says(tmp_path: Path, tiny_graph: 
 
 
 def test_a_graph_that_computes_nothing_usable(
-    tmp_path: Path, tiny_graph: Callable[..., bytes], colours: Path, refused: Callable[..., str]
+    tmp_path: Path, tiny_graph: Callable[..., bytes], colors: Path, refused: Callable[..., str]
 ) -> None:
     model = onnx.load_model_from_string(tiny_graph())
     model.graph.node[0].output[0] = "true"
     model.graph.node.insert(1, helper.make_node("Div", ["true", "zero"], ["logits"]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert "computed no usable numbers" in refused("ood-score", colours, "--model", tmp_path / "m.onnx")
+    assert "computed no usable numbers" in refused("ood-score", colors, "--model", tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -784,10 +817,10 @@ def test_metadata_that_lies(
     tmp_path: Path,
     tiny_package: Path,
     tiny_graph: Callable[..., bytes],
-    colours: Path,
+    colors: Path,
     refused: Callable[..., str],
 ) -> None:
     config = package.portable_config(package.read(tiny_package))
     change(config)
     (tmp_path / "m.onnx").write_bytes(tiny_graph(config))
-    assert said in refused("ood-score", colours, "--model", tmp_path / "m.onnx")
+    assert said in refused("ood-score", colors, "--model", tmp_path / "m.onnx")

@@ -1,1 +1,1 @@
-"""The inner maximisation over a small ball: geometry, search, and what is searched for."""
+"""The inner maximization over a small ball: geometry, search, and what is searched for."""

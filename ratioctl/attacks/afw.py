@@ -14,14 +14,14 @@ from ratioctl.recipe import Attack
 
 @register_attack("afw", norms=("1", "1.5", "2", "inf"))
 def afw(problem: Problem, x: Tensor, attack: Attack) -> tuple[Tensor, Tensor]:
-    """Auto-Frank-Wolfe (Boreiko et al. 2022): towards the linear maximiser over ball and box.
+    """Auto-Frank-Wolfe (Boreiko et al. 2022): towards the linear maximizer over ball and box.
 
     x <- x + size (s - x), with size 0.75 at first, halved as in Auto-PGD. Where the gradient is zero the
-    linear maximiser says nothing and x stays.
+    linear maximizer says nothing and x stays.
     """
 
     def move(x: Tensor, previous: Tensor | None, gradient: Tensor, size: Tensor) -> Tensor:
-        corner = geometry.linear_maximiser(gradient, problem.x0, problem.p, problem.radius)
+        corner = geometry.linear_maximizer(gradient, problem.x0, problem.p, problem.radius)
         sighted = gradient.abs().amax(1, keepdim=True) > 0
         return torch.addcmul(x, torch.where(sighted, corner - x, 0), size)
 

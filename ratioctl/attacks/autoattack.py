@@ -150,7 +150,7 @@ def robust_verdicts(
 ) -> Verdicts:
     """Which images keep their correct decision under an ensemble, each attack on the survivors.
 
-    APGD-CE starts at random and maximises the cross-entropy; APGD-T the targeted DLR towards each of the
+    APGD-CE starts at random and maximizes the cross-entropy; APGD-T the targeted DLR towards each of the
     likeliest wrong classes (the targeted margin below 4 classes, where DLR does not exist). Any point visited
     whose decision is wrong counts, not only the best one. Survivors are packed into full batches before
     every target. Random numbers of our attacks come from (seed, attack, pixels), so their result does not
@@ -170,55 +170,26 @@ def robust_verdicts(
         ValueError: an unknown attack; FAB-T or Square for p = 1.5, where they do not exist; for the reference
             another budget, p = 1.5, or fewer than 4 classes.
     """
-    unknown = [name for name in attacks if name not in STANDARD]
-    if unknown:
-        raise ValueError(f"unknown attack {unknown[0]!r}; known: {', '.join(STANDARD)}")
-    if ball.p not in PACKAGE_NORMS and {"fab-t", "square"} & set(attacks):
-        raise ValueError(f"FAB-T and Square do not exist for the l{norm_name(ball.p)} ball")
+    _check(attacks, ball.p)
     budget = budget or standard_budget(ball.p)
     clean = batched_logits(logits_of, x0, batch_size)
     classes = clean.shape[1]
-    if backend == "reference" and (not has_reference(ball.p, classes) or budget != standard_budget(ball.p)):
-        raise ValueError("the reference has its own budget, and needs 4 classes and l1, l2 or linf")
     order = clean.argsort(dim=1, descending=True, stable=True)
+    ensemble = _Ensemble(logits_of, search_logits_of or logits_of, ball, budget, order, seed, backend)
     broken_by = torch.where(order[:, 0] == y, 0, -1)
     x_adv = x0.detach().float().clone()
     attacked, broken, stuck = ([0] * len(attacks) for _ in range(3))
     stuck_images = torch.zeros_like(broken_by, dtype=torch.bool)
-    search_logits = search_logits_of or logits_of
-    targets = min(budget.targets, classes - 1)
     for number, name in enumerate(attacks):
         attacked[number] = int((broken_by == 0).sum())
         stuck_here = torch.zeros_like(stuck_images)
-        targeted = backend == "own" and name == "apgd-t"
-        for target in range(1, targets + 1) if targeted else (0,):
+        for target in ensemble.targets_of(name):
             for rows in (broken_by == 0).nonzero().squeeze(1).split(batch_size):
                 if not len(rows):
                     continue
                 x, label = x0[rows], y[rows]
-                if backend == "reference":
-                    found = standard_attack(name, logits_of, x, label, ball, classes, seed)
-                elif name in ("fab-t", "square"):
-                    found = fab_or_square(
-                        name,
-                        logits_of,
-                        x,
-                        label,
-                        ball,
-                        steps=budget.steps,
-                        targets=targets,
-                        queries=budget.queries,
-                        seed=seed,
-                    )
-                else:
-                    goal = _goal(label, order[rows, target] if target else None, classes)
-                    restarts = budget.restarts if name == "apgd-ce" else 1
-                    attack = strongest(ball, budget.steps, restarts=restarts, start="random")
-                    generators = image_generators(x, f"{seed}/{name}/{target}/{ball}")
-                    found, blind = best_visited(
-                        search_logits, x, goal, attack, goals.margin(label), generators
-                    )
-                    stuck_here[rows] |= blind
+                found, blind = ensemble.search(name, x, label, rows, target)
+                stuck_here[rows] |= blind
                 wrong = batched_logits(logits_of, found, batch_size).argmax(1) != label
                 wrong &= geometry.distance(found, x, ball.p) <= ball.eps * (1 + 1e-5)
                 broken_by[rows[wrong]] = number + 1
@@ -241,6 +212,69 @@ def robust_verdicts(
         seed=seed,
         backend=backend_name(backend),
     )
+
+
+def _check(attacks: Sequence[str], p: float) -> None:
+    unknown = [name for name in attacks if name not in STANDARD]
+    if unknown:
+        raise ValueError(f"unknown attack {unknown[0]!r}; known: {', '.join(STANDARD)}")
+    if p not in PACKAGE_NORMS and {"fab-t", "square"} & set(attacks):
+        raise ValueError(f"FAB-T and Square do not exist for the l{norm_name(p)} ball")
+
+
+@dataclass(frozen=True, eq=False)
+class _Ensemble:
+    """The attacks of `robust_verdicts`. `order` is (N, K): the classes of all images, likeliest first."""
+
+    logits_of: LogitsOf
+    search_logits_of: LogitsOf
+    ball: Ball
+    budget: AttackBudget
+    order: Tensor
+    seed: int
+    backend: Backend
+
+    def __post_init__(self) -> None:
+        standard = has_reference(self.ball.p, self.classes) and self.budget == standard_budget(self.ball.p)
+        if self.backend == "reference" and not standard:
+            raise ValueError("the reference has its own budget, and needs 4 classes and l1, l2 or linf")
+
+    @property
+    def classes(self) -> int:
+        return self.order.shape[1]
+
+    @property
+    def targets(self) -> int:
+        return min(self.budget.targets, self.classes - 1)
+
+    def targets_of(self, name: str) -> Sequence[int]:
+        """Columns of `order` that an attack runs towards, one search each; (0,) for one untargeted search."""
+        return range(1, self.targets + 1) if self.backend == "own" and name == "apgd-t" else (0,)
+
+    def search(self, name: str, x: Tensor, y: Tensor, rows: Tensor, target: int) -> tuple[Tensor, Tensor]:
+        """Points (B, C, H, W) found for the images `rows`, and (B,) bool: every gradient was zero."""
+        blind = torch.zeros_like(y, dtype=torch.bool)
+        if self.backend == "reference":
+            found = standard_attack(name, self.logits_of, x, y, self.ball, self.classes, self.seed)
+            return found, blind
+        if name in ("fab-t", "square"):
+            found = fab_or_square(
+                name,
+                self.logits_of,
+                x,
+                y,
+                self.ball,
+                steps=self.budget.steps,
+                targets=self.targets,
+                queries=self.budget.queries,
+                seed=self.seed,
+            )
+            return found, blind
+        goal = _goal(y, self.order[rows, target] if target else None, self.classes)
+        restarts = self.budget.restarts if name == "apgd-ce" else 1
+        attack = strongest(self.ball, self.budget.steps, restarts=restarts, start="random")
+        generators = image_generators(x, f"{self.seed}/{name}/{target}/{self.ball}")
+        return best_visited(self.search_logits_of, x, goal, attack, goals.margin(y), generators)
 
 
 def _goal(y: Tensor, target: Tensor | None, classes: int) -> Goal:

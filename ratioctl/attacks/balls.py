@@ -89,7 +89,7 @@ def project_l1_box(x0: Tensor, z: Tensor, eps: float | Tensor) -> Tensor:
 def steepest(grad: Tensor, p: float, density: float | Tensor = 0.05) -> Tensor:
     """A direction of unit p-norm that increases <grad, d> most; 0 where the gradient is 0.
 
-    l2: grad / ||grad||_2; linf: sign(grad). For l1 the maximiser is a single pixel, which needs far too
+    l2: grad / ||grad||_2; linf: sign(grad). For l1 the maximizer is a single pixel, which needs far too
     many steps; as in Croce and Hein 2021, the signs of the largest `density` share of the entries (float
     or (B,)), scaled to unit l1 norm.
     """
@@ -105,10 +105,10 @@ def steepest(grad: Tensor, p: float, density: float | Tensor = 0.05) -> Tensor:
         least = size.sort(1, descending=True).values.gather(1, keep[:, None] - 1)
         sparse = flat.sign() * (size >= least)
         return (sparse / sparse.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)
-    raise ValueError(f"p = {p:g} has no steepest direction here; use the linear maximiser")
+    raise ValueError(f"p = {p:g} has no steepest direction here; use the linear maximizer")
 
 
-def linear_maximiser(grad: Tensor, x0: Tensor, p: float, eps: float | Tensor) -> Tensor:
+def linear_maximizer(grad: Tensor, x0: Tensor, p: float, eps: float | Tensor) -> Tensor:
     """argmax_u <grad, u> subject to ||u - x0||_p <= eps and 0 <= u <= 1, exact, p in {1, 1.5, 2, inf}.
 
     With room m_i towards the box in the direction of grad_i: linf takes min(eps, m_i); l1 fills the
@@ -164,7 +164,7 @@ def _unit_ball(shape: Sequence[int], p: float, generator: torch.Generator) -> Te
     if math.isinf(p):
         return torch.rand(shape, generator=generator, device=device) * 2 - 1
     raw = torch.randn(shape, generator=generator, device=device)
-    if p == 1:  # signed exponentials, normalised, are uniform on the l1 sphere
+    if p == 1:  # signed exponentials, normalized, are uniform on the l1 sphere
         size = torch.rand(shape, generator=generator, device=device).clamp_min(1e-12).log().neg()
         raw = raw.sign() * size
     flat = raw.flatten(1)

@@ -53,7 +53,7 @@ def perturb(
     init: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Perturbed:
-    """Maximise goal(logits_of(x)) over the ball around x0 and the box [0,1]; return the best point seen.
+    """Maximize goal(logits_of(x)) over the ball around x0 and the box [0,1]; return the best point seen.
 
     A restart of T steps costs T forward and backward passes and one forward pass. The input itself is
     always a candidate, so `value` is never below the goal there; with `start = "random"` this costs one
@@ -64,7 +64,7 @@ def perturb(
             alone (a network in eval mode). It may compute in bf16 under autocast; the search is in fp32. On
             a CPU with several threads it is called with parts of the batch, from several threads at once.
         x0: images (B, C, H, W), pixels in [0,1]; their memory format is kept.
-        goal: logits (B, K) to values (B,), maximised; see `goals`.
+        goal: logits (B, K) to values (B,), maximized; see `goals`.
         attack: method, steps, restarts and the ball.
         generator: source of random starts, one for the batch or one per example (then an example's
             result does not depend on its companions). Not needed where nothing is random.

@@ -1,6 +1,6 @@
-"""What an attack maximises: functions that build `goal(logits (B, K)) -> (B,)`.
+"""What an attack maximizes: functions that build `goal(logits (B, K)) -> (B,)`.
 
-Every goal is maximised (a goal to be minimised carries its minus sign here, and only here), works on one
+Every goal is maximized (a goal to be minimized carries its minus sign here, and only here), works on one
 value per example, and computes in fp32 whatever the precision of the logits.
 """
 
@@ -136,7 +136,7 @@ def confidence(temperature: float = 1.0) -> Goal:
 
 
 def log_probability(target: Tensor, temperature: float = 1.0) -> Goal:
-    """log p_target after the temperature, with target classes (B,): what a counterfactual maximises."""
+    """log p_target after the temperature, with target classes (B,): what a counterfactual maximizes."""
 
     def goal(logits: Tensor) -> Tensor:
         return -F.cross_entropy(logits.float() / temperature, target, reduction="none")

@@ -55,7 +55,7 @@ def worst_case_confidence(
     """The largest confidence in the ball around each image, over several searches and the image itself.
 
     A single search on the maximal probability under-reports, because its gradient vanishes where the model is
-    sharp. The searches maximise the log-odds of the likeliest class, the logit margin of the predicted class,
+    sharp. The searches maximize the log-odds of the likeliest class, the logit margin of the predicted class,
     and the log-probability of each of the next `targets` classes. The first starts at the image; the others
     spend a third of their steps in the ball of twice the radius and go on from that point, moved into the
     ball, because searches from the image can stay on a plateau. Of all points visited the most confident one

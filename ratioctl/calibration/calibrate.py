@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -95,64 +95,72 @@ def calibrate(
     assert images.labels is not None
     compute = select_device(device, "fp32", reason="scores always are")
     logits = predictor(package, compute.device).predict(images.pixels)
-    temperature = find_temperature(logits, images.labels, spec)
     useful = improves_held_out(logits, images.labels, spec)
-    temperature = temperature if useful else 1.0
+    temperature = find_temperature(logits, images.labels, spec) if useful else 1.0
     before = calibration_errors(logits, images.labels, 1.0, spec)
     after = calibration_errors(logits, images.labels, temperature, spec)
     thresholds = tpr_thresholds(metrics.confidence(logits, temperature))
     warnings = _warnings(spec, temperature, before, after, images)
     order = other_order(logits.argmax(1), images.labels, package.label_names)
-    if order is not None:
-        warnings = (order, *warnings)
+    warnings = (*([] if order is None else [order]), *warnings)
     if not useful:
         warnings = ("no temperature improves held-out halves of the images; T = 1 is kept", *warnings)
-    accuracy = float(metrics.accuracy(logits.argmax(1), images.labels))
-    changes = {
-        "temperature": temperature,
-        "thresholds": thresholds,
-        "calibration": {
-            "source": source,
-            "fingerprint": images.fingerprint,
-            "n": len(images),
-            "objective": spec.objective,
-            "accuracy": accuracy,
-            "bins": spec.bins,
-            "report_bins": spec.report_bins,
-            "range": [1 / len(package.label_names), 1.0],
-            "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
-            "before": before,
-            "after": after,
-            "warnings": list(warnings),
-        },
-    }
     kind = scores.by_name(score or package.score)
-    others: dict[str, dict[str, float]] = {}
-    if kind.name != scores.DEFAULT:
-        others[kind.config_name] = score_thresholds(kind, logits, temperature)
-    if others or package.score != kind.name or package.score_thresholds:
-        changes |= {"score": kind.config_name, "score_thresholds": others}
-    same = (temperature, thresholds) == (package.temperature, package.thresholds)
-    if package.config["ratio"].get("metrics") and not same:
-        changes["metrics"] = {}
-        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
-    if out is not None:
-        package = _copy(package, out)
-    written = packages.update(package, config_changes={"ratio": changes})
-    return Calibrated(
-        package=written,
+    result = Calibrated(
+        package=package,
         temperature=temperature,
         thresholds=thresholds,
         score=kind.name,
-        score_thresholds=others.get(kind.config_name, thresholds),
+        score_thresholds=(
+            thresholds if kind.name == scores.DEFAULT else score_thresholds(kind, logits, temperature)
+        ),
         n=len(images),
-        accuracy=accuracy,
+        accuracy=float(metrics.accuracy(logits.argmax(1), images.labels)),
         chance=float(np.bincount(images.labels).max() / len(images)),
         before=before,
         after=after,
         warnings=warnings,
         unreadable=len(images.errors),
     )
+    return _write(result, spec, source, images.fingerprint, out)
+
+
+def _write(
+    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None
+) -> Calibrated:
+    """Write a calibration to its package, or to a copy of it in `out`."""
+    package = result.package
+    changes: dict[str, Any] = {
+        "temperature": result.temperature,
+        "thresholds": result.thresholds,
+        "calibration": {
+            "source": source,
+            "fingerprint": fingerprint,
+            "n": result.n,
+            "objective": spec.objective,
+            "accuracy": result.accuracy,
+            "bins": spec.bins,
+            "report_bins": spec.report_bins,
+            "range": [1 / len(package.label_names), 1.0],
+            "grid": {"low": spec.low, "high": spec.high, "temperatures": spec.temperatures},
+            "before": result.before,
+            "after": result.after,
+            "warnings": list(result.warnings),
+        },
+    }
+    kind = scores.by_name(result.score)
+    others = {} if kind.name == scores.DEFAULT else {kind.config_name: result.score_thresholds}
+    if others or package.score != kind.name or package.score_thresholds:
+        changes |= {"score": kind.config_name, "score_thresholds": others}
+    warnings = result.warnings
+    same = (result.temperature, result.thresholds) == (package.temperature, package.thresholds)
+    if package.config["ratio"].get("metrics") and not same:
+        changes["metrics"] = {}
+        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
+    if out is not None:
+        package = _copy(package, out)
+    written = packages.update(package, config_changes={"ratio": changes})
+    return dataclasses.replace(result, package=written, warnings=warnings)
 
 
 def _warnings(
@@ -205,7 +213,7 @@ def _copy(package: ModelPackage, out: Path) -> ModelPackage:
         return package
     return packages.write(
         out,
-        config=packages.portable_config(package) | {},
+        config=packages.portable_config(package),
         weights=package.weights_path.read_bytes(),
         recipe_text=package.recipe_text,
         card=None,

@@ -9,7 +9,7 @@ from ratioctl.recipe import Calibration
 
 
 def find_temperature(logits: np.ndarray, labels: np.ndarray, spec: Calibration) -> float:
-    """The temperature of the geometric grid that minimises the objective; of ties, the one closest to 1.
+    """The temperature of the geometric grid that minimizes the objective; of ties, the one closest to 1.
 
     Args:
         logits: (N, K); labels: (N,).

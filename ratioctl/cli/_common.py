@@ -159,12 +159,12 @@ class Context:
 
     def warn(self, text: str) -> None:
         """One line on stderr, always."""
-        typer.echo(_coloured("Warning:", "33", sys.stderr) + " " + safe_text(text), err=True)
+        typer.echo(_colored("Warning:", "33", sys.stderr) + " " + safe_text(text), err=True)
 
     def alert(self, title: str, *lines: str) -> None:
         """A block on stderr, always: a result that must not be used as it is."""
         rule = "-" * 78
-        head = _coloured(f"WARNING: {safe_text(title)}", "1;31", sys.stderr)
+        head = _colored(f"WARNING: {safe_text(title)}", "1;31", sys.stderr)
         typer.echo("\n".join(["", rule, head, *map(safe_text, lines), rule]), err=True)
 
 
@@ -302,7 +302,7 @@ def _report(error: BaseException, *, json: bool) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
         else:
-            typer.echo(_coloured("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), err=True)
+            typer.echo(_colored("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), err=True)
         if json and not _emitted:
             emit_json(
                 {
@@ -388,7 +388,7 @@ def _lines(text: str) -> str:
     return "\n".join(safe_text(line) for line in text.split("\n"))
 
 
-def _coloured(text: str, code: str, stream: Any) -> str:
+def _colored(text: str, code: str, stream: Any) -> str:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"\x1b[{code}m{text}\x1b[0m"
 

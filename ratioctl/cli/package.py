@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ratioctl.models.import_checkpoint import Fitted
     from ratioctl.package import ModelPackage
 
+MAX_LABEL = 200  # characters of a class name
+
 
 @command(unused=COMPUTE)
 def package(
@@ -44,7 +46,7 @@ def package(
         typer.Option(
             "--data",
             metavar="SOURCE",
-            help=f"Images to check the normalisation and the labels on: {SOURCE_HELP}.",
+            help=f"Images to check the normalization and the labels on: {SOURCE_HELP}.",
         ),
     ] = None,
     arch_options: Annotated[
@@ -74,7 +76,7 @@ def package(
     given = _numbers("--mean", mean), _numbers("--std", std)
     if given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
         given = stored
-        context.note("Normalisation: taken from the checkpoint, which holds it.")
+        context.note("Normalization: taken from the checkpoint, which holds it.")
     normalization.check_normalization(*given)
     options = dict(parse_option(arch, text) for text in arch_options or ())
     size = input_size
@@ -120,7 +122,7 @@ def _show(
         return
     if checked is not None:
         shown = [", ".join(f"{v:.3f}" for v in part) for part in (checked.mean, checked.std)]
-        context.out.print(f"Normalised input: mean {shown[0]}, std {shown[1]} (n {checked.n})")
+        context.out.print(f"Normalized input: mean {shown[0]}, std {shown[1]} (n {checked.n})")
         if checked.accuracy is not None:
             context.out.print(f"Accuracy {checked.accuracy:.1%} (n {checked.n}, {safe_text(data)})")
     context.out.print(f"Package: {safe_text(written.path)} (digest {written.digest[:12]})")
@@ -129,7 +131,7 @@ def _show(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """Statistics of the normalised input, accuracy on n images (None without labels), and warnings."""
+    """Statistics of the normalized input, accuracy on n images (None without labels), and warnings."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -139,7 +141,7 @@ class _Checked:
 
 
 def _checked(classifier: Classifier, data: str, side: int, names: list[str], download: bool) -> _Checked:
-    """Check the normalisation and the labels' order on images of a SOURCE."""
+    """Check the normalization and the labels' order on images of a SOURCE."""
     import numpy as np
 
     from ratioctl.data import in_distribution
@@ -149,7 +151,7 @@ def _checked(classifier: Classifier, data: str, side: int, names: list[str], dow
     images = in_distribution.load(data, side, channels, download=download)
     if images.labels is not None:
         images = in_distribution.load_labelled(data, side, channels, names, download=download)
-    # A thousand images, spread over the classes, tell a right normalisation from a wrong one.
+    # A thousand images, spread over the classes, tell a right normalization from a wrong one.
     index = np.unique(np.linspace(0, len(images) - 1, 1000).astype(int))
     labels = None if images.labels is None else images.labels[index]
     statistics, trials = normalization.measure(classifier, images.pixels[index], labels)
@@ -158,7 +160,7 @@ def _checked(classifier: Classifier, data: str, side: int, names: list[str], dow
         order = normalization.other_order(trials[0].predicted, labels, names)
     problems = normalization.find_problems(statistics, trials) if order is None else []
     accuracy = trials[0].accuracy
-    warnings = [f"The normalisation may be wrong: {problem}." for problem in problems]
+    warnings = [f"The normalization may be wrong: {problem}." for problem in problems]
     if order is not None:
         warnings.append(f"{order[0].upper()}{order[1:]}.")
     elif accuracy is not None and normalization.near_chance(accuracy, len(names), len(index)):
@@ -184,6 +186,10 @@ def _labels(given: str) -> list[str]:
         names = [name.strip() for name in given.split(",")]
     if len(names) == 1 and ("/" in given or "." in given):
         raise UsageError(f"--labels {given}", "no such file", "Check the spelling of the path.")
+    if any(len(name) > MAX_LABEL for name in names):
+        longest = max(names, key=len)
+        reason = f'holds a name of {len(longest)} characters, "{longest[:20]}..."; the most are {MAX_LABEL}'
+        raise UsageError("--labels", reason, "Shorten it: every row of results repeats it.")
     if len(names) < 2 or not all(names):
         raise UsageError(f"--labels {given}", "names fewer than two classes", "For example: cat,dog,frog.")
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -144,11 +144,7 @@ def prepare(
         UsageError: an unknown class (the closest is suggested), impossible budgets or numbers.
         SourceError: an image or folder that does not exist. PackageError: a model that cannot be read.
     """
-    norms = list(
-        dict.fromkeys(parse_norm(one) for one in ([norm] if isinstance(norm, str | int | float) else norm))
-    )
-    if not norms:
-        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
+    norms = _norms(norm)
     if len(norms) > 1 and eps is not None:
         raise UsageError(
             "--eps",
@@ -164,19 +160,12 @@ def prepare(
     models, warnings = [], []
     for name in names:
         spec = package.resolve(name)
-        channels, height, width = spec.input_size
-        if height != width:
-            raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
+        height = _square_side(spec)
         mask = None if region is None or box else parse_region(region, height)
         for p in norms:
-            ladder = spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
+            ladder = _ladder(spec, p)
             eps_of_norm = ladder if budgets is None else budgets
-            if eps_of_norm[-1] > FAR * ladder[-1]:
-                warnings.append(
-                    f"--eps {eps_of_norm[-1]:g} is far beyond the useful range of {spec.name} in "
-                    f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
-                    "within, and the search finds less in it than in a smaller ball"
-                )
+            warnings += _far(spec, p, eps_of_norm, ladder)
             request = CounterfactualRequest(
                 targets=resolve_targets(target, spec),
                 p=p,
@@ -198,6 +187,39 @@ def prepare(
         bit_depth=bit_depth,
         warnings=tuple(warnings),
     )
+
+
+def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
+    """The requested norms, each once."""
+    given = [norm] if isinstance(norm, str | int | float) else norm
+    norms = list(dict.fromkeys(parse_norm(one) for one in given))
+    if not norms:
+        raise UsageError("--norm", "names no norm", "Known: 2, 1.5, 1, inf.")
+    return norms
+
+
+def _square_side(spec: ModelPackage) -> int:
+    _, height, width = spec.input_size
+    if height != width:
+        raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
+    return height
+
+
+def _ladder(spec: ModelPackage, p: float) -> tuple[float, ...]:
+    """The package's budgets for a norm, else the default ones for its input size."""
+    channels, height, _ = spec.input_size
+    return spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
+
+
+def _far(spec: ModelPackage, p: float, eps: tuple[float, ...], ladder: tuple[float, ...]) -> list[str]:
+    """A warning where the largest budget is far beyond the ladder."""
+    if eps[-1] <= FAR * ladder[-1]:
+        return []
+    return [
+        f"--eps {eps[-1]:g} is far beyond the useful range of {spec.name} in "
+        f"l{recipe.norm_name(p)}, about {ladder[0]:g} to {ladder[-1]:g}: nearly any picture lies "
+        "within, and the search finds less in it than in a smaller ball"
+    ]
 
 
 def _check_numbers(steps: int, restarts: int, seed: int, until: float | None, limit: int | None) -> None:

@@ -211,7 +211,7 @@ def worst_case_score(
 def lowest(subject: Subject, pixels: np.ndarray, ball: Ball, *, steps: int, keep: bool = False) -> Arrays:
     """Lowest confidence in the ball, for ID images.
 
-    Auto-PGD minimises the log-odds of the most likely class, and the cross-entropy to the uniform
+    Auto-PGD minimizes the log-odds of the most likely class, and the cross-entropy to the uniform
     distribution.
 
     Returns:

@@ -34,6 +34,7 @@ from ratioctl.package import ModelPackage
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 from ratioctl.utils.atomic_files import lock, make_folder
 from ratioctl.utils.result_cache import ResultCache
+from ratioctl.utils.suggest import one_of
 
 Model = str | Path | ModelPackage
 
@@ -131,7 +132,7 @@ def _resolve(
     """The suite with its backend; raises UsageError for options that do not fit it."""
     if isinstance(suite, str):
         if suite not in SUITES:
-            raise UsageError(f"--suite {suite}", "no such suite", f"Available: {', '.join(SUITES)}.")
+            raise UsageError(f"--suite {suite}", "no such suite", one_of(suite, SUITES))
         suite = SUITES[suite]
     attacks = "robust" in suite.stages
     for option, given, fits, step in (

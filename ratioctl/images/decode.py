@@ -223,7 +223,7 @@ def _to_square(
             notes.append(f"turned by its EXIF orientation {turn}")
     if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
         picture, note = _from_16_bits(picture, im, bit_depth)
-    else:  # a transposed copy keeps `info`, which holds the transparency of a palette or of a key colour
+    else:  # a transposed copy keeps `info`, which holds the transparency of a palette or of a key color
         picture, note = _to_rgb(picture, name)
     notes += note
     seen = (height, width) if turn in (5, 6, 7, 8) and kind != "TIFF" else (width, height)
@@ -296,12 +296,12 @@ def _to_rgb(im: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
     if im.mode in ("La", "RGBa"):
         im = im.convert("LA" if im.mode == "La" else "RGBA")
     if im.mode in ("LA", "PA", "RGBA") or "transparency" in im.info:
-        coloured = im.convert("RGBA")
-        alpha = coloured.getchannel("A")
+        colored = im.convert("RGBA")
+        alpha = colored.getchannel("A")
         if alpha.getextrema() == (255, 255):
-            return coloured.convert("RGB"), []
+            return colored.convert("RGB"), []
         white = Image.new("RGB", im.size, (255, 255, 255))
-        white.paste(coloured, mask=alpha)
+        white.paste(colored, mask=alpha)
         return white, ["transparency laid over white"]
     if im.mode == "RGB":
         return im, []

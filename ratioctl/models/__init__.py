@@ -1,4 +1,4 @@
-"""Networks: pixels in [0,1] to logits, normalisation inside."""
+"""Networks: pixels in [0,1] to logits, normalization inside."""
 
 from ratioctl.models.folding import fold_batchnorm, sync_folded
 from ratioctl.models.network import Classifier, build, from_package, load_weights

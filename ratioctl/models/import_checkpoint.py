@@ -62,7 +62,7 @@ def fit(
 ) -> Fitted:
     """Build `architecture` and give it the checkpoint's weights.
 
-    Prefixes of wrappers ("module.", "model.") and the usual other names of CIFAR ResNets are recognised. The
+    Prefixes of wrappers ("module.", "model.") and the usual other names of CIFAR ResNets are recognized. The
     width of ours, one input channel and auxiliary heads follow from the weights.
 
     Args:
@@ -95,7 +95,7 @@ def fit(
     target = _shapes(classifier.network)
     prefix, names = _matched(state, target)
     notes = list(checkpoint.notes)
-    extra = [k for k in state if k not in names and not _is_normalisation(k)]
+    extra = [k for k in state if k not in names and not _is_normalization(k)]
     missing = [k for k in target if k not in names.values()]
     if not missing and (left := _left_out(extra, prefix, state, names)):
         extra = [k for k in extra if k not in left]
@@ -107,7 +107,7 @@ def fit(
         stored = tuple(np.allclose(a, b, atol=1e-3) for a, b in zip(inside, per_channel, strict=True))
         if stored != (True, True):
             shown = " and ".join(", ".join(f"{v:.4g}" for v in part) for part in inside)
-            notes.append(f"the checkpoint itself holds another normalisation, mean and std {shown}")
+            notes.append(f"the checkpoint itself holds another normalization, mean and std {shown}")
     load_weights(classifier, {names[k]: state[k].float() for k in names}, where=str(checkpoint.path))
     if prefix:
         notes.append(f'took the prefix "{prefix}" off its names')
@@ -120,7 +120,7 @@ def fit(
 
 
 def channels_of(state: Mapping[str, Tensor]) -> int:
-    """Input channels, 1 or 3: depthwise convolutions take 1 as well, but only a colour stem takes 3."""
+    """Input channels, 1 or 3: depthwise convolutions take 1 as well, but only a color stem takes 3."""
     taken = {v.shape[1] for v in state.values() if v.ndim == 4}
     return 1 if 1 in taken and 3 not in taken else 3
 
@@ -160,13 +160,13 @@ def stored_normalization(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tup
     for key, tensor in checkpoint.state.items():
         last = key.rsplit(".", 1)[-1]
         for kind, names in (("mean", MEANS), ("std", STDS)):
-            if last in names and tensor.numel() in (1, 3) and _is_normalisation(key):
+            if last in names and tensor.numel() in (1, 3) and _is_normalization(key):
                 found.setdefault(kind, tuple(float(v) for v in tensor.flatten()))
     return (found["mean"], found["std"]) if len(found) == 2 else None
 
 
-def _is_normalisation(key: str) -> bool:
-    """Whether a name is that of a normalisation's buffer rather than of a layer's."""
+def _is_normalization(key: str) -> bool:
+    """Whether a name is that of a normalization's buffer rather than of a layer's."""
     *above, last = key.split(".")
     return last in (*MEANS, *STDS) and len(above) <= 3
 

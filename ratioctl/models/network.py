@@ -1,4 +1,4 @@
-"""The classifier: pixels in [0,1] to logits, normalisation inside, built by name or from a package."""
+"""The classifier: pixels in [0,1] to logits, normalization inside, built by name or from a package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.config: dict[str, Any] = {}
-        # Not in the state dict: normalisation is config, weights are weights.
+        # Not in the state dict: normalization is config, weights are weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 

@@ -1,4 +1,4 @@
-"""Checks of an imported classifier on real images: its normalisation, and the order of its labels."""
+"""Checks of an imported classifier on real images: its normalization, and the order of its labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ratioctl.errors import UsageError
 from ratioctl.models.network import Classifier
 
-COMMON = {  # common normalisations
+COMMON = {  # common normalizations
     "that changes nothing": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "of [-1,1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "of ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -21,7 +21,7 @@ RAW = "If it was trained on pixels in [0,1] as they are, say so: --mean 0 --std 
 
 
 def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """Refuse a normalisation that is missing or in other units, and say why.
+    """Refuse a normalization that is missing or in other units, and say why.
 
     Raises:
         UsageError: not both given, a std that is not above 0, or numbers of pixels in 0..255.
@@ -29,7 +29,7 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
     if mean is None and std is None:
         reason = "is not given. A wrong one spoils a good model without any error"
         step = f"Give the values it was trained with, for pixels in [0,1]: --mean R,G,B --std R,G,B. {RAW}"
-        raise UsageError("the normalisation of the input", reason, step)
+        raise UsageError("the normalization of the input", reason, step)
     if mean is None or std is None:
         missing, given = ("--mean", "--std") if mean is None else ("--std", "--mean")
         raise UsageError(given, f"is given without {missing}", "Give both.")
@@ -38,13 +38,13 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
     if min(std) <= 0:
         raise UsageError("--std", f"is {min(std):g}; pixels are divided by it", "Give numbers above 0.")
     if max(map(abs, mean)) > 2 or max(std) > 4:
-        step = "Divide them by 255: normalisation here is of pixels in [0,1]."
+        step = "Divide them by 255: normalization here is of pixels in [0,1]."
         raise UsageError("--mean, --std", "look like values for pixels in 0..255", step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Accuracy with one normalisation, None without labels, and the predictions behind it."""
+    """Accuracy with one normalization, None without labels, and the predictions behind it."""
 
     name: str
     mean: tuple[float, ...]
@@ -57,13 +57,13 @@ class Trial:
 def measure(
     classifier: Classifier, pixels: np.ndarray, labels: np.ndarray | None
 ) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], list[Trial]]:
-    """The input statistics of real images, and its accuracy with common normalisations.
+    """The input statistics of real images, and its accuracy with common normalizations.
 
     Args:
         pixels: uint8 (N, H, W, C); labels: (N,), or None.
 
     Returns:
-        (mean, std) per channel of the normalised input, and trials, the classifier's own first.
+        (mean, std) per channel of the normalized input, and trials, the classifier's own first.
     """
     channels = pixels.shape[-1]
     own = tuple(tuple(getattr(classifier, name).flatten().tolist()) for name in ("mean", "std"))
@@ -95,9 +95,9 @@ def measure(
 
 
 def find_problems(statistics: tuple[Sequence[float], Sequence[float]], trials: Sequence[Trial]) -> list[str]:
-    """What looks wrong about the normalisation, in sentences; empty where nothing does.
+    """What looks wrong about the normalization, in sentences; empty where nothing does.
 
-    Another normalisation is proposed only where it reaches a usable accuracy, of one half.
+    Another normalization is proposed only where it reaches a usable accuracy, of one half.
     """
     found = []
     given = trials[0]
@@ -105,7 +105,7 @@ def find_problems(statistics: tuple[Sequence[float], Sequence[float]], trials: S
     off = max(map(abs, statistics[0])) > 1 or max(statistics[1]) > 3 or min(statistics[1]) < 1 / 3
     if not identity and off:
         found.append(
-            "after normalisation the images have mean "
+            "after normalization the images have mean "
             + ", ".join(f"{v:.2f}" for v in statistics[0])
             + " and std "
             + ", ".join(f"{v:.2f}" for v in statistics[1])

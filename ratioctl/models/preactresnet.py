@@ -39,7 +39,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """(N, C, H, W) normalised pixels -> (N, K) logits; the last stage is averaged over space."""
+    """(N, C, H, W) normalized pixels -> (N, K) logits; the last stage is averaged over space."""
 
     folds: tuple[tuple[str, str], ...] = ()
 

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
-from ratioctl.utils.suggest import did_you_mean
+from ratioctl.utils.suggest import one_of
 
 Builder = Callable[..., nn.Module]
 Inference = Callable[[Mapping[str, Tensor]], dict[str, Any]]
@@ -106,9 +106,7 @@ def find_architecture(name: str) -> Architecture:
     for architecture in _all():
         if architecture.pattern.fullmatch(name):
             return architecture
-    known = architectures()
-    hint = f"{did_you_mean(name, known)} Known: {', '.join(known)}.".lstrip()
-    raise UsageError(name, "unknown architecture", hint)
+    raise UsageError(name, "unknown architecture", one_of(name, architectures()))
 
 
 def build_network(

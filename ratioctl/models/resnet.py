@@ -40,7 +40,7 @@ class Pointwise(nn.Conv2d):
     """A 1x1 convolution with a stride, computed as subsampling and a 1x1 convolution without: equal.
 
     oneDNN's weight gradient of the strided one, channels last, below 8 input channels and at even sizes,
-    reads uninitialised memory (torch 2.15 on a CPU: wrong values that change from call to call).
+    reads uninitialized memory (torch 2.15 on a CPU: wrong values that change from call to call).
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(N, C, H, W) normalised pixels -> (N, K) logits; the last stage is averaged over space."""
+    """(N, C, H, W) normalized pixels -> (N, K) logits; the last stage is averaged over space."""
 
     folds = (("conv1", "bn1"),)
 

@@ -30,7 +30,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(N, C, H, W) normalised pixels -> (N, K) logits. Depth 6n + 4, channels 16k, 32k, 64k."""
+    """(N, C, H, W) normalized pixels -> (N, K) logits. Depth 6n + 4, channels 16k, 32k, 64k."""
 
     folds: tuple[tuple[str, str], ...] = ()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ratioctl.errors import UsageError
-from ratioctl.utils.suggest import did_you_mean
+from ratioctl.utils.suggest import one_of
 
 if TYPE_CHECKING:
     from ratioctl.package import Spec
@@ -53,6 +53,8 @@ def register_layout(name: str, *, is_folder: bool = True) -> Callable[[Contents]
     """Register a layout under its name."""
 
     def register(contents: Contents) -> Contents:
+        if name in _LAYOUTS:
+            raise ValueError(f'there is already a layout named "{name}"')
         _LAYOUTS[name] = Layout(name=name, is_folder=is_folder, contents=contents)
         return contents
 
@@ -67,8 +69,7 @@ def layout_names() -> list[str]:
 def find_layout(name: str) -> Layout:
     """The layout of that name. Raises UsageError for an unknown one; all are listed."""
     if name not in _LAYOUTS:
-        step = f"{did_you_mean(name, _LAYOUTS)} Use one of: {', '.join(layout_names())}.".lstrip()
-        raise UsageError(f"--layout {name}", "unknown layout", step)
+        raise UsageError(f"--layout {name}", "unknown layout", one_of(name, layout_names()))
     return _LAYOUTS[name]
 
 

@@ -29,7 +29,7 @@ MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 MAX_SIDE = 2048  # pixels: at 4096 one image of a ResNet-18 needs 5 GB of activations
 MAX_LADDER = 100
-LARGEST = 1e6  # of temperatures and normalisations, and its inverse the smallest: float32 computes with them
+LARGEST = 1e6  # of temperatures and normalizations, and its inverse the smallest: float32 computes with them
 AGAIN = "Get the package again, or package it again from its checkpoint."
 
 ROLES = WEIGHTS, RECIPE, CARD, ONNX = "model.safetensors", "recipe.toml", "README.md", "model.onnx"

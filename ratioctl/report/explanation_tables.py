@@ -84,13 +84,14 @@ def _by_budget(model: Evaluated, dataset: str) -> Table:
             for _, name, factor in columns
         ]
         lines.append(("unchanged" if ball is None else ball_text(ball), *cells))
-    quartiles = [m for m in rows if m.name.startswith("flip_radius_q")]
     flipped = next(m for m in rows if m.name == "flipped")
     flips = f"Predicted as the target within the largest radius: {_cell(flipped, 100)} % of {flipped.n}"
-    if quartiles:
-        flips += "; smallest radius found " + ", ".join(
-            f"{_cell(m, 1, 3)} at {m.name.rpartition('q')[2]} %" for m in quartiles
-        )
+    for name, title in (("flip", "smallest radius found"), ("in_distribution", "and in distribution")):
+        quartiles = [m for m in rows if m.name.startswith(f"{name}_radius_q")]
+        if quartiles:
+            flips += f"; {title} " + ", ".join(
+                f"{_cell(m, 1, 3)} at {m.name.rpartition('q')[2]} %" for m in quartiles
+            )
     return Table(
         title=f"Counterfactuals of {model.name}, {dataset}",
         header=("radius", *(title for title, _, _ in columns)),

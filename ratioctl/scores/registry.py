@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import UsageError
+from ratioctl.utils.suggest import one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ class OodScore:
         from_logits: (N, K) array, temperature -> scores (N,) float64.
         from_tensor: the same in torch, (N, K) -> (N,); differentiable and exportable to ONNX.
         acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
-        acceptance_tensor: the same in torch; a worst-case attack on OOD images maximises it.
+        acceptance_tensor: the same in torch; a worst-case attack on OOD images maximizes it.
         acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
         is_ood: (N, K) array, temperature, threshold -> (N,) bool.
         threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
@@ -107,7 +108,7 @@ def by_name(name: str) -> OodScore:
     """The score of that name. Raises UsageError for an unknown one; the known names are listed."""
     scores = _all()
     if name not in scores:
-        raise UsageError(f"score {name}", "unknown OOD score", f"Use one of: {', '.join(names())}.")
+        raise UsageError(f"score {name}", "unknown OOD score", one_of(name, names()))
     return scores[name]
 
 

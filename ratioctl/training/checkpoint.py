@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ratioctl import models as nets
+from ratioctl import models
 from ratioctl import recipe as recipes
 from ratioctl.errors import PackageError, RecipeError, TrainingError, UsageError
 from ratioctl.models.device import ComputeConfig
@@ -128,7 +128,7 @@ def _fill(
         start = prefix + "."
         return {k[len(start) :]: v.to(compute.device) for k, v in tensors.items() if k.startswith(start)}
 
-    nets.load_weights(state.model, group("model"), where=where)
+    models.load_weights(state.model, group("model"), where=where)
     if state.average is not None:
         for key, value in group("average").items():
             state.average[key].copy_(value)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratioctl import models as nets
+from ratioctl import models
 from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
@@ -158,7 +158,7 @@ def _train(run: _Run, state: State) -> None:
     total, validations = total_updates(recipe, images), validation_updates(recipe, images)
     model = state.model
     sgd = _optimizer(recipe, state, compute)
-    eval_net = nets.fold_batchnorm(model)
+    eval_net = models.fold_batchnorm(model)
     logits_of, train_logits = in_precision(eval_net, compute), in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     started, first_update = time.monotonic(), state.update
@@ -177,7 +177,7 @@ def _train(run: _Run, state: State) -> None:
         for group in sgd.param_groups:
             group["lr"] = learning_rate(recipe, epoch)
         generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, state.update, 3))
-        nets.sync_folded(eval_net, model)
+        models.sync_folded(eval_net, model)
         model.train()
         named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
         validating = state.update + 1 in validations
@@ -297,7 +297,7 @@ def _validate(
 ) -> dict[str, float]:
     """Clean and attacked accuracy on held-out ID images; mean confidence on held-out OOD images."""
     model = state.model if state.average is None else _with_weights(state.model, state.average)
-    logits_of = in_precision(nets.fold_batchnorm(model), compute)
+    logits_of = in_precision(models.fold_batchnorm(model), compute)
     held = splits.held_out
     assert held.labels is not None
     count = min(len(held), recipe.optim.validate_images)
@@ -332,7 +332,7 @@ def _validate(
 
 def _with_weights(model: Classifier, weights: dict[str, Tensor]) -> Classifier:
     other = copy.deepcopy(model)
-    nets.load_weights(other, weights, where="averaged weights")
+    models.load_weights(other, weights, where="averaged weights")
     return other
 
 
@@ -346,7 +346,7 @@ def _initial_state(
 ) -> State:
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
         torch.manual_seed(seed_from_key(recipe.seed, 0))
-        model = nets.build(
+        model = models.build(
             recipe.model.architecture,
             num_classes=len(train.label_names),
             channels=recipe.data.channels,
@@ -362,7 +362,7 @@ def _initial_state(
                 "its labels are not those of the training data",
                 _difference(init.label_names, train.label_names),
             )
-        nets.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
+        models.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
     model = model.to(compute.device).to(memory_format=torch.channels_last)
     average = None
     if recipe.optim.ema is not None:

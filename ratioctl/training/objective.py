@@ -25,7 +25,7 @@ def attacked(
     generator: torch.Generator | None = None,
     shrink: float = 1.0,
 ) -> Tensor:
-    """The approximate inner maximiser of a term, (B, C, H, W).
+    """The approximate inner maximizer of a term, (B, C, H, W).
 
     Args:
         logits_of: the network in eval mode (running batch statistics), as in the authors' training.
@@ -58,14 +58,14 @@ def losses(
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
 
-    All clean and attacked, in- and out-images go through ONE forward pass of `model` in train mode, so
-    batch normalisation sees the mixture, as in the authors' training.
+    Clean and attacked, ID and OOD images go through one forward pass of `model` in train mode, so that
+    batch normalization uses statistics of the mixture, as in the authors' training.
 
     Args:
         model: the network being trained, in train mode.
-        logits_of: the same function in eval mode, for the attacks (`nets.frozen`).
+        logits_of: the same function in eval mode, for the attacks (`models.fold_batchnorm`).
         batch: pixels in [0,1].
-        shrink: factors on the radii of the inside and outside attacks.
+        shrink: factors on the radii of the ID and OOD attacks.
 
     Returns:
         "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0
@@ -83,7 +83,7 @@ def losses(
     sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0])]
     if objective.outside is not None:
         if batch.x_out is None:
-            raise ValueError("the objective has an outside term, the batch has no out-images")
+            raise ValueError("the objective has an OOD term, the batch has no OOD images")
         sides.append(("outside", objective.outside, batch.x_out, None, shrink[1]))
     for name, term, x, y, factor in sides:
         if term.clean > 0 or term.against == "clean":

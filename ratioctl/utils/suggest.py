@@ -16,3 +16,9 @@ def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "", cutoff: f
     """`Did you mean "<prefix><nearest>"?`, or an empty string if nothing is close."""
     found = nearest(name, known, cutoff=cutoff)
     return "" if found is None else f'Did you mean "{prefix}{found}"?'
+
+
+def one_of(name: str, known: Iterable[str]) -> str:
+    """The next step after an unknown name: the nearest known name, where one is close, and all of them."""
+    known = list(known)
+    return f"{did_you_mean(name, known)} Use one of: {', '.join(known)}.".lstrip()

@@ -58,7 +58,7 @@ def test_points_inside_stay_exactly(seed: int, p: float) -> None:
 @fast
 @given(seeds, projected, st.sampled_from([0.03, 0.5, 2.0]))
 def test_nothing_feasible_is_closer_where_the_projection_is_exact(seed: int, p: float, eps: float) -> None:
-    """The nearest point u of a convex set: <z - u, v - u> <= 0 for all its v, so for the maximising v."""
+    """The nearest point u of a convex set: <z - u, v - u> <= 0 for all its v, so for the maximizing v."""
     x0, z = _case(seed)
     if p == INF:
         nearest, box = ball.project(x0, z.clone(), p, eps), True
@@ -69,7 +69,7 @@ def test_nothing_feasible_is_closer_where_the_projection_is_exact(seed: int, p: 
         eps = min(eps, 0.45)
         nearest, box = ball.project(x0, z.clone(), p, eps), False
     outward = (z - nearest).flatten(1)
-    best = ball.linear_maximiser(outward.view_as(x0), x0, p, eps)
+    best = ball.linear_maximizer(outward.view_as(x0), x0, p, eps)
     gain = (outward * (best - nearest).flatten(1)).sum(1)
     assert gain.max().item() < 1e-4
     others = ball.random_start(x0, p, eps, torch.Generator().manual_seed(seed + 1))
@@ -79,12 +79,12 @@ def test_nothing_feasible_is_closer_where_the_projection_is_exact(seed: int, p: 
 
 @fast
 @given(seeds, norms, radii)
-def test_linear_maximiser_is_feasible_and_beats_feasible_points(seed: int, p: float, eps: float) -> None:
+def test_linear_maximizer_is_feasible_and_beats_feasible_points(seed: int, p: float, eps: float) -> None:
     x0, z = _case(seed)
     gradient = z - x0
     gradient[0] *= 1e-20
     gradient[1, 0] = 0
-    best = ball.linear_maximiser(gradient, x0, p, eps)
+    best = ball.linear_maximizer(gradient, x0, p, eps)
     assert _excess(best, x0, p, eps) <= 0
 
     def gain(x: Tensor) -> Tensor:
@@ -103,12 +103,12 @@ def test_linear_maximiser_is_feasible_and_beats_feasible_points(seed: int, p: fl
 
 
 @pytest.mark.parametrize("p", [1.5, 2.0])
-def test_linear_maximiser_solves_its_optimality_conditions(p: float) -> None:
+def test_linear_maximizer_solves_its_optimality_conditions(p: float) -> None:
     """Unsaturated pixels all have d^(p-1) / |g| = c; saturated ones would want to go further."""
     x0, z = _case(3)
     gradient = z - x0
     eps = 1.3
-    d = (ball.linear_maximiser(gradient, x0, p, eps) - x0) * gradient.sign()
+    d = (ball.linear_maximizer(gradient, x0, p, eps) - x0) * gradient.sign()
     room = torch.where(gradient > 0, 1 - x0, x0)
     want = gradient.abs() ** (1 / (p - 1))
     free = (d < room - 1e-4) & (want > 1e-2)
@@ -121,10 +121,10 @@ def test_linear_maximiser_solves_its_optimality_conditions(p: float) -> None:
     assert ball.distance(x0 + d, x0, p).min().item() == pytest.approx(eps, rel=1e-5)
 
 
-def test_the_l1_maximiser_fills_the_largest_gradients() -> None:
+def test_the_l1_maximizer_fills_the_largest_gradients() -> None:
     x0 = torch.tensor([[0.9, 0.5, 0.5, 0.2]])
     gradient = torch.tensor([[4.0, 1.0, 3.0, -2.0]])
-    best = ball.linear_maximiser(gradient, x0, 1, 0.7)
+    best = ball.linear_maximizer(gradient, x0, 1, 0.7)
     torch.testing.assert_close(best, torch.tensor([[1.0, 0.5, 1.0, 0.1]]), atol=1e-5, rtol=0)
 
 
@@ -132,7 +132,7 @@ def test_a_ball_larger_than_the_box_leaves_the_corner() -> None:
     x0, z = _case(5)
     gradient = z - x0
     for p in (1.0, 1.5, 2.0, INF):
-        best = ball.linear_maximiser(gradient, x0, p, 1000.0)
+        best = ball.linear_maximizer(gradient, x0, p, 1000.0)
         assert torch.equal(best, (gradient > 0).float())
 
 
@@ -206,8 +206,8 @@ def test_feasible_on_large_images() -> None:
     z = x0 + torch.randn(x0.shape, generator=generator)
     for p, eps in ((1.0, 40.0), (2.0, 0.05), (2.0, 7.0), (INF, 1 / 255)):
         assert _excess(ball.project(x0, z.clone(), p, eps), x0, p, eps) <= 0
-        assert _excess(ball.linear_maximiser(z - x0, x0, p, eps), x0, p, eps) <= 0
-    assert _excess(ball.linear_maximiser(z - x0, x0, 1.5, 2.0), x0, 1.5, 2.0) <= 0
+        assert _excess(ball.linear_maximizer(z - x0, x0, p, eps), x0, p, eps) <= 0
+    assert _excess(ball.linear_maximizer(z - x0, x0, 1.5, 2.0), x0, 1.5, 2.0) <= 0
 
 
 def test_there_is_no_projection_onto_the_l15_ball() -> None:

@@ -29,7 +29,7 @@ def _generators(seeds: list[int]) -> list[torch.Generator]:
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    """A smooth untrained network with saturating and batch-normalised parts, in eval mode."""
+    """A smooth untrained network with saturating and batch-normalized parts, in eval mode."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -89,7 +89,7 @@ def test_afw_solves_linear_classifiers_at_the_box_too(p: float) -> None:
     eps = {1.0: 6.0, 1.5: 3.0, 2.0: 2.0, INF: 0.4}[p]
     result = perturb(lambda x: x.flatten(1) @ weight.T, x0, goal, _attack(p, "afw", 20, eps))
     w = (weight[1] - weight[0]).expand(4, -1).view_as(x0)
-    best = ball.linear_maximiser(w, x0, p, eps)
+    best = ball.linear_maximizer(w, x0, p, eps)
     torch.testing.assert_close(result.value, goal(best.flatten(1) @ weight.T), atol=1e-4, rtol=1e-5)
 
 

@@ -62,8 +62,8 @@ def test_the_report_opens_with_its_figures_and_asks_the_network_for_nothing(
         return boxes.filter((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1
             && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3));
     }).length"""
-    colour = "getComputedStyle(document.querySelector('polyline.line')).stroke"
-    assert page.evaluate(colour) not in ("none", "rgb(0, 0, 0)")
+    color = "getComputedStyle(document.querySelector('polyline.line')).stroke"
+    assert page.evaluate(color) not in ("none", "rgb(0, 0, 0)")
     for width in (380, 1400):
         page.page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width

@@ -328,7 +328,7 @@ def test_only_unreadable_over_earlier_answers(
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert run(image, *line) == 3
-    assert f"the earlier answers in {out} stay" in capsys.readouterr().err
+    assert f"the earlier results in {out} are unchanged" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 

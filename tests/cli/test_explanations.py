@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_numbers_are_those_of_the_counterfactuals(
     lengths = rows(document, "distance_l2", "data")
     for row, eps in zip(lengths, BUDGETS, strict=True):
         assert 0 < row["value"] <= eps
+    by_confidence = {tuple(round(b.confidence, 9) for b in one.budgets): one for one in answers}
+    measured = [by_confidence[tuple(round(value, 9) for value in row)] for row in confidences]
+    for name, radii in (
+        ("flip_radius", [one.flip_eps for one in measured]),
+        ("in_distribution_radius", [one.in_distribution_eps for one in measured]),
+    ):
+        for q, radius in zip((25, 50, 75), sorted(math.inf if r is None else r for r in radii), strict=True):
+            quartile = [row["value"] for row in rows(document, f"{name}_q{q}", "data")]
+            assert quartile == ([pytest.approx(radius)] if radius < math.inf else []), radii
+        assert min(r for r in radii if r is not None) > 0.5
     profile = rows(document, "confidence", "uni")
     values = [row["value"] for row in profile]
     assert values == sorted(values)  # towards the class it is seen as
@@ -184,7 +195,7 @@ def test_pixels_count_as_changed_beyond_one_value() -> None:
     assert suite.changed(picture, original) == 0.25
 
 
-def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None:
+def test_the_judge_and_the_radii_of_pictures_by_hand(small_package: Path) -> None:
     """Three pictures by hand: the target is the judge's label, at 0.8 and at 0.4, and another class is."""
     from ratioctl import package as packages
 
@@ -199,7 +210,7 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
         "target": np.ones(3, int), "before": p, "confidence": np.full((3, budgets), 0.9),
         "largest": np.full((3, budgets), 0.9), "predicted": np.ones((3, budgets), int),
         "distance": np.ones((3, budgets, 3)), "changed": np.ones((3, budgets)), "pictures": one,
-        "flip": np.ones(3), "flip_changed": np.ones(3),
+        "flip": np.full(3, 0.5), "in_distribution": np.array([0.75, np.nan, 1.0]), "flip_changed": np.ones(3),
     }  # fmt: skip
     images: Any = SimpleNamespace(fingerprint="f")
     source = measurements.Source(name="data", images=images, seed=0)
@@ -207,3 +218,9 @@ def test_the_judge_sees_its_label_at_any_confidence(small_package: Path) -> None
     for name, value in (("judge_agreement", 2 / 3), ("judge_validity", 1 / 3), ("judge_confidence", 0.5)):
         measured = [row.value for row in rows if row.name == name]
         assert measured == pytest.approx([value] * budgets), name
+    radii = {row.name: row.value for row in rows if "_radius_q" in row.name}
+    assert radii == {
+        **{f"flip_radius_q{q}": 0.5 for q in (25, 50, 75)},
+        "in_distribution_radius_q25": 0.75,
+        "in_distribution_radius_q50": 1.0,
+    }

@@ -18,23 +18,23 @@ from ratioctl.errors import OutputError
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls that reach `ratioctl.onnx.export.export`, which answers at once."""
-    from ratioctl.onnx import export as room
+    from ratioctl.onnx import export as exporting
 
     calls: list[dict[str, Any]] = []
 
     def answer(model: Any, **options: Any) -> Any:
         options.pop("on_start")()
         calls.append({"model": model, **options})
-        same = room.Agreement(n=256, difference=3e-7, labels=0, flags=0)
-        cost = room.Cost(
+        same = exporting.Agreement(n=256, difference=3e-7, labels=0, flags=0)
+        cost = exporting.Cost(
             source="held-out images",
-            agreement=room.Agreement(n=200, difference=0.1, labels=3, flags=5),
+            agreement=exporting.Agreement(n=200, difference=0.1, labels=3, flags=5),
             accuracy=(0.9, 0.88),
             auroc=(0.95, 0.94),
             outside="noise:smooth",
-            outside_agreement=room.Agreement(n=50, difference=0.2, labels=4, flags=1),
+            outside_agreement=exporting.Agreement(n=50, difference=0.2, labels=4, flags=1),
         )
-        return room.Exported(
+        return exporting.Exported(
             path=Path("m.onnx"),
             files=(Path("m.onnx"),),
             package=None,
@@ -53,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             warnings=("a doubt",) if options["int8"] else (),
         )
 
-    monkeypatch.setattr(room, "export", answer)
+    monkeypatch.setattr(exporting, "export", answer)
     return calls
 
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--format", "--out", "--open", "--bit-depth"),
+        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth"),
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
@@ -400,7 +400,7 @@ def test_completion_offers_the_commands() -> None:
     assert done.stdout.split() == ["evaluate", "export"]
 
 
-def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     from ratioctl.cli import _common
 
     class Terminal:
@@ -409,9 +409,9 @@ def test_colour_only_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert _common._coloured("x", "31", Terminal()) == "\x1b[31mx\x1b[0m"
+    assert _common._colored("x", "31", Terminal()) == "\x1b[31mx\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert _common._coloured("x", "31", Terminal()) == "x"
+    assert _common._colored("x", "31", Terminal()) == "x"
 
 
 def test_python_m_ratioctl() -> None:

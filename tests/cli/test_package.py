@@ -37,7 +37,7 @@ def run(*line: str | Path) -> int:
 
 
 def test_a_packaged_model_scores(
-    weights: Path, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\ufeffcat\n dog, the small one \n\nfrog\n", encoding="utf-8")
@@ -51,15 +51,15 @@ def test_a_packaged_model_scores(
     read = package.read(out)
     assert read.label_names == ("cat", "dog, the small one", "frog")
     assert (read.mean, read.std) == ((0.5,) * 3, (0.25,) * 3)
-    rows = list(ratioctl.ood_score([colours], model=out, threshold=0.5, probabilities=True))
+    rows = list(ratioctl.ood_score([colors], model=out, threshold=0.5, probabilities=True))
     red = torch.zeros(1, 3, 8, 8)
     red[:, 0] = 1
     with torch.no_grad():
         expected = torch.softmax(ratioctl.load_model(out)(red), 1)[0]
     assert rows[3].probabilities == pytest.approx(expected.tolist(), abs=1e-6)
-    assert main(["ood-score", str(colours), "--model", str(out)]) == 5
+    assert main(["ood-score", str(colors), "--model", str(out)]) == 5
     assert "not calibrated" in capsys.readouterr().err
-    assert main(["ood-score", str(colours), "--model", str(out), "--threshold", "0.2"]) == 0
+    assert main(["ood-score", str(colors), "--model", str(out), "--threshold", "0.2"]) == 0
     captured = capsys.readouterr()
     assert "exporting it would be faster" in captured.err
     assert "is not calibrated" in captured.err
@@ -79,9 +79,9 @@ def hurried(
 
 
 def test_worst_case_is_at_least_the_clean_confidence(
-    hurried: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hurried: Path, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scored = [str(colours), "--model", str(hurried), "--threshold", "0.5", "--format", "jsonl"]
+    scored = [str(colors), "--model", str(hurried), "--threshold", "0.5", "--format", "jsonl"]
     assert main(["ood-score", *scored, "--worst-case", "0.5"]) == 0
     captured = capsys.readouterr()
     assert re.search(r"^This takes about \d+ s: 4 images, \d\S* s each\.$", captured.err, re.M)
@@ -105,9 +105,9 @@ def test_worst_case_is_at_least_the_clean_confidence(
 
 
 def test_a_list_on_stdin_is_told_the_pace_of_its_worst_case(
-    hurried: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hurried: Path, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = io.BytesIO(f"{colours}/red.png\n".encode())
+    listed = io.BytesIO(f"{colors}/red.png\n".encode())
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=listed))
     assert main(["ood-score", "-", "--model", str(hurried), "--threshold", "0.5", "--worst-case", "0.5"]) == 0
     captured = capsys.readouterr()
@@ -115,7 +115,7 @@ def test_a_list_on_stdin_is_told_the_pace_of_its_worst_case(
     assert "red.png" in captured.out
 
 
-def test_the_data_tell_a_wrong_normalisation(
+def test_the_data_tell_a_wrong_normalization(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -199,6 +199,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([weights, *good, "--labels", "cat"], 2, "fewer than two"),
         ([weights, *good, "--labels", "cat,cat,dog"], 2, "twice"),
         ([weights, *good, "--labels", "no/such.txt"], 2, "no such file"),
+        ([weights, *good, "--labels", f"cat,dog,{'x' * 201}"], 2, 'a name of 201 characters, "xxxxxxxxxx'),
         ([weights, *good, "--arch", "resnet81"], 2, 'Did you mean "resnet18"'),
         ([weights, *good, "--arch", "resnet50"], 2, "does not fit resnet50: missing"),
         ([tmp_path / "none.pt", *good], 2, "does not exist"),
@@ -214,6 +215,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run(weights, *good, "--labels", "a,b,c") == 2
     assert "holds a package. Name another folder, or replace it with --force" in capsys.readouterr().err
     assert (tmp_path / "p" / "config.json").read_bytes() == before
+    assert run(weights, *good, "--labels", f"a,b,{'c' * 200}", "--force") == 0
     assert run(weights, *good, "--labels", "a,b,c", "--force") == 0
     assert package.read(tmp_path / "p").label_names == ("a", "b", "c")
     shutil.rmtree(tmp_path / "p")

@@ -204,7 +204,10 @@ def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
     }
     where_something_flips = {
         (name, "digits:test")
-        for name in ("flip_radius_q25", "flip_radius_q50", "flip_radius_q75", "flip_changed_pixels")
+        for name in (
+            "flip_changed_pixels",
+            *(f"{kind}_radius_q{q}" for kind in ("flip", "in_distribution") for q in (25, 50, 75)),
+        )
     }
     assert always <= found <= always | where_something_flips
 
@@ -292,8 +295,9 @@ def test_the_config_of_a_model_trained_elsewhere(ratioctl: Run, format_1: Path, 
     config = load(out / "config.json")
     check("config.json", config)
     kept = load(format_1 / "config.json")
-    for key in ("architecture", "architecture_options", "label_names", "pretrained_cfg"):
+    for key in ("architecture", "label_names", "pretrained_cfg"):
         assert config[key] == kept[key]
+    assert config["architecture_options"] == {**kept["architecture_options"], "stem_stride": 1}
     assert config["ratio"]["thresholds"] == {}
 
 

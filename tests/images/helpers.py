@@ -15,7 +15,7 @@ from ratioctl.errors import ImageError
 
 
 def picture(width=48, height=32, mode="RGB", seed=0):
-    """Smooth colours with some detail, different in every corner."""
+    """Smooth colors with some detail, different in every corner."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     noise = np.random.default_rng(seed).normal(0, 8, (height, width, 3))
     rgb = np.stack([255 * x, 255 * y, 128 + 100 * np.sin(6 * x * y)], axis=-1) + noise
@@ -28,11 +28,11 @@ def encoded(im, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def png_header(width, height, depth=8, colour=2):
+def png_header(width, height, depth=8, color=2):
     def chunk(tag, data):
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
 
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)

@@ -257,6 +257,8 @@ def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path):
     (item,) = images.walk([path])
     with pytest.raises(ImageError, match="overlap"):
         item.read()
+    with pytest.raises(SourceError, match="overlap"):
+        images.load_source(str(path), 8)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
@@ -272,6 +274,8 @@ def test_bombs_are_left_at_the_limit(tmp_path, suffix, monkeypatch):
     with pytest.raises(ImageError, match="unpacks to more than 200 times its size"):
         items[-1].read()
     assert len(items) == 6  # five of 200,000 bytes, and the error
+    with pytest.raises(SourceError, match="unpacks to more than 200 times its size"):
+        images.load_source(str(path), 8)
     honest = {f"{k}.png": np.random.default_rng(k).bytes(200_000) for k in range(10)}
     assert len(list(images.walk([pack(tmp_path / f"honest{suffix}", honest)]))) == 10
 

@@ -119,7 +119,7 @@ def test_transparency_is_laid_over_white():
     assert images.decode(encoded(grey_alpha), 32).pixels[31, 0].tolist() == [255, 255, 255]
 
 
-def test_palettes_and_key_colours_are_transparent_too():
+def test_palettes_and_key_colors_are_transparent_too():
     index = np.zeros((32, 32), np.uint8)
     index[:, 16:] = 1
     im = Image.fromarray(index, "P")
@@ -152,7 +152,7 @@ def test_sixteen_bits_are_scaled(kind):
     np.testing.assert_array_equal(images.decode(data, 32, 1).pixels[..., 0], expected)
 
 
-def test_sixteen_bit_big_endian_and_key_colour():
+def test_sixteen_bit_big_endian_and_key_color():
     values = np.full((32, 32), 40000, ">u2")
     values[0] = 1234
     tiff = encoded(Image.frombytes("I;16B", (32, 32), values.tobytes()), "TIFF")

@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere: their names, their shapes, their normalisation, and files that are none."""
+"""Checkpoints from elsewhere: their names, their shapes, their normalization, and files that are none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DRESSED: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "nested": lambda s: {"epoch": 7, "state_dict": {f"model.{k}": v for k, v in s.items()}, "best": 0.9},
     "twice nested": lambda s: {"model": {"state_dict": {f"module.model.{k}": v for k, v in s.items()}}},
     "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
-    "behind a normalisation": lambda s: {
+    "behind a normalization": lambda s: {
         **{f"1.{k}": v for k, v in s.items()},
         "0.mean": torch.zeros(3),
         "0.std": torch.ones(3),
@@ -85,7 +85,7 @@ def test_usual_forms_of_checkpoints_load(narrow: nn.Module, tmp_path: Path, kind
             "nested": ('took the prefix "model." off its names',),
             "twice nested": ('took the prefix "module.model." off its names',),
             "compiled": ('took the prefix "_orig_mod." off its names',),
-            "behind a normalisation": ('took the prefix "1." off its names',),
+            "behind a normalization": ('took the prefix "1." off its names',),
             "torchvision's names": ("translated 17 of its names",),
             "half precision": (),
             "without counters": (),
@@ -198,7 +198,7 @@ def test_checkpoints_that_hold_more_than_their_file_does(tmp_path: Path) -> None
         import_checkpoint.fit(checkpoint, "resnet18", **PLAIN)
 
 
-def test_a_normalisation_must_be_given() -> None:
+def test_a_normalization_must_be_given() -> None:
     normalization.check_normalization([0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
     for mean, std, said in (
         (None, None, "is not given"),
@@ -212,7 +212,7 @@ def test_a_normalisation_must_be_given() -> None:
             normalization.check_normalization(mean, std)
 
 
-def test_a_normalisation_in_the_checkpoint_is_found(narrow: nn.Module, tmp_path: Path) -> None:
+def test_a_normalization_in_the_checkpoint_is_found(narrow: nn.Module, tmp_path: Path) -> None:
     inside = {"normalize.mu": torch.tensor([0.4, 0.5, 0.6]), "normalize.sigma": torch.full((3,), 0.25)}
     state = {**{f"net.{k}": v for k, v in narrow.state_dict().items()}, **inside}
     checkpoint = checkpoint_file.read(saved(tmp_path / "w.pt", state))
@@ -220,7 +220,7 @@ def test_a_normalisation_in_the_checkpoint_is_found(narrow: nn.Module, tmp_path:
     assert found is not None
     assert np.allclose(found, [[0.4, 0.5, 0.6], [0.25] * 3])
     fitted = import_checkpoint.fit(checkpoint, "resnet18", **PLAIN)
-    assert "holds another normalisation, mean and std 0.4, 0.5, 0.6" in fitted.notes[0]
+    assert "holds another normalization, mean and std 0.4, 0.5, 0.6" in fitted.notes[0]
     assert (
         import_checkpoint.stored_normalization(
             checkpoint_file.read(saved(tmp_path / "v.pt", narrow.state_dict()))
@@ -230,14 +230,14 @@ def test_a_normalisation_in_the_checkpoint_is_found(narrow: nn.Module, tmp_path:
 
 
 class Bright(nn.Module):
-    """Class 1 where the normalised input is above 0 on average; else class 0."""
+    """Class 1 where the normalized input is above 0 on average; else class 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(dim=(1, 2, 3))
         return torch.stack([-mean, mean], dim=1)
 
 
-def test_a_wrong_normalisation_shows_in_the_accuracy() -> None:
+def test_a_wrong_normalization_shows_in_the_accuracy() -> None:
     from ratioctl.models import Classifier
 
     rng = np.random.default_rng(0)

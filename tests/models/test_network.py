@@ -81,7 +81,7 @@ def test_frozen_leaves_the_model_alone() -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-def test_normalisation_is_inside() -> None:
+def test_normalization_is_inside() -> None:
     torch.manual_seed(0)
     plain = build("resnet18", num_classes=3, width=4, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
     shifted = build("resnet18", num_classes=3, width=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
@@ -104,7 +104,7 @@ def test_known_sizes() -> None:
         ("resnet81", '"resnet18"'),
         ("wideresnet-11-2", "6n + 4"),
         ("torchvision:resnet19", "torchvision:resnet"),
-        ("nonsense", "Known: resnet18"),
+        ("nonsense", "Use one of: resnet18"),
     ],
 )
 def test_unknown_architectures_are_named(name: str, hint: str) -> None:

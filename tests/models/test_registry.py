@@ -49,7 +49,7 @@ def test_a_registered_builder_is_enough(flat: None) -> None:
     model = build("flat-sine", bias=False, depth=3, **PIXELS)
     assert len(model.network) == 5
     assert model.network[-1].bias is None
-    with pytest.raises(UsageError, match=r'Did you mean "flat-tanh"\? Known: flat-relu, flat-tanh\.'):
+    with pytest.raises(UsageError, match=r'Did you mean "flat-tanh"\? Use one of: flat-relu, flat-tanh\.'):
         build("flattanh", **PIXELS)
 
 

@@ -27,6 +27,8 @@ def test_a_registered_layout_is_found_and_writes_its_files(
         return {root / f"{name}-{len(spec.label_names)}-{input_type}.onnx": model}
 
     assert layouts.layout_names()[-1] == "versioned"
+    with pytest.raises(ValueError, match='already a layout named "versioned"'):
+        layouts.register_layout("versioned")(versioned)
     chosen = layouts.find_layout("versioned")
     assert chosen.is_folder
     spec = package.read(tiny_package)

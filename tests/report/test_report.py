@@ -450,7 +450,7 @@ def test_grid_has_a_column_for_each_budget(size: int, side: int) -> None:
 
 
 def test_grid_says_where_the_original_is_out_of_distribution() -> None:
-    """In the first column, below how it is seen, in a colour of its own."""
+    """In the first column, below how it is seen, in a color of its own."""
     from dataclasses import replace
 
     from ratioctl.report.pictures import _WARNING

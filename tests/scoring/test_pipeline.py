@@ -31,10 +31,10 @@ def model(path: Path, **changes: object) -> score.Model:
     return score.Model(**fields)  # type: ignore[arg-type]
 
 
-def test_rows_are_the_softmax_after_temperature(tiny_onnx: Path, colours: Path) -> None:
-    rows = list(ratioctl.ood_score([colours], model=tiny_onnx, threshold="tpr99", probabilities=True))
+def test_rows_are_the_softmax_after_temperature(tiny_onnx: Path, colors: Path) -> None:
+    rows = list(ratioctl.ood_score([colors], model=tiny_onnx, threshold="tpr99", probabilities=True))
     assert [row.path for row in rows] == [
-        f"{colours}/{name}" for name in ("blue.png", "deep/green.png", "grey.png", "red.png")
+        f"{colors}/{name}" for name in ("blue.png", "deep/green.png", "grey.png", "red.png")
     ]
     assert [row.label for row in rows] == ["blue", "green", "red", "red"]
     expected = [SURE, SURE, 1 / 3, SURE]
@@ -49,47 +49,47 @@ def test_rows_are_the_softmax_after_temperature(tiny_onnx: Path, colours: Path) 
     ("threshold", "flagged"), [("tpr95", 4), ("tpr99", 1), (0.7, 1), ("0.2", 0), (0, 0), (1, 4)]
 )
 def test_below_the_threshold_is_out(
-    tiny_onnx: Path, colours: Path, threshold: str | float, flagged: int
+    tiny_onnx: Path, colors: Path, threshold: str | float, flagged: int
 ) -> None:
-    rows = ratioctl.ood_score(str(colours), model=tiny_onnx, threshold=threshold)
+    rows = ratioctl.ood_score(str(colors), model=tiny_onnx, threshold=threshold)
     assert sum(row.is_ood is True for row in rows) == flagged
 
 
-def test_a_confidence_at_the_threshold_is_in(tiny_onnx: Path, colours: Path) -> None:
-    first = next(iter(ratioctl.ood_score(colours / "red.png", model=tiny_onnx)))
+def test_a_confidence_at_the_threshold_is_in(tiny_onnx: Path, colors: Path) -> None:
+    first = next(iter(ratioctl.ood_score(colors / "red.png", model=tiny_onnx)))
     assert first.confidence is not None
-    again = ratioctl.ood_score(colours / "red.png", model=tiny_onnx, threshold=first.confidence)
+    again = ratioctl.ood_score(colors / "red.png", model=tiny_onnx, threshold=first.confidence)
     assert next(iter(again)).is_ood is False
 
 
 def test_thresholds_that_cannot_be(
-    tiny_onnx: Path, tiny_package: Path, colours: Path, tiny_graph: Callable[..., bytes]
+    tiny_onnx: Path, tiny_package: Path, colors: Path, tiny_graph: Callable[..., bytes]
 ) -> None:
     for wrong in ("nan", -0.1, 1.5, "tpr", "high", ""):
         with pytest.raises(UsageError, match="threshold"):
-            ratioctl.ood_score([colours], model=tiny_onnx, threshold=wrong)
+            ratioctl.ood_score([colors], model=tiny_onnx, threshold=wrong)
     with pytest.raises(UsageError, match=r"tiny has no such threshold. tiny has tpr95, tpr99"):
-        ratioctl.ood_score([colours], model=tiny_onnx, threshold="tpr97")
+        ratioctl.ood_score([colors], model=tiny_onnx, threshold="tpr97")
     read = package.read(tiny_package)
     bare = package.update(read, config_changes={"ratio": {"thresholds": {}}}, onnx=tiny_graph())
     with pytest.raises(UncalibratedError, match="ratioctl calibrate"):
-        ratioctl.ood_score([colours], model=bare)
-    assert next(iter(ratioctl.ood_score([colours], model=bare, threshold="0.25"))).is_ood is False
+        ratioctl.ood_score([colors], model=bare)
+    assert next(iter(ratioctl.ood_score([colors], model=bare, threshold="0.25"))).is_ood is False
 
 
-def test_the_package_and_its_onnx_file_agree(tiny_package: Path, tiny_onnx: Path, colours: Path) -> None:
-    inside = list(ratioctl.ood_score([colours], model=tiny_package))
-    assert inside == list(ratioctl.ood_score([colours], model=tiny_onnx))
-    assert inside == list(ratioctl.ood_score([colours], model=package.read(tiny_package)))
+def test_the_package_and_its_onnx_file_agree(tiny_package: Path, tiny_onnx: Path, colors: Path) -> None:
+    inside = list(ratioctl.ood_score([colors], model=tiny_package))
+    assert inside == list(ratioctl.ood_score([colors], model=tiny_onnx))
+    assert inside == list(ratioctl.ood_score([colors], model=package.read(tiny_package)))
 
 
-def test_unreadable_images_are_rows_and_harm_no_others(tiny_onnx: Path, colours: Path) -> None:
-    (colours / "a-text.png").write_text("no image")
-    (colours / "b-empty.png").touch()
-    (colours / "zz-cut.png").write_bytes((colours / "red.png").read_bytes()[:40])
-    os.mkfifo(colours / "c-fifo.png")
-    (colours / "d-gone.png").symlink_to(colours / "nowhere")
-    rows = {Path(row.path).name: row for row in ratioctl.ood_score([colours], model=tiny_onnx)}
+def test_unreadable_images_are_rows_and_harm_no_others(tiny_onnx: Path, colors: Path) -> None:
+    (colors / "a-text.png").write_text("no image")
+    (colors / "b-empty.png").touch()
+    (colors / "zz-cut.png").write_bytes((colors / "red.png").read_bytes()[:40])
+    os.mkfifo(colors / "c-fifo.png")
+    (colors / "d-gone.png").symlink_to(colors / "nowhere")
+    rows = {Path(row.path).name: row for row in ratioctl.ood_score([colors], model=tiny_onnx)}
     faults = {name: row.error for name, row in rows.items() if row.error is not None}
     assert faults["a-text.png"] == "is text, not an image"
     assert faults["b-empty.png"] == "is empty (0 bytes)"
@@ -103,10 +103,10 @@ def test_unreadable_images_are_rows_and_harm_no_others(tiny_onnx: Path, colours:
     assert list(rows) == sorted(rows, key=lambda name: {"green.png": "deep"}.get(name, name))
 
 
-def test_what_does_not_exist_is_a_row_beside_what_does(tiny_onnx: Path, colours: Path) -> None:
-    empty = colours.parent / "empty"
+def test_what_does_not_exist_is_a_row_beside_what_does(tiny_onnx: Path, colors: Path) -> None:
+    empty = colors.parent / "empty"
     empty.mkdir()
-    rows = list(ratioctl.ood_score([colours / "red.png", "missing.png", empty], model=tiny_onnx))
+    rows = list(ratioctl.ood_score([colors / "red.png", "missing.png", empty], model=tiny_onnx))
     assert [row.error for row in rows] == [None, "does not exist", "holds no images"]
     for alone in (["missing.png"], [empty], ["missing.png", empty]):
         with pytest.raises(SourceError):
@@ -115,24 +115,24 @@ def test_what_does_not_exist_is_a_row_beside_what_does(tiny_onnx: Path, colours:
         ratioctl.ood_score([], model=tiny_onnx)
 
 
-def test_archives_and_lists(tiny_onnx: Path, colours: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "colours.tar"
+def test_archives_and_lists(tiny_onnx: Path, colors: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "colors.tar"
     with tarfile.open(archive, "w") as tar:
-        tar.add(colours, "colours")
-    listed = io.BytesIO(f"{colours}/red.png\nmissing.png\n{archive}:colours/deep\n".encode())
-    rows = list(score.ood_score([archive, "-", colours / "grey.png"], model(tiny_onnx), stdin=listed))
+        tar.add(colors, "colors")
+    listed = io.BytesIO(f"{colors}/red.png\nmissing.png\n{archive}:colors/deep\n".encode())
+    rows = list(score.ood_score([archive, "-", colors / "grey.png"], model(tiny_onnx), stdin=listed))
     found = [(row.path, row.error or row.label) for row in rows]
     assert sorted(found[:4]) == [
-        (f"{archive}:colours/blue.png", "blue"),
-        (f"{archive}:colours/deep/green.png", "green"),
-        (f"{archive}:colours/grey.png", "red"),
-        (f"{archive}:colours/red.png", "red"),
+        (f"{archive}:colors/blue.png", "blue"),
+        (f"{archive}:colors/deep/green.png", "green"),
+        (f"{archive}:colors/grey.png", "red"),
+        (f"{archive}:colors/red.png", "red"),
     ]
     assert found[4:] == [
-        (f"{colours}/red.png", "red"),
+        (f"{colors}/red.png", "red"),
         ("missing.png", "does not exist"),
-        (f"{archive}:colours/deep/green.png", "green"),
-        (f"{colours}/grey.png", "red"),
+        (f"{archive}:colors/deep/green.png", "green"),
+        (f"{colors}/grey.png", "red"),
     ]
 
 
@@ -151,8 +151,8 @@ class Slow(io.RawIOBase):
         return self.lines.pop(0) if self.lines else b""
 
 
-def test_rows_of_a_slow_list_come_at_once(tiny_onnx: Path, colours: Path) -> None:
-    stdin = Slow([f"{colours}/{name}.png\n".encode() for name in ("red", "blue", "grey")])
+def test_rows_of_a_slow_list_come_at_once(tiny_onnx: Path, colors: Path) -> None:
+    stdin = Slow([f"{colors}/{name}.png\n".encode() for name in ("red", "blue", "grey")])
     rows = score.ood_score(["-"], model(tiny_onnx), stdin=stdin)  # type: ignore[arg-type]
     for expected in ("red", "blue", "red"):
         stdin.more.release()
@@ -171,13 +171,13 @@ def endless(path: Path) -> Iterator[images.Item]:
 
 
 def test_a_reader_that_stops_ends_the_threads(
-    tiny_onnx: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_onnx: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = 0
 
     def counted(paths: object, *, stdin: object = None) -> Iterator[images.Item]:
         nonlocal drawn
-        for item in endless(colours / "red.png"):
+        for item in endless(colors / "red.png"):
             drawn += 1
             yield item
 
@@ -228,7 +228,7 @@ def test_waiting_archive_members_are_bounded_by_their_bytes(
 
 
 def test_order_holds_whichever_batch_is_slow(
-    tiny_onnx: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_onnx: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = model(tiny_onnx)
     pause = itertools.cycle([0.03, 0.0, 0.01, 0.0, 0.0])
@@ -238,37 +238,37 @@ def test_order_holds_whichever_batch_is_slow(
         return loaded.predict(pixels)
 
     monkeypatch.setattr(score, "MAX_BATCH", 3)
-    listed = [colours / f"{('red', 'grey', 'blue')[k % 3]}.png" for k in range(60)]
+    listed = [colors / f"{('red', 'grey', 'blue')[k % 3]}.png" for k in range(60)]
     rows = list(score.ood_score(listed, model(tiny_onnx, predict=uneven), workers=4))
     assert [row.path for row in rows] == [str(path) for path in listed]
     assert [row.label for row in rows] == ["red", "red", "blue"] * 20
 
 
-def test_faults_of_the_model_reach_the_reader(tiny_onnx: Path, colours: Path) -> None:
+def test_faults_of_the_model_reach_the_reader(tiny_onnx: Path, colors: Path) -> None:
     def broken(pixels: np.ndarray) -> np.ndarray:
         return np.full((len(pixels), 3), np.nan, np.float32)
 
     with pytest.raises(PackageError, match="no usable numbers"):
-        list(score.ood_score([colours], model(tiny_onnx, predict=broken)))
+        list(score.ood_score([colors], model(tiny_onnx, predict=broken)))
 
     def fails(pixels: np.ndarray) -> np.ndarray:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(score.ood_score([colours], model(tiny_onnx, predict=fails)))
+        list(score.ood_score([colors], model(tiny_onnx, predict=fails)))
 
 
-def test_the_attacked_confidence_is_never_below_the_clean_one(tiny_onnx: Path, colours: Path) -> None:
+def test_the_attacked_confidence_is_never_below_the_clean_one(tiny_onnx: Path, colors: Path) -> None:
     attacked = model(
         tiny_onnx, worst_case=lambda pixels: (np.full(len(pixels), 0.5), np.full(len(pixels), True))
     )
-    rows = list(score.ood_score([colours], attacked, threshold="tpr99"))
+    rows = list(score.ood_score([colors], attacked, threshold="tpr99"))
     assert [row.worst_case_confidence for row in rows] == pytest.approx([SURE, SURE, 0.5, SURE])
     assert [row.worst_case_is_ood for row in rows] == [False, False, True, False]
 
 
-def test_an_onnx_file_has_no_worst_case(tiny_onnx: Path, colours: Path) -> None:
+def test_an_onnx_file_has_no_worst_case(tiny_onnx: Path, colors: Path) -> None:
     with pytest.raises(UsageError, match="needs a package"):
-        ratioctl.ood_score([colours], model=tiny_onnx, worst_case=0.5)
+        ratioctl.ood_score([colors], model=tiny_onnx, worst_case=0.5)
     with pytest.raises(UsageError, match="not a radius"):
-        ratioctl.ood_score([colours], model=tiny_onnx, worst_case=float("nan"))
+        ratioctl.ood_score([colors], model=tiny_onnx, worst_case=float("nan"))

@@ -156,7 +156,7 @@ def test_an_interrupted_rerun_leaves_the_earlier_answers(forks: Any, known: Any,
     folder = faults.fresh(reference.case, tmp_path / "work")
     ended = forks.run(reference.case.args, folder, {"kind": "signal", "signum": 15, "at": at})
     assert ended.returncode == 143, ended.said
-    assert "The earlier answers in answers stay." in ended.said
+    assert "The earlier results in answers are unchanged." in ended.said
     there = faults.content(folder)
     assert {name: there.get(name) for name in reference.before} == reference.before
     if saved := re.search(r"They are in (\S+)\.", ended.said):

@@ -1,4 +1,4 @@
-"""The README's services, run as they are printed there, give the numbers of `ood-score`."""
+"""The services of the serving guide, run as they are printed there, give the numbers of `ood-score`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SERVING = README.partition("### Serving\n")[2].partition("\n### ")[0]
+SERVING = (Path(__file__).parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
 
 
 def block(language: str, having: str) -> str:
-    """The one block of the README's part on serving that holds `having`."""
+    """The one block of the guide that contains `having`."""
     found = [text for text in re.findall(rf"```{language}\n(.*?)```", SERVING, re.DOTALL) if having in text]
-    assert len(found) == 1, f"{having} stands in {len(found)} {language} blocks of the README"
+    assert len(found) == 1, f"{having} is in {len(found)} {language} blocks of the guide"
     return found[0]
 
 
@@ -40,8 +39,8 @@ def lines_of(code: str) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the README's first command has been run."""
-    command = re.search(r"`ratioctl (export cifar10-ratio [^`]*)`", SERVING)
+    """A folder in which the guide's first command has been run."""
+    command = re.search(r"```sh\nratioctl (export cifar10-ratio .*)\n```", SERVING)
     assert command is not None
     place = tmp_path_factory.mktemp("serving")
     with pytest.MonkeyPatch.context() as patch:

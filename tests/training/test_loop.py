@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ratioctl import models as nets
+from ratioctl import models
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.data import in_distribution, loader
@@ -189,7 +189,7 @@ def test_package_says_where_it_comes_from(tmp_path: Path) -> None:
     recipe = tiny("optim.epochs=0.05", "model.stem_stride=2")
     package = fit(recipe, tmp_path)
     assert package.architecture_options["stem_stride"] == 2
-    assert nets.from_package(package).network.conv1.stride == (2, 2)
+    assert models.from_package(package).network.conv1.stride == (2, 2)
     provenance = package.config["ratio"]["provenance"]
     assert provenance["recipe_digest"] == recipe.digest
     assert set(provenance["data"]) == {"train_source", "train", "held_out", "outside", "outside_test"}

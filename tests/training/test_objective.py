@@ -137,7 +137,7 @@ def test_a_side_without_weight_is_not_run(model: Classifier, batch: Batch) -> No
         return model(x)
 
     losses(counting, fold_batchnorm(model), batch, Objective(inside=Term(robust=1, attack=IN)))
-    assert seen == [6], "only the attacked in-images"
+    assert seen == [6], "only the attacked ID images"
 
 
 def test_the_attack_raises_the_loss(model: Classifier, batch: Batch) -> None:
@@ -154,5 +154,5 @@ def test_the_attack_raises_the_loss(model: Classifier, batch: Batch) -> None:
 
 def test_an_outside_term_needs_out_images(model: Classifier, batch: Batch) -> None:
     alone = Batch(x_in=batch.x_in, y_in=batch.y_in, x_out=None)
-    with pytest.raises(ValueError, match="no out-images"):
+    with pytest.raises(ValueError, match="no OOD images"):
         losses(model, fold_batchnorm(model), alone, Objective(inside=Term(clean=1), outside=Term(clean=1)))

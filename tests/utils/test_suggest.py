@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ratioctl.utils.suggest import did_you_mean, nearest
+from ratioctl.utils.suggest import did_you_mean, nearest, one_of
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,8 @@ def test_nearest(name: str, cutoff: float, found: str | None) -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("vitt", ["vit"], prefix="timm:") == 'Did you mean "timm:vit"?'
     assert did_you_mean("q", ["vit"]) == ""
+
+
+def test_one_of() -> None:
+    assert one_of("enrgy", ("msp", "energy")) == 'Did you mean "energy"? Use one of: msp, energy.'
+    assert one_of("q", ("msp", "energy")) == "Use one of: msp, energy."

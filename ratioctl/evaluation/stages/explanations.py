@@ -95,6 +95,7 @@ def _search(context: Context, name: str, images: Images) -> list[Arrays]:
         steps=suite.explanation_steps,
         restarts=1,
         seed=context.seed,
+        threshold=context.package.thresholds.get("tpr95"),
     )
 
     def compute(missing: list[slice]) -> Iterator[Arrays]:
@@ -116,7 +117,7 @@ def _search(context: Context, name: str, images: Images) -> list[Arrays]:
         return (_arrays(explanation, labels) for explanation in found)
 
     at = [-1 if target == "predicted" else labels.index(target) for target in targets]
-    settings = [suite.explanation_norm, list(_radii(context)), suite.explanation_steps]
+    settings = [suite.explanation_norm, list(_radii(context)), suite.explanation_steps, request.threshold]
     return context.batches.stream(
         _phase(name), images.pixels, compute, labels=np.array(at), settings=settings, size=1
     )
@@ -125,7 +126,7 @@ def _search(context: Context, name: str, images: Images) -> list[Arrays]:
 def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
     """One image's result as arrays (R radii), pictures included.
 
-    "flip" is NaN, and "flip_picture" the input, where no radius reaches the target.
+    "flip" and "in_distribution" are NaN, and "flip_picture" is the input, where no radius reaches the target.
     """
     (target,) = explanation.targets
     flip = explanation.input if target.flip_image is None else target.flip_image
@@ -140,6 +141,9 @@ def _arrays(explanation: Explanation, labels: Sequence[str]) -> Arrays:
         "changed": np.array([changed(budget.image, explanation.input) for budget in budgets]),
         "pictures": np.stack([budget.image for budget in budgets]),
         "flip": np.array(np.nan if target.flip_eps is None else target.flip_eps),
+        "in_distribution": np.array(
+            np.nan if target.in_distribution_eps is None else target.in_distribution_eps
+        ),
         "flip_changed": np.array(changed(flip, explanation.input)),
         "flip_picture": flip,
     }
@@ -177,7 +181,9 @@ def _inside(
     flips = found["flip"]
     flipped = np.isfinite(flips)
     rows.append(_rate(source, "flipped", flipped, _ball(context, radii[-1])))
-    rows += _quantiles(source, flips, radii[-1])
+    rows += _quantiles("flip_radius", source, flips, radii[-1])
+    if context.package.thresholds.get("tpr95") is not None:
+        rows += _quantiles("in_distribution_radius", source, found["in_distribution"], radii[-1])
     if flipped.any():
         rows.append(_mean(source, "flip_changed_pixels", found["flip_changed"][flipped], None))
     return rows
@@ -232,13 +238,15 @@ def _mean(
     return measurements.mean(name, values, source, ball, **details)
 
 
-def _quantiles(source: measurements.Source, flips: np.ndarray, top: float) -> Iterator[Measurement]:
-    """Quartiles of the smallest radius found; images that never reach the target count as beyond `top`.
+def _quantiles(
+    name: str, source: measurements.Source, found: np.ndarray, top: float
+) -> Iterator[Measurement]:
+    """Quartiles of smallest radii found (N,), NaN where there is none, which counts as beyond `top`.
 
     A quartile beyond `top` is left out; an interval end beyond it is infinite.
     """
     far = 2 * top
-    values = np.where(np.isfinite(flips), flips, far)
+    values = np.where(np.isfinite(found), found, far)
     for q in QUANTILES:
 
         def quantile(v: np.ndarray, q: float = q) -> float:
@@ -251,7 +259,7 @@ def _quantiles(source: measurements.Source, flips: np.ndarray, top: float) -> It
             quantile, [[values]], generator=source.generator(), samples=500
         )
         interval = (low, high if high <= top else np.inf)
-        yield measurements.row(f"flip_radius_q{round(100 * q)}", value, len(values), interval, source)
+        yield measurements.row(f"{name}_q{round(100 * q)}", value, len(values), interval, source)
 
 
 def _columns(

@@ -24,7 +24,7 @@ def test_digits_splits_are_disjoint_and_complete() -> None:
     assert min(np.bincount(test.labels)) >= 34
 
 
-def test_digits_at_another_size_and_in_colour() -> None:
+def test_digits_at_another_size_and_in_color() -> None:
     images = in_distribution.load("digits:test", 32, 3)
     assert images.pixels.shape[1:] == (32, 32, 3)
     assert (images.pixels[..., 0] == images.pixels[..., 2]).all()
