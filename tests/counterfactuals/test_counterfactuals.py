@@ -238,11 +238,11 @@ def test_a_larger_radius_is_refined_from_the_point_of_a_smaller_one() -> None:
 
     def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
         requests.append(request)
-        good = [1.0 if eps <= 1 or request.stage >= 3 else -1.0 for eps in radii]
+        good = [1.0 if eps <= 1 or request.stage >= 4 else -1.0 for eps in radii]
         return np.concatenate([best_points(pixels, [e], sign) for e, sign in zip(radii, good, strict=True)])
 
     answer = ask(search=search, eps=(0.5, 1.0, 1.5, 2.0))
-    refined = next(request for request in requests if request.stage == 3)
+    refined = next(request for request in requests if request.stage == 4)
     assert refined.radii == (0.5, 1.0, 1.5, 2.0)
     assert refined.init is not None
     for init in refined.init[2:]:
@@ -252,12 +252,14 @@ def test_a_larger_radius_is_refined_from_the_point_of_a_smaller_one() -> None:
     assert confidences == sorted(set(confidences))
 
 
+@pytest.mark.parametrize("random", [False, True], ids=["from the image", "from a random point"])
 @pytest.mark.parametrize("eps", [(1.0,), (0.25, 0.5, 1.0, 1.5)])
-def test_what_only_a_larger_ball_s_search_finds_is_an_answer(eps: tuple[float, ...]) -> None:
-    """Every search but that of twice the radius is lost: its point, moved into the ball, is the optimum."""
+def test_what_only_a_larger_ball_s_search_finds_is_an_answer(eps: tuple[float, ...], random: bool) -> None:
+    """Every search but one of twice the radius is lost: its point, moved into the ball, is the optimum."""
 
     def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
-        return best_points(pixels, radii, 1.0 if request.stage == 0 else -1.0)
+        wide = tuple(radii) == tuple(2 * radius for radius in eps)
+        return best_points(pixels, radii, 1.0 if wide and request.random == random else -1.0)
 
     def keeps_init(
         pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest
@@ -278,7 +280,7 @@ def test_nothing_is_searched_where_nothing_can_be_gained() -> None:
         return best_points(pixels, radii)
 
     ask(search=search, eps=(0.5, 4.0))
-    (refined,) = [request for request in requests if request.stage == 3]
+    (refined,) = [request for request in requests if request.stage == 4]
     assert refined.radii == (0.5,)
 
 
@@ -363,9 +365,9 @@ def test_where_the_short_searches_fail_the_first_flipping_budget_answers() -> No
     flips = []
 
     def search(pixels: np.ndarray, target: int, radii: Sequence[float], request: SearchRequest) -> np.ndarray:
-        if request.stage == 4:
+        if request.stage == 5:
             flips.append(tuple(radii))
-        return best_points(pixels, radii, -1.0 if request.stage == 4 else 1.0)
+        return best_points(pixels, radii, -1.0 if request.stage == 5 else 1.0)
 
     answer = ask(search=search)
     assert len(flips) == 1
