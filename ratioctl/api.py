@@ -223,6 +223,8 @@ def evaluate(
     from ratioctl.report import evaluation_files
 
     folder = None if out is None else pathlib.Path(out)
+    if folder is not None:
+        evaluation_files.refuse_foreign(folder)
     found = run(
         [model if hasattr(model, "config") else str(model) for model in models],  # type: ignore[misc]
         data=data,

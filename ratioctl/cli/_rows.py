@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ratioctl.errors import UsageError
+from ratioctl.errors import OutputError, UsageError
 from ratioctl.utils.text import clipped, safe_text
 
 if TYPE_CHECKING:
@@ -92,6 +92,25 @@ def opened(
             stream.flush()
 
         yield put
+
+
+def refuse_foreign(output: Path | None) -> None:
+    """Raise OutputError where `output` is a file that `ood-score` did not write; it would be replaced."""
+    if output is None or not output.is_file() or not output.stat().st_size:
+        return
+    with output.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PAR1"):
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(Exception):
+            if pq.read_schema(output).names[:2] == ["path", "label"]:
+                return
+    elif start.startswith((b"path,label,", b'{"path": ', b"path  ")):
+        return
+    raise OutputError(
+        output, "exists and holds no rows of ood-score", "Delete it, or choose another --output."
+    )
 
 
 def _jsonl(names: Sequence[str]) -> Encode:

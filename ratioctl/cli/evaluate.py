@@ -112,6 +112,7 @@ def evaluate(
 
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
     folder = out or default_folder([(package.name, package.digest) for package in loaded], suite)
+    evaluation_files.refuse_foreign(folder)
     written: list[Path] = []
     try:
         with Progress(context, total=1.0) as progress:

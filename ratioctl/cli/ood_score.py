@@ -107,6 +107,7 @@ def ood_score(
     row_format = row_format or _rows.format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "cannot be shown on a terminal", "Name a file with --output.")
+    _rows.refuse_foreign(output)
     tally = _Tally()
     opened = open_model(
         model,

@@ -59,6 +59,8 @@ def train(
     from ratioctl.training.loop import fit
 
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
+    if resume and not (folder / "checkpoint" / "state.json").exists():
+        context.note(f"{folder}: no checkpoint, so training starts from the beginning.")
     line = f"Continue with: {context.typed('--resume')}"
     try:
         with Progress(context, tenths=False) as progress:

@@ -161,6 +161,9 @@ def _check_target(target: Path, layout: Layout) -> None:
             raise OutputError(target, "is a folder", f"Name a file, for example {target / 'model.onnx'}.")
         if target.exists() and not target.is_file():
             raise OutputError(target, "is a device or a pipe, not a regular file", "Name a file.")
+        if target.is_file() and target.stat().st_size and b"ratioctl.export" not in target.read_bytes():
+            step = "Delete it, or choose another --output."
+            raise OutputError(target, "exists and was not exported by ratioctl", step)
         if not target.absolute().parent.is_dir():
             raise OutputError(target, "cannot be written: there is no such folder", "Create it first.")
         if not os.access(target.absolute().parent, os.W_OK):

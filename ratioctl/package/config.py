@@ -114,8 +114,8 @@ def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None
         option = "" if kind.name == "msp" else f" with --score {kind.name}"
         raise UncalibratedError(
             spec.name,
-            f"has no threshold {which}{other}: it is not calibrated{other}",
-            f"Run `ratioctl calibrate` on it{option}.",
+            f"has no threshold {which}{other}: it is not calibrated",
+            f"Run `ratioctl calibrate {spec.name}{option} --data SOURCE --out DIR`.",
         )
     listed = ", ".join(sorted(stored)) or "none"
     reason = f"{spec.name} has no such threshold" if named else "is neither a name nor a number"

@@ -8,10 +8,27 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ratioctl.errors import OutputError
 from ratioctl.report.html import page
 from ratioctl.report.markdown import markdown
 from ratioctl.types import Evaluation
 from ratioctl.utils.atomic_files import make_folder, write_files
+
+NAMES = ("report.json", "report.md", "report.html", "examples.parquet")
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise OutputError where a report in `out` would replace a file that no evaluation wrote."""
+    existing = [out / name for name in NAMES if (out / name).exists()]
+    if not existing:
+        return
+    try:
+        document = json.loads((out / "report.json").read_bytes())
+        ours = str(document["schema"]).startswith("ratioctl/evaluation/")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise OutputError(existing[0], "exists and was not written by ratioctl", "Choose another --out.")
 
 
 def write(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -20,6 +37,7 @@ def write(evaluation: Evaluation, out: Path) -> list[Path]:
     Raises:
         OutputError, DiskError: it cannot be written.
     """
+    refuse_foreign(out)
     make_folder(out)
     document = json.dumps(finite(evaluation.to_json()), indent=1, allow_nan=False)
     contents = {
