@@ -305,14 +305,14 @@ def counterfactual(
         bit_depth=bit_depth,
         out=out,
     )
-    answers = counterfactuals.explain(prepared, device=device, precision=precision)
+    explanations = counterfactuals.explain(prepared, device=device, precision=precision)
     if out is None:
-        return list(answers)
+        return list(explanations)
 
     from ratioctl.report import counterfactual_files as report
 
     return report.write_counterfactuals(
-        out, prepared.header, answers, inputs=counterfactuals.files_of(prepared.sources)
+        out, prepared.header, explanations, inputs=counterfactuals.files_of(prepared.sources)
     )
 
 

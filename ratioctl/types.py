@@ -164,8 +164,8 @@ class ScoreRow(_ShortRepr):
         confidence: max_k p_k after temperature.
         ood_score: 1 - confidence; higher is more outlying.
         is_ood: confidence < threshold.
-        probabilities: (K,), where they were asked for.
-        worst_case_confidence, worst_case_is_ood: of the attacked image, where asked for.
+        probabilities: (K,), where requested.
+        worst_case_confidence, worst_case_is_ood: of the attacked image, where requested.
     """
 
     path: str
@@ -300,11 +300,11 @@ class Explanation(_ShortRepr):
 
     Attributes:
         path: as given; sha256: of the file's bytes.
-        model: index into the models that were asked.
+        model: index into the requested models.
         input: uint8 (H, W, C), the model's 8-bit input.
         input_png: where it was saved, relative to the output folder; None before that.
-        notes: what the user is told about it (oriented, cropped, resized, ...).
-        norm: of its budgets, where several norms were asked for; else None, and it is the document's.
+        notes: how the image was converted (oriented, cropped, resized, ...).
+        norm: of its budgets, where several were requested; None where it is that of the document.
     """
 
     path: str

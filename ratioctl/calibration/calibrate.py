@@ -171,9 +171,9 @@ def _warnings(
         warnings.append(
             f"the temperature {temperature:.4g} is at the end of the grid [{spec.low:g}, {spec.high:g}]"
         )
-    for key, name in (("ece_report", f"ECE ({spec.report_bins} bins)"), ("nll", "NLL")):
+    for key, name, unit in (("ece_report", f"ECE ({spec.report_bins} bins)", ".2%"), ("nll", "NLL", ".4g")):
         if after[key] > before[key]:
-            warnings.append(f"{name} rose from {before[key]:.4g} to {after[key]:.4g}")
+            warnings.append(f"{name} rose from {before[key]:{unit}} to {after[key]:{unit}}")
     if len(images) < 1000:
         warnings.append(f"only {len(images)} held-out images")
     assert images.labels is not None

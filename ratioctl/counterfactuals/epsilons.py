@@ -42,7 +42,7 @@ def parse_range(text: str, option: str = "--eps") -> tuple[float, ...]:
 
 
 def check_budgets(budgets: Sequence[float], option: str = "--eps") -> tuple[float, ...]:
-    """`budgets` as floats, if they can be asked for.
+    """`budgets` as floats, checked.
 
     Raises:
         UsageError: none, zero, negative, not finite, not growing, more than MOST, or two that have the same

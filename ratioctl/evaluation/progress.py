@@ -32,7 +32,7 @@ class Phase:
 
 
 class Plan:
-    """Phases of an evaluation, their progress, and the callback that is told about it."""
+    """Phases of an evaluation, their progress, and the callback that receives it."""
 
     def __init__(self, phases: Iterable[Phase], tell: Callback) -> None:
         self.phases: dict[tuple[str, str], Phase] = {}

@@ -38,7 +38,7 @@ class Checkpoint:
         state: tensors by name, as stored.
         nest: the keys under which they were found, "" for none.
         sha256: of the file.
-        notes: what the user is told about it.
+        notes: messages for the user.
     """
 
     path: Path

@@ -62,8 +62,8 @@ def select_device(
     bf16 = able if precision == "auto" else precision == "bf16"
     reasons = {
         "auto": "has bf16 instructions" if able else "has no bf16 instructions",
-        "fp32": "asked for",
-        "bf16": "asked for" + ("" if able else ", though the processor has no instructions for it"),
+        "fp32": "requested",
+        "bf16": "requested" + ("" if able else ", though the processor has no instructions for it"),
     }
     if chosen.type == "cuda":
         name = torch.cuda.get_device_name(chosen)

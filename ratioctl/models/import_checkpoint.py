@@ -40,7 +40,7 @@ class Fitted:
         classifier: in eval mode.
         options: architecture options, as given and as inferred from the weights (the width).
         prefix: what was removed from the names; renamed: how many other names were changed.
-        notes: what the user is told about it.
+        notes: messages for the user.
     """
 
     classifier: Classifier

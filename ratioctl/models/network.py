@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,8 +140,3 @@ def _check_fit(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], *,
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise PackageError(where, f"the weights do not fit the architecture: {shown}")
     return needed
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(math.prod(p.shape) for p in model.parameters())

@@ -138,7 +138,7 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter speaks to developers through warnings and the log; neither is about the user's model."""
+    """Silence the exporter's warnings and log: they address its developers, not the user's model."""
     loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "")]
     levels = [logger.level for logger in loud]
     with warnings.catch_warnings():

@@ -125,7 +125,7 @@ def load(
         raise PackageError(path, f"cannot be read: {error.strerror}", "Check its permissions.") from None
     _check_self_contained(data, path)
     session = _session(data, path, threads, device)
-    try:  # onnxruntime decodes texts when it is asked for them
+    try:  # onnxruntime decodes texts on access
         metadata = session.get_modelmeta().custom_metadata_map
         spec = _spec(metadata, path)
         input_type = _input_type(session, spec, path)

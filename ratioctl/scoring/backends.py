@@ -79,9 +79,9 @@ def open_model(
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
 
-    asked = worst_case is not None and precision != "auto"
+    requested = worst_case is not None and precision != "auto"
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
-    compute = select_device(device, precision) if asked else select_device(device, "fp32", reason=why)
+    compute = select_device(device, precision) if requested else select_device(device, "fp32", reason=why)
     network = predictor(found, compute.device)
     # One batch at a time: torch uses all processors for it, and the other workers decode meanwhile.
     one_batch = threading.Lock()

@@ -73,7 +73,7 @@ class _Pool(Generic[Item, Result]):
         self.failure: BaseException | None = None
 
     def feed(self) -> None:
-        """Draw the items until they end or nobody wants them."""
+        """Draw the items until they end or the reader stops."""
         most = 2 * self.batch * self.workers
         try:
             for item in self.items:

@@ -12,11 +12,12 @@ from ratioctl import metrics
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.calibration import calibrate as calibration
-from ratioctl.calibration.calibrate import calibrate
+from ratioctl.calibration.calibrate import _warnings, calibrate
 from ratioctl.calibration.temperature import find_temperature as search
 from ratioctl.calibration.temperature import improves_held_out
 from ratioctl.cli import main
 from ratioctl.data import in_distribution
+from ratioctl.data.registry import SourceRequest
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
@@ -213,3 +214,13 @@ def test_an_image_that_cannot_be_read_is_named_and_changes_the_exit_code(
     said = " ".join(capsys.readouterr().err.split())
     assert "images of data that could not be read and are left out: 1 (dog/0.png:" in said
     assert packages.read(tmp_path / "less").calibrated
+
+
+def test_a_rise_of_ece_is_in_percent() -> None:
+    spec = Calibration()
+    before, after = {"ece_report": 0.316, "nll": 1.25}, {"ece_report": 0.399, "nll": 1.5}
+    pixels, labels = np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1])
+    request = SourceRequest(source="x", argument="", size=8, channels=3)
+    found = _warnings(spec, 2.0, before, after, request.images(pixels, labels, ("a", "b")))
+    assert "ECE (15 bins) rose from 31.60% to 39.90%" in found
+    assert "NLL rose from 1.25 to 1.5" in found

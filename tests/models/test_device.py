@@ -30,7 +30,7 @@ def test_the_choice_and_its_reason_are_logged_for_verbose(caplog: pytest.LogCapt
 def test_a_precision_asked_for_overrules(precision: str) -> None:
     compute = select_device("cpu", precision)
     assert compute.bf16 == (precision == "bf16")
-    assert f"{precision}: asked for" in compute.why
+    assert f"{precision}: requested" in compute.why
 
 
 def test_threads_stay_within_the_cpu_quota(monkeypatch: pytest.MonkeyPatch) -> None:
