@@ -7,7 +7,8 @@ For every image and a random other class, at each radius (l2): the default count
 radius, and the best of several targeted searches of `pyautoattack` in fp32, each of all steps: one from the
 image, the others from random points. Confidences are those of the points before rounding to 8 bits, in fp32.
 `short` counts the images more than 0.05 below the best of `pyautoattack`. Where the default reaches 0.999,
-`pyautoattack` is not run and counts as 1, so the shortfall is overestimated by at most 0.001. With
+`pyautoattack` is not run and counts as 1: the shortfall is overestimated by at most 0.001, and the mean of
+`from_the_image_alone`, the search of `pyautoattack` from the image, is an upper bound. With
 `--reference FILE` the confidences of `pyautoattack` are kept in that file and not computed again.
 """
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.attacks.registry import strongest
-from ratioctl.attacks.worst_case import worst_case_confidence
+from ratioctl.attacks.worst_case import WorstCase, worst_case_confidence
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
 from ratioctl.models.device import ComputeConfig
@@ -133,6 +134,19 @@ def robust(
     return {**arrays, "x": found.x_adv[broken].cpu().numpy()} if keep else arrays
 
 
+def _worst(subject: Subject, x: Tensor, ball: Ball, **options: Any) -> WorstCase:
+    return worst_case_confidence(
+        subject.predictor.exact,
+        x,
+        ball,
+        temperature=subject.temperature,
+        batch_size=max(len(x), 1),
+        seed=subject.seed,
+        search_logits_of=subject.logits_of,
+        **options,
+    )
+
+
 def worst_case(
     subject: Subject,
     pixels: np.ndarray,
@@ -153,19 +167,7 @@ def worst_case(
         "x" (B, C, H, W) float32, the best point.
     """
     x = to_float(pixels, subject.compute.device)
-    found = worst_case_confidence(
-        subject.predictor.exact,
-        x,
-        ball,
-        temperature=subject.temperature,
-        steps=steps,
-        restarts=restarts,
-        targets=targets,
-        method=method,
-        batch_size=max(len(x), 1),
-        seed=subject.seed,
-        search_logits_of=subject.logits_of,
-    )
+    found = _worst(subject, x, ball, steps=steps, restarts=restarts, targets=targets, method=method)
     logits = subject.logits(found.x)
     arrays = {
         "clean": subject.confidences(x),
@@ -189,19 +191,11 @@ def worst_case_score(
         "acceptance" (B,) float64 in exact fp32 logits; "stuck" (B,) bool: no search found a gradient.
     """
     x = to_float(pixels, subject.compute.device)
-    found = worst_case_confidence(
-        subject.predictor.exact,
-        x,
-        ball,
-        temperature=subject.temperature,
-        steps=steps,
-        restarts=restarts,
-        targets=0,
-        batch_size=max(len(x), 1),
-        seed=subject.seed,
-        search_logits_of=subject.logits_of,
-        acceptance=lambda f: score.acceptance_tensor(f.float(), subject.temperature),
-    )
+
+    def acceptance(logits: Tensor) -> Tensor:
+        return score.acceptance_tensor(logits.float(), subject.temperature)
+
+    found = _worst(subject, x, ball, steps=steps, restarts=restarts, targets=0, acceptance=acceptance)
     return {
         "acceptance": score.acceptance(subject.logits(found.x), subject.temperature),
         "stuck": found.stuck.cpu().numpy(),

@@ -301,7 +301,7 @@ def test_every_confidence_on_the_page_is_that_of_the_picture_beside_it(
         assert row.probabilities == pytest.approx(values, abs=1e-4)
 
 
-def test_what_moves_without_the_slider_is_told(one: Path, open_page: OpenPage) -> None:
+def test_what_moves_without_the_slider_is_announced(one: Path, open_page: OpenPage) -> None:
     page = open_page(index(one)).page
     said, image = page.locator("#said"), page.locator(".counterfactual img")
     assert said.get_attribute("aria-live") == "polite"
@@ -457,7 +457,7 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     assert page.locator(".counterfactual .tag").text_content() == "OOD"
 
 
-def test_the_radius_that_is_told_is_in_distribution(one: Path, tmp_path: Path, open_page: OpenPage) -> None:
+def test_the_radius_that_is_shown_is_in_distribution(one: Path, tmp_path: Path, open_page: OpenPage) -> None:
     """Predicted as the target from 0.4 on, with a confidence above the threshold from 0.9 on."""
     found = document(one)
     found["images"][0]["targets"][0] |= {"flip_eps": 0.4, "flip_is_ood": True, "in_distribution_eps": 0.9}

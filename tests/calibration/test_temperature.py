@@ -131,7 +131,7 @@ def test_given_data_is_used(package: ModelPackage, tmp_path: Path) -> None:
     assert found.package.config["ratio"]["calibration"]["source"] == "digits:test"
 
 
-def test_doubts_are_told(package: ModelPackage, tmp_path: Path) -> None:
+def test_warnings_are_reported(package: ModelPackage, tmp_path: Path) -> None:
     found = calibrate(copy_of(package, tmp_path / "model"))
     assert any("216 held-out images" in w for w in found.warnings)
     ends = packages.portable_config(package)

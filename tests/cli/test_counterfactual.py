@@ -110,7 +110,7 @@ def test_twice_the_same(small_package: Path, photographs: Path, tmp_path: Path) 
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_people_get_a_table_and_are_told_where_to_look(
+def test_people_get_a_table_and_are_shown_where_to_look(
     small_package: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [

@@ -46,7 +46,7 @@ def line(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [*arguments, "--limit", "8", "--device", "cpu", "--precision", "fp32", *more]
 
 
-def test_a_table_on_stdout_doubts_on_stderr_and_files(
+def test_a_table_on_stdout_warnings_on_stderr_and_files(
     small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(line(small_package, cats_and_dogs, tmp_path / "out")) == 0

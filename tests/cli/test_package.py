@@ -104,7 +104,7 @@ def test_worst_case_is_at_least_the_clean_confidence(
         assert "left" not in err
 
 
-def test_a_list_on_stdin_is_told_the_pace_of_its_worst_case(
+def test_a_list_on_stdin_reports_the_pace_of_its_worst_case(
     hurried: Path, colors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = io.BytesIO(f"{colors}/red.png\n".encode())

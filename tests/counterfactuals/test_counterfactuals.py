@@ -811,7 +811,7 @@ def test_a_mask_image_is_a_region(small_package: Path, photographs: Path, tmp_pa
     assert np.array_equal(question.region, mask > 0)  # type: ignore[arg-type]
 
 
-def test_unreadable_images_are_told_and_left_out(small_package: Path, photographs: Path) -> None:
+def test_unreadable_images_are_reported_and_left_out(small_package: Path, photographs: Path) -> None:
     (photographs / "two.png").write_text("this is no picture")
     told: list[str] = []
     read: list[counterfactuals.Picture] = []

@@ -168,7 +168,7 @@ def test_the_self_checks_look_at_every_part_of_a_set() -> None:
 # --- journal -----------------------------------------------------------------------------------------------
 
 
-def test_a_journal_computes_a_batch_once_and_again_where_it_is_damaged(tmp_path: Path) -> None:
+def test_a_result_cache_computes_a_batch_once_and_again_where_it_is_damaged(tmp_path: Path) -> None:
     calls: list[int] = []
 
     def compute() -> dict[str, np.ndarray]:
@@ -187,7 +187,7 @@ def test_a_journal_computes_a_batch_once_and_again_where_it_is_damaged(tmp_path:
     assert len(calls) == 2
 
 
-def test_a_finished_journal_starts_anew_unless_it_is_kept(tmp_path: Path) -> None:
+def test_a_finished_result_cache_starts_anew_unless_it_is_kept(tmp_path: Path) -> None:
     results = ResultCache(tmp_path)
     results.get_or_compute("k", lambda: {"x": np.zeros(1)})
     results.finish()
@@ -299,7 +299,7 @@ def test_a_weakened_attack_is_noticed_and_a_sound_one_is_not() -> None:
     assert said[40] is None
 
 
-# --- doubts ------------------------------------------------------------------------------------------------
+# --- sanity checks ---------------------------------------------------------------------------------------
 
 OK = np.array([[2.0, -1.0, 0.3], [0.1, 0.2, 5.0]])
 BALL = Ball(p=2, eps=1)
@@ -349,7 +349,7 @@ def known_package(**ratio: Any) -> Any:
         (lambda: sanity_checks.few({"a": 999, "b": 2000}), lambda: sanity_checks.few({"a": 1000})),
     ],
 )
-def test_every_doubt_fires_and_stays_silent(
+def test_every_sanity_check_fires_and_stays_silent(
     fires: Callable[[], str | None], silent: Callable[[], str | None]
 ) -> None:
     assert fires()
@@ -820,7 +820,7 @@ class Recording(torch.nn.Module):
         return self.network(x)
 
 
-def test_every_score_comes_from_the_exact_road_and_not_from_the_search() -> None:
+def test_every_score_comes_from_the_exact_backend_and_not_from_the_search() -> None:
     """On a GPU that backend is fp32 without TF32; the search may see another network altogether."""
     exact, pixels, labels = Recording(Linear(scale=0.3)), noise(4), np.array([0, 1, 2, 0])
     search, ball = Linear(scale=0.1), Ball(p=2, eps=0.3)
@@ -1029,7 +1029,7 @@ class Softmaxed(Sound):
         (Softmaxed, ("probabilities, not logits",)),
     ],
 )
-def test_a_sound_model_is_not_doubted_and_an_unsound_one_is(
+def test_sanity_checks_pass_a_sound_model_and_warn_of_an_unsound_one(
     small_package: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -203,7 +203,7 @@ def test_the_first_frame_counts(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_paths_bytes_and_streams_are_one_road(kind, tmp_path):
+def test_paths_bytes_and_streams_are_read_alike(kind, tmp_path):
     data = encoded(picture(40, 40), kind)
     path = tmp_path / "x.anything"
     path.write_bytes(data)
@@ -469,7 +469,7 @@ def test_large_images_take_turns(monkeypatch):
     assert max(most) == 1
 
 
-def test_a_missing_field_is_told_in_words_of_images() -> None:
+def test_a_missing_field_is_reported_in_words_of_images() -> None:
     with pytest.raises(ImageError) as error:
         images.decode(b"\x89PNG\r\n\x1a\nxx", 32)
     assert error.value.reason == "is a PNG image that is cut short or damaged"
@@ -512,7 +512,7 @@ def test_sixteen_bit_tiffs_of_either_order_and_polarity(order, white_is_zero):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_twelve_bits_in_sixteen_are_told_and_scaled_on_request(kind):
+def test_twelve_bits_in_sixteen_are_noted_and_scaled_on_request(kind):
     values = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
     data = tiff16(values) if kind == "TIFF" else encoded(Image.fromarray(values))
     dark = images.decode(data, 8, 1)

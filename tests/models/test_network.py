@@ -44,7 +44,7 @@ def lived(architecture: str, width: int | None, size: int, channels: int) -> tup
 
 
 @pytest.mark.parametrize(("architecture", "width", "size", "channels"), SMALL)
-def test_frozen_is_the_same_function(architecture: str, width: int | None, size: int, channels: int) -> None:
+def test_folded_is_the_same_function(architecture: str, width: int | None, size: int, channels: int) -> None:
     model, x = lived(architecture, width, size, channels)
     twin = fold_batchnorm(model)
     model.eval()
@@ -58,7 +58,7 @@ def test_frozen_is_the_same_function(architecture: str, width: int | None, size:
 
 
 @pytest.mark.parametrize(("architecture", "width", "size", "channels"), SMALL)
-def test_refresh_follows_an_update(architecture: str, width: int | None, size: int, channels: int) -> None:
+def test_sync_follows_an_update(architecture: str, width: int | None, size: int, channels: int) -> None:
     model, x = lived(architecture, width, size, channels)
     twin = fold_batchnorm(model)
     before = twin(x)
@@ -72,7 +72,7 @@ def test_refresh_follows_an_update(architecture: str, width: int | None, size: i
     assert not torch.allclose(twin(x), before, atol=1e-2)
 
 
-def test_frozen_leaves_the_model_alone() -> None:
+def test_folding_leaves_the_model_alone() -> None:
     model, x = lived("resnet18", 4, 32, 3)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     fold_batchnorm(model)(x)

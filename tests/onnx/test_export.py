@@ -174,7 +174,7 @@ def test_without_a_name_it_goes_into_the_package(pets: package.ModelPackage, tmp
     assert np.abs(runtime.load(read).predict(images) - predictor(read).predict(images)).max() < 1e-5
 
 
-def test_every_road_gives_the_same_numbers(pets: package.ModelPackage, tmp_path: Path) -> None:
+def test_every_backend_gives_the_same_numbers(pets: package.ModelPackage, tmp_path: Path) -> None:
     """Package with torch, package with ONNX, both kinds of ONNX file, Python, counterfactuals.json."""
     samples = ratioctl.utils.resources.folder("assets") / "samples"
     eager = list(ratioctl.ood_score([samples], model=pets, probabilities=True))

@@ -338,7 +338,7 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(
     assert caught.value.exit_code == 2
 
 
-def test_a_second_writer_is_told_who_is_first(pkg: package.ModelPackage) -> None:
+def test_a_second_writer_learns_who_is_first(pkg: package.ModelPackage) -> None:
     with files.lock(pkg.path), pytest.raises(OutputError, match=rf"being written by process {os.getpid()} "):
         package.update(pkg, card="x")
     package.update(pkg, card="x")

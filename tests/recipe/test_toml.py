@@ -218,7 +218,7 @@ def test_a_base_with_earlier_names_is_overridden_by_current_ones(write: Callable
     assert "both are given" in refusal(write(MINIMAL + "[optim]\ndrops = [1]\nmilestones = [1]\n"))
 
 
-def test_several_mistakes_are_told_at_once(write: Callable[..., Path]) -> None:
+def test_several_mistakes_are_reported_at_once(write: Callable[..., Path]) -> None:
     message = refusal(write(MINIMAL + "[optim]\nepochs = -1\nlrr = 1\n"))
     assert '"optim.epochs"' in message
     assert 'did you mean "lr"' in message

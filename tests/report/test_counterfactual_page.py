@@ -150,7 +150,7 @@ def test_the_card_is_markdown_without_its_front_matter() -> None:
     assert "<script" not in made
 
 
-def test_models_of_one_name_are_told_apart() -> None:
+def test_models_of_one_name_are_distinguished() -> None:
     twins = document()
     twins["models"].append({**twins["models"][0], "digest": "456789ab"})
     made = counterfactual_page.page(twins, PICTURES)

@@ -328,7 +328,7 @@ def test_a_package_or_the_place_of_a_new_one_that_vanishes(
 
 
 @pytest.mark.parametrize("name", ["train", "calibrate", "counterfactual", "evaluate", "export"])
-def test_a_second_writer_is_told_who_is_first(name: str, forks: Any, cases: Any, tmp_path: Path) -> None:
+def test_a_second_writer_learns_who_is_first(name: str, forks: Any, cases: Any, tmp_path: Path) -> None:
     case = cases[name]
     folder = faults.fresh(case, tmp_path / "work")
     held = folder / {"train": "run", "counterfactual": "answers", "evaluate": "report"}.get(name, "net")

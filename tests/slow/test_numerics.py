@@ -53,7 +53,7 @@ def compared(p: np.ndarray, q: np.ndarray, threshold: float, margin: float) -> t
     return float(np.abs(p - q).max()), int(differ.sum()), int((~clear).sum() + (~decided).sum())
 
 
-def test_no_road_decides_otherwise_beyond_its_margin(
+def test_no_backend_decides_otherwise_beyond_its_margin(
     pictures: np.ndarray, model: package.ModelPackage, tmp_path: Path
 ) -> None:
     network = ratioctl.load_model(str(model.path))

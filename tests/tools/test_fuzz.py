@@ -35,7 +35,7 @@ def _no_waiting_for_the_disk() -> Any:
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_was_found_stays_mended(path: Path) -> None:
+def test_what_was_found_stays_fixed(path: Path) -> None:
     fuzz_targets.run(path.parent.name, path.read_bytes())
 
 

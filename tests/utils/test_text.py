@@ -21,7 +21,7 @@ def test_short_stems_stay(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "猫" * 34, readable(LONG), "a" * 10_000])
-def test_long_stems_are_cut_and_told_apart(name: str) -> None:
+def test_long_stems_are_cut_and_distinguished(name: str) -> None:
     stem = safe_stem(name)
     assert 90 <= len(stem.encode()) <= 100
     assert stem != safe_stem(name + "2")

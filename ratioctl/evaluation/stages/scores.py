@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ratioctl import scores
+from ratioctl.attacks.registry import default_method
 from ratioctl.evaluation import attack_batches, measurements, suites
 from ratioctl.evaluation.context import Context, Results, joined
 from ratioctl.evaluation.datasets import stratified_indices, take
@@ -60,6 +61,7 @@ def _worst_case(context: Context, results: Results, score: OodScore, name: str, 
         settings=[score.name, ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts],
     )
     worst = joined(parts)["acceptance"]
-    how = f"APGD on {score.name}, {suite.outside_steps} steps x {suite.outside_restarts}, or the image"
+    method = default_method(ball.p).upper()
+    how = f"{method} on {score.name}, {suite.outside_steps} steps x {suite.outside_restarts}, or the image"
     source = context.source(name, images, parts)
     results.measurements += measurements.score_detection(source, score.name, inside, worst, ball, attack=how)
