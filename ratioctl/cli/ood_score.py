@@ -107,7 +107,6 @@ def ood_score(
     row_format = row_format or _rows.format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         raise UsageError("--format parquet", "cannot be shown on a terminal", "Name a file with --output.")
-    _rows.refuse_foreign(output)
     tally = _Tally()
     opened = open_model(
         model,
@@ -122,6 +121,7 @@ def ood_score(
     batches = pipeline.batches(
         paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
     )
+    _rows.refuse_foreign(output)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
     total = _estimate(context, opened, paths, limit)
