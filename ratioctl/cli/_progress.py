@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +42,9 @@ class Progress:
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
-        # A disabled bar of rich's would still end its line.
-        if self.context.console.is_terminal and not self.context.quiet and not self.hidden:
+        # A disabled bar of rich's would still end its line. rich is imported only where a bar is possible.
+        possible = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
+        if possible and not self.context.quiet and not self.hidden and self.context.console.is_terminal:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
             columns = (
