@@ -250,7 +250,7 @@ def test_a_full_and_a_closed_disk_keep_what_is_there(
     with small_disk(tmp_path / "disk", "8m") as disk:
         shutil.copytree(case.start, disk, dirs_exist_ok=True)
         rows = disk / "rows.csv"
-        rows.write_text("precious\n")
+        rows.write_text("path,label,confidence\nprecious\n")
         commands = {
             "train": cases["train"].args,
             "calibrate": cases["calibrate"].args,
