@@ -229,13 +229,15 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float, score: str = 
     except ValueError as error:
         step = "The model is broken; train or export it again."
         raise PackageError(spec.name, f"computed no usable numbers: {error}", step) from None
-    confidence = p.max(axis=1)
+    confidence, kind = p.max(axis=1), registry.by_name(score)
     return Scores(
         labels=[spec.label_names[k] for k in logits.argmax(axis=1).tolist()],
         probabilities=p,
         confidence=confidence,
-        ood_score=registry.by_name(score).from_logits(logits, spec.temperature),
-        is_ood=registry.by_name(score).is_ood(logits, spec.temperature, threshold),
+        ood_score=1.0 - confidence
+        if score == registry.DEFAULT
+        else kind.from_logits(logits, spec.temperature),
+        is_ood=kind.is_ood(logits, spec.temperature, threshold),
     )
 
 
