@@ -128,20 +128,20 @@ def train(
         out: the run folder; default runs/<recipe name>.
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
-        init: a model whose weights are the start.
+        init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
     import pathlib
 
-    from ratioctl import package as packages
     from ratioctl import recipe as recipes
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
+    from ratioctl.training import starts
     from ratioctl.training.loop import fit
 
     loaded = recipes.load(str(recipe), [*settings, *([] if seed is None else [f"seed={seed}"])])
     folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
-    start = None if init is None else packages.resolve(init)
+    start = None if init is None else starts.resolve(init, download=download)
     package = fit(
         loaded,
         folder,

@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "sign",
     "models",
+    "cache",
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 

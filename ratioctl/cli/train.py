@@ -34,7 +34,12 @@ def train(
         bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")
     ] = False,
     init: Annotated[
-        str | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model.")
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="MODEL",
+            help="Start from these weights: a model, or timm:NAME[=WEIGHTS] or torchvision:NAME[=WEIGHTS].",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -51,12 +56,11 @@ def train(
     loaded = recipes.load(recipe, changes)
     folder = out or Path("runs") / loaded.name
 
-    from ratioctl import package as packages
-
-    start = None if init is None else packages.resolve(init)
-
     from ratioctl.calibration.calibrate import calibrate
+    from ratioctl.training import starts
     from ratioctl.training.loop import fit
+
+    start = None if init is None else starts.resolve(init, download=download)
 
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     if resume and not (folder / "checkpoint" / "state.json").exists():
@@ -130,6 +134,8 @@ class _Events:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             self._leaks(event)
+        elif event["event"] == "start":
+            self.progress.note(event["text"])
         elif event["event"] == "validation":
             self.last = {k: v for k, v in event.items() if k != "event"}
             parts = [f"clean {event['validation.clean']:.1%}"]

@@ -8,13 +8,15 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from ratioctl.images.rows import select
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
     """Images of one or several sources at the model's size.
 
     Attributes:
-        pixels: (N, H, W, C) uint8; a memory map where the source is large.
+        pixels: (N, H, W, C) uint8; a memory map of a large source, or `PixelRows` of one.
         labels: (N,) int64, or None for unlabelled images.
         label_names: names by label; empty without labels.
         fingerprint: SHA-256 over pixels and labels.
@@ -35,13 +37,13 @@ class Images:
         return len(self.pixels)
 
     def subset(self, index: np.ndarray) -> Images:
-        """The images at `index` (n,), copied; the fingerprint names the parent and the selection."""
+        """The images at `index` (n,), not copied; the fingerprint names the parent and the selection."""
         index = np.asarray(index)
         digest = hashlib.sha256(self.fingerprint.encode() + index.astype("<i8").tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[index]
         names = tuple(self.names[k] for k in index) if self.names else ()
         return dataclasses.replace(
-            self, pixels=self.pixels[index], labels=labels, fingerprint=digest, names=names
+            self, pixels=select(self.pixels, index), labels=labels, fingerprint=digest, names=names
         )
 
 

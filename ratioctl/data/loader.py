@@ -17,6 +17,7 @@ from ratioctl.data import in_distribution, out_distribution, registry
 from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
+from ratioctl.images.cache import CACHE_FROM_BYTES, remembered
 from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
@@ -106,6 +107,13 @@ def leaks(splits: Splits) -> dict[str, int]:
         "held_out": number of images compared; "outside.exact" and "outside.near": of these, the number with
         a copy among the OOD training images; "train.exact": with a copy in the training split.
     """
+    sets = [splits.train, splits.held_out, *([splits.outside] if splits.outside is not None else [])]
+    if sum(part.pixels.nbytes for part in sets) < CACHE_FROM_BYTES:
+        return _leaks(splits)
+    return remembered(["leaks", *(part.fingerprint for part in sets)], lambda: _leaks(splits))
+
+
+def _leaks(splits: Splits) -> dict[str, int]:
     held = splits.held_out.pixels
     found = {"held_out": len(held)}
     if splits.outside is not None:

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from ratioctl.errors import ImageError, SourceError
 from ratioctl.images import cache as decoded_cache
 from ratioctl.images.archive import ARCHIVE_SUFFIXES, DamagedArchiveError, Member, archive_members, is_archive
 from ratioctl.images.decode import decode
-from ratioctl.images.files import FORMATS
+from ratioctl.images.files import FORMATS, suffix_kind
+from ratioctl.images.rows import select
 from ratioctl.images.walk import folder_members
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
@@ -47,7 +49,7 @@ class SourceIndex:
 class Loaded:
     """A SOURCE in memory. Unreadable images are left out and listed in `errors`."""
 
-    images: np.ndarray  # (N, H, W, C) uint8; may be a private (copy-on-write) memory map
+    images: np.ndarray  # (N, H, W, C) uint8; may be a private memory map, or `PixelRows` of one
     labels: np.ndarray | None  # (N,) int64; None for a flat source
     label_names: tuple[str, ...]
     names: tuple[str, ...]  # (N,) POSIX paths inside the source
@@ -241,7 +243,22 @@ def load_source(
     key = _cache_key(path, split, size, channels, exclude) if cache else None
     if key is not None and (cached := _cached(key)) is not None:
         return cached
-    names, folders, images, failed = _decode_all(source, path, split, size, channels, workers)
+    rows = decoded_cache.Rows(key, (size, size, channels), shown(source))
+    try:
+        return _loaded(source, path, split, exclude, workers, rows)
+    finally:
+        rows.discard()
+
+
+def _loaded(
+    source: str,
+    path: str,
+    split: str | None,
+    exclude: Sequence[str],
+    workers: int | None,
+    rows: decoded_cache.Rows,
+) -> Loaded:
+    names, folders, failed = _decode_all(source, path, split, rows, workers)
     layout = _layout(source, names, folders, split, exclude)
     at = {name_index: row for row, name_index in enumerate(i for i in range(len(names)) if i not in failed)}
     good = [(place, i) for place, i in enumerate(layout.order) if i not in failed]
@@ -249,7 +266,8 @@ def load_source(
     if not good:
         name, reason = errors[0]
         raise SourceError(shown(source), f"has no readable image; {shown(name)} {reason}")
-    images = _reordered(images, [at[i] for _, i in good])
+    order = [at[i] for _, i in good]
+    images = _ordered(rows.images(), order)
     labels = None if layout.labels is None else layout.labels[[place for place, _ in good]]
     loaded = Loaded(
         images=images,
@@ -259,10 +277,16 @@ def load_source(
         errors=errors,
         fingerprint=_fingerprint(images, labels, layout.label_names),
     )
-    if key is not None and images.nbytes >= decoded_cache.CACHE_FROM_BYTES:
-        meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
-        decoded_cache.write(key, images, {**meta, "labels": None if labels is None else labels.tolist()})
+    meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
+    rows.file_under_key({**meta, "labels": None if labels is None else labels.tolist(), "order": order})
     return loaded
+
+
+def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The images in that order, not copied: rows are stored as an archive lists them."""
+    if len(order) == len(images) and all(row == k for k, row in enumerate(order)):
+        return images
+    return select(images, np.array(order, dtype=np.int64))
 
 
 def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
@@ -279,12 +303,16 @@ def _cached(key: str) -> Loaded | None:
     found = decoded_cache.read(key)
     if found is None:
         return None
-    images, meta = found
+    images, meta, unchanged = found
     try:
+        fits = images.dtype == np.uint8 and images.ndim == 4 and max(meta["order"]) < len(images)
+        images = _ordered(images, meta["order"]) if fits else images
         labels = None if meta["labels"] is None else np.array(meta["labels"], dtype=np.int64)
         label_names = tuple(str(k) for k in meta["label_names"])
-        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(meta["names"])
-        if not fits or _fingerprint(images, labels, label_names) != meta["fingerprint"]:
+        if not fits or len(images) != len(meta["names"]):
+            return None
+        # Hashing all pixels takes seconds for large sources; a file that was not touched needs no check.
+        if not unchanged and _fingerprint(images, labels, label_names) != meta["fingerprint"]:
             return None
         return Loaded(
             images=images,
@@ -299,9 +327,9 @@ def _cached(key: str) -> Loaded | None:
 
 
 def _decode_all(
-    source: str, path: str, split: str | None, size: int, channels: int, workers: int | None
-) -> tuple[list[str], list[str], np.ndarray, dict[int, str]]:
-    """(image names, folders, images of those that could be read in the order of names, {index: reason})."""
+    source: str, path: str, split: str | None, rows: decoded_cache.Rows, workers: int | None
+) -> tuple[list[str], list[str], dict[int, str]]:
+    """(image names, folders, {index: reason}); the images that can be read go into `rows`, in that order."""
     names: list[str] = []
     folders: list[str] = []
     failed: dict[int, str] = {}
@@ -327,8 +355,9 @@ def _decode_all(
     def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, np.ndarray | str]]:
         return [(index, _pixels_or_reason(member, size, channels)) for index, member in batch]
 
-    images = np.empty((0, size, size, channels), dtype=np.uint8)
-    rows = 0
+    size, _, channels = rows.shape
+    if (count := _count(path, wanted)) is not None:
+        rows.expect(count)
     threads = workers or resources.processors()
     batches = map_batches(
         listed(),
@@ -345,15 +374,21 @@ def _decode_all(
                 if isinstance(result, str):
                     failed[index] = result
                     continue
-                if rows == len(images):
-                    # realloc moves the pages of a large block: growing neither copies nor doubles memory.
-                    images.resize((max(1024, rows + rows // 8), size, size, channels), refcheck=False)
-                images[rows] = result
-                rows += 1
+                rows.append(result)
     except DamagedArchiveError as e:
         raise _damaged_source(source, e) from e
-    images.resize((rows, size, size, channels), refcheck=False)
-    return names, folders, images, failed
+    return names, folders, failed
+
+
+def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
+    """How many images a folder or zip holds; None for tars, which would have to be read to their end."""
+    if os.path.isdir(path):
+        return sum(member.kind == "image" and wanted(member.name) for member in folder_members(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(suffix_kind(name) == "image" and wanted(name) for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
 
 
 def _pixels_or_reason(member: Member, size: int, channels: int) -> np.ndarray | str:
@@ -361,27 +396,6 @@ def _pixels_or_reason(member: Member, size: int, channels: int) -> np.ndarray | 
         return decode(member.read(member.name), size, channels, name=member.name).pixels
     except ImageError as e:
         return e.reason
-
-
-def _reordered(images: np.ndarray, order: list[int]) -> np.ndarray:
-    """`images[order]` in the same memory: rows move along the cycles of the permutation."""
-    if order == list(range(len(images))):
-        return images
-    if len(order) < len(images):
-        return images[order]
-    done = np.zeros(len(order), dtype=bool)
-    for start in range(len(order)):
-        if done[start] or order[start] == start:
-            continue
-        first = images[start].copy()
-        here = start
-        while order[here] != start:
-            images[here] = images[order[here]]
-            done[here] = True
-            here = order[here]
-        images[here] = first
-        done[here] = True
-    return images
 
 
 def _fingerprint(images: np.ndarray, labels: np.ndarray | None, label_names: tuple[str, ...]) -> str:

@@ -92,14 +92,14 @@ def fit(
             std=per_channel[1],
             **chosen,
         )
-    target = _shapes(classifier.network)
-    prefix, names = _matched(state, target)
+    target = shapes_of(classifier.network)
+    prefix, names = matched(state, target)
     notes = list(checkpoint.notes)
     extra = [k for k in state if k not in names and not _is_normalization(k)]
     missing = [k for k in target if k not in names.values()]
     if not missing and (left := _left_out(extra, prefix, state, names)):
         extra = [k for k in extra if k not in left]
-        notes.append(f"left out {_some(left)}, which the network does not use")
+        notes.append(f"left out {some(left)}, which the network does not use")
     size = (input_size, lambda: possible_sizes(checkpoint, architecture, num_classes, chosen))
     _check_fit(checkpoint.path, architecture, missing, extra, state, target, names, num_classes, size)
     inside = stored_normalization(checkpoint)
@@ -125,7 +125,7 @@ def channels_of(state: Mapping[str, Tensor]) -> int:
     return 1 if 1 in taken and 3 not in taken else 3
 
 
-def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(COUNTERS)}
 
 
@@ -171,9 +171,7 @@ def _is_normalization(key: str) -> bool:
     return last in (*MEANS, *STDS) and len(above) <= 3
 
 
-def _matched(
-    state: Mapping[str, Tensor], target: Mapping[str, tuple[int, ...]]
-) -> tuple[str, dict[str, str]]:
+def matched(state: Mapping[str, Tensor], target: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
     """(prefix, {their name: ours}) for the prefix under which the most names fit."""
     prefixes = {""} | {
         ".".join(k.split(".")[:n]) + "." for k in state for n in range(1, min(k.count("."), MAX_NEST) + 1)
@@ -228,10 +226,10 @@ def _check_fit(
         taken = ", ".join(map(str, sizes))
         reason = f"the weights are those of {architecture} for images of {taken} pixels"
         raise UsageError(f"--input-size {size[0]}", reason, f"Give --input-size {sizes[0]}.")
-    parts = [f"missing {_some(missing)}"] if missing else []
-    parts += [f"unexpected {_some(extra)}"] if extra else []
+    parts = [f"missing {some(missing)}"] if missing else []
+    parts += [f"unexpected {some(extra)}"] if extra else []
     parts += (
-        ["of another shape " + _some([f"{k} {list(a)} instead of {list(b)}" for k, a, b in shapes])]
+        ["of another shape " + some([f"{k} {list(a)} instead of {list(b)}" for k, a, b in shapes])]
         if shapes
         else []
     )
@@ -239,7 +237,7 @@ def _check_fit(
     raise UsageError(path, f"does not fit {architecture}: {'; '.join(parts)}", step)
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
+def some(names: Sequence[str], most: int = 6) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)}: " * (len(names) > 1) + ", ".join(f"{name:.100}" for name in names[:most]) + rest
 
@@ -284,8 +282,8 @@ def possible_sizes(
                 network = build_network(
                     architecture, num_classes=num_classes, channels=channels, input_size=size, **chosen
                 ).eval()
-                target = _shapes(network)
-                _, names = _matched(state, target)
+                target = shapes_of(network)
+                _, names = matched(state, target)
                 fits = all(tuple(state[theirs].shape) == target[ours] for theirs, ours in names.items())
                 if fits and network(torch.zeros(2, channels, size, size)).shape == (2, num_classes):
                     found.append(size)

@@ -11,6 +11,8 @@ from ratioctl.errors import UsageError
 from ratioctl.models.registry import register_architecture
 from ratioctl.utils.suggest import did_you_mean
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalization of most published weights
+
 
 def _has_auxiliary_heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"aux_logits": any(part in key for key in state for part in ("aux1.", "AuxLogits."))}
@@ -117,6 +119,54 @@ def published_size(name: str) -> int | None:
         return None
     weights = next(iter(models.get_model_weights(short)), None)
     return None if weights is None else int(weights.transforms.keywords["crop_size"])
+
+
+def published_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the library's published weights; ImageNet's where the library states none."""
+    library, _, short = name.partition(":")
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(short)
+        return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
+    import torchvision.models as models
+
+    weights = next(iter(models.get_model_weights(short)), None)
+    if weights is None:
+        return IMAGENET
+    preset = weights.transforms()
+    return tuple(preset.mean), tuple(preset.std)
+
+
+def published_weights(name: str) -> dict[str, Tensor]:
+    """The library's default published weights, downloaded into its cache folder. Raises UsageError."""
+    library, _, short = name.partition(":")
+    try:
+        if library == "timm":
+            import timm
+
+            return dict(timm.create_model(short, pretrained=True).state_dict())
+        import torchvision.models as models
+
+        weights = next(iter(models.get_model_weights(short)), None)
+        if weights is None:
+            raise UsageError(name, "torchvision publishes no weights of it", "Name a file of weights.")
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        step = "Check the connection, or name a file of weights."
+        raise UsageError(name, f"its weights could not be downloaded: {detail}", step) from None
+
+
+def family(library: str, prefix: str) -> list[str]:
+    """Names of the library's networks that begin with `prefix`."""
+    if library == "timm":
+        import timm
+
+        return list(timm.list_models(f"{prefix}*"))
+    import torchvision.models as models
+
+    return [name for name in models.list_models(module=models) if name.startswith(prefix)]
 
 
 def _with_channels(network: nn.Module, channels: int, name: str) -> nn.Module:

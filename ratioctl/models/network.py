@@ -107,6 +107,27 @@ def _empty(package: ModelPackage, device: str, weights: Mapping[str, np.ndarray]
     return model
 
 
+def state_of(model: Classifier) -> dict[str, Tensor]:
+    """The floating-point tensors of the network: its weights. Counters follow from the architecture."""
+    return {k: v for k, v in model.network.state_dict().items() if v.is_floating_point()}
+
+
+def head_keys(
+    architecture: str, *, channels: int = 3, input_size: int | None = None, **options: Any
+) -> frozenset[str]:
+    """Names of the tensors whose shape depends on the number of classes: the classification head."""
+
+    def shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
+        network = build_network(
+            architecture, num_classes=num_classes, channels=channels, input_size=input_size, **options
+        )
+        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+    with torch.random.fork_rng(devices=[]):
+        two, three = shapes(2), shapes(3)
+    return frozenset(key for key in two if two[key] != three[key])
+
+
 def load_weights(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], *, where: str) -> None:
     """Copy arrays into the network's state, floating-point ones converted to its dtype.
 

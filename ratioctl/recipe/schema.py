@@ -276,8 +276,12 @@ class Optim(_Value):
         batch_size, batch_size_out: ID and OOD images per update.
         weight_decay: on every parameter, as in the paper.
         schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
-            falls to 0; "onecycle" rises over the first 30 % and falls to 0.
+            falls to 0; "onecycle" rises over the first 30 % and falls to 0; "slowstart", for fine-tuning,
+            rises quadratically over the first 60 % and falls so to 0 (after Jeddi et al. 2020).
         warmup_epochs: linear warm-up from 0.
+        head_epochs: fine-tuning trains the head alone over these first epochs, on attacked images and at the
+            full learning rate (an attacked linear probe, after RoLI, arXiv 2312.05716); the schedule covers
+            the rest. Needs `--init`.
         ema: decay of the averaged weights, min(ema, (1+n)/(10+n)) at update n, batch statistics
             included; None disables averaging.
         select: "best" keeps the weights with the highest robust validation accuracy (clean accuracy if
@@ -293,10 +297,11 @@ class Optim(_Value):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
-    schedule: Literal["step", "cosine", "onecycle"] = "step"
+    schedule: Literal["step", "cosine", "onecycle", "slowstart"] = "step"
     milestones: tuple[float, ...] = Field(default=(), max_length=10_000)
     gamma: float = Field(default=0.1, gt=0, lt=1)
     warmup_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
+    head_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
     ema: float | None = Field(default=None, gt=0, lt=1)
     select: Literal["best", "last"] = "best"
     validate_every: float = Field(default=1.0, gt=0)
@@ -309,6 +314,8 @@ class Optim(_Value):
             raise ValueError("nesterov = true needs momentum > 0")
         if self.milestones and self.schedule != "step":
             raise ValueError(f'milestones belong to schedule = "step", not "{self.schedule}"')
+        if self.head_epochs >= self.epochs:
+            raise ValueError("head_epochs must be below epochs: afterwards all layers are trained")
         if any(a >= b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False)):
             raise ValueError("milestones must be epochs above 0 in ascending order")
         return self
@@ -404,6 +411,7 @@ class Recipe(_Value):
             (values["model"], "stem_stride", None),
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),
+            (values["optim"], "head_epochs", 0.0),
         ):
             if table[key] == default:
                 del table[key]

@@ -46,7 +46,7 @@ class State:
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
-    init: dict[str, str] | None = None
+    init: dict[str, Any] | None = None
 
 
 def final_weights(state: State) -> dict[str, Tensor]:
@@ -84,6 +84,8 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
         "best_score": state.best_score if state.best is not None else None,
         "best_update": state.best_update,
         "init": state.init,
+        "mean": state.model.mean.flatten().tolist(),
+        "std": state.model.std.flatten().tolist(),
         "device": str(compute.device.type),
         "bf16": compute.bf16,
         "threads": torch.get_num_threads(),
@@ -138,6 +140,10 @@ def _fill(
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])
     state.best_update = int(root["best_update"])
     state.init = root.get("init")
+    for name in ("mean", "std"):  # a start's, which a resumed run need not name again
+        if name in root:
+            own_values: Tensor = getattr(state.model, name)
+            own_values.copy_(torch.tensor(root[name]).view_as(own_values))
     state.update = int(root["update"])
 
 

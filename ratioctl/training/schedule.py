@@ -16,14 +16,23 @@ def total_updates(recipe: Recipe, train_images: int) -> int:
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """The learning rate at a (fractional) epoch: warm-up times step, cosine or one-cycle schedule."""
+    """The learning rate at a (fractional) epoch: warm-up times the schedule.
+
+    It is `optim.lr` while the head alone is trained; warm-up and schedule begin after that.
+    """
     optim = recipe.optim
-    warm = min(1.0, epoch / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
-    part = min(1.0, epoch / optim.epochs)
+    if epoch < optim.head_epochs:
+        return optim.lr
+    epoch_of_all = epoch - optim.head_epochs
+    warm = min(1.0, epoch_of_all / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
+    part = min(1.0, epoch_of_all / (optim.epochs - optim.head_epochs))
     if optim.schedule == "step":
         factor = optim.gamma ** _drops(recipe, epoch)
     elif optim.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * part))
+    elif optim.schedule == "slowstart":
+        top = 0.6
+        factor = max(0.01, (part / top) ** 2) if part < top else ((1 - part) / (1 - top)) ** 2
     else:
         rise = 0.3
         if part < rise:

@@ -47,6 +47,7 @@ OPTIONS: dict[str, set[str]] = {
     "verify": {"--public-key"},
     "sign": {"--key", "--new-key"},
     "models": set(),
+    "cache": {"--clear", "--downloads"},
 }
 
 
@@ -93,7 +94,7 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
-NO_EFFECT |= dict.fromkeys(("export", "package", "inspect", "verify", "sign", "models"), COMPUTE)
+NO_EFFECT |= dict.fromkeys(("export", "package", "inspect", "verify", "sign", "models", "cache"), COMPUTE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
