@@ -23,6 +23,8 @@ class Images:
         source: as the user wrote it.
         errors: (name, reason) of images that could not be read.
         names: (N,) POSIX paths inside the source; empty for generated and library sets.
+        digests: (N,) uint64, of the encoded files; None for generated and library sets.
+        groups: (N,) int64; a split keeps images with the same number on one side. None: all may be parted.
     """
 
     pixels: np.ndarray
@@ -32,6 +34,8 @@ class Images:
     source: str
     errors: tuple[tuple[str, str], ...] = ()
     names: tuple[str, ...] = ()
+    digests: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -43,7 +47,13 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         names = tuple(self.names[k] for k in index) if self.names else ()
         return dataclasses.replace(
-            self, pixels=select(self.pixels, index), labels=labels, fingerprint=digest, names=names
+            self,
+            pixels=select(self.pixels, index),
+            labels=labels,
+            fingerprint=digest,
+            names=names,
+            digests=None if self.digests is None else self.digests[index],
+            groups=None if self.groups is None else self.groups[index],
         )
 
 

@@ -64,7 +64,10 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
         data.train, data.size, data.channels, label_names, download=download
     )
     assert everything.labels is not None
-    return everything.subset(in_distribution.hold_out(everything.labels, data.validation, recipe.seed)[1])
+    split = in_distribution.hold_out(
+        everything.labels, data.validation, recipe.seed, groups=everything.groups
+    )
+    return everything.subset(split[1])
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
@@ -78,7 +81,9 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
     data = recipe.data
     everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
     assert everything.labels is not None
-    keep, held = in_distribution.hold_out(everything.labels, data.validation, recipe.seed)
+    keep, held = in_distribution.hold_out(
+        everything.labels, data.validation, recipe.seed, groups=everything.groups
+    )
     if data.calibration is not None:  # errors in it are reported now, not after the training
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -20,6 +21,8 @@ from ratioctl.images.archive import ARCHIVE_SUFFIXES, DamagedArchiveError, Membe
 from ratioctl.images.decode import decode
 from ratioctl.images.files import FORMATS, suffix_kind
 from ratioctl.images.rows import select
+from ratioctl.images.table import SUFFIXES as TABLES
+from ratioctl.images.table import is_table, table_members
 from ratioctl.images.walk import folder_members
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
@@ -30,7 +33,14 @@ SPLIT_NAMES = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
 )
 
+_FOREIGN = {
+    "COCO": ("annotations/*.json", "*_annotations.coco.json", "*/_annotations.coco.json", "instances_*.json"),
+    "Pascal VOC": ("Annotations/*.xml",),
+    "YOLO": ("data.yaml", "labels/*.txt", "labels/*/*.txt"),
+}
 MISSING = "does not exist"  # the reason of a SourceError for a path that is not there
+NOT_READ = "looks like a data set with {} annotations, which are not read"
+ARRANGE = "Arrange it as CLASS/image.png, one folder a class, or write a CSV file of path,label."
 _MAX_WAITING_BYTES = 2**24  # encoded members of an archive that wait to be decoded
 
 
@@ -55,6 +65,7 @@ class Loaded:
     names: tuple[str, ...]  # (N,) POSIX paths inside the source
     errors: tuple[tuple[str, str], ...]  # (name, reason)
     fingerprint: str  # SHA-256 of pixels, labels and label names: independent of the packing
+    digests: np.ndarray  # (N,) uint64, of the encoded files
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -78,8 +89,11 @@ def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member
         return _listable_members(path)
     if is_archive(path) and os.path.isfile(path):
         return archive_members(path, wanted)
-    kinds = ", ".join(ARCHIVE_SUFFIXES)
-    raise SourceError(shown(path), "is neither a folder nor an archive", f"Archives end in {kinds}.")
+    if is_table(path) and os.path.isfile(path):
+        return table_members(path)
+    kinds = ", ".join((*ARCHIVE_SUFFIXES, *TABLES))
+    reason = "is neither a folder, an archive nor a table of paths and labels"
+    raise SourceError(shown(path), reason, f"Archives and tables end in {kinds}.")
 
 
 def _listable_members(path: str) -> Iterator[Member]:
@@ -87,6 +101,36 @@ def _listable_members(path: str) -> Iterator[Member]:
         if member.kind == "closed":
             raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
         yield member
+
+
+def splits_of(source: str) -> tuple[str, ...]:
+    """The first-level folders of a SOURCE where these are splits ("train", "test"), else ().
+
+    Raises:
+        SourceError: as `load_source`.
+    """
+    path, split = split_source(source)
+    if split is not None:
+        return ()
+    names = [nfc(name) for name in _listing(source, path)[0]]
+    outer = os.path.commonpath(names) if len(names) > 1 else ""
+    for prefix in ("", f"{outer}/"):
+        tops = {n[len(prefix) :].split("/", 1)[0] for n in names if "/" in n[len(prefix) :]}
+        if len(tops) > 1 and {top.lower() for top in tops} <= SPLIT_NAMES:
+            return tuple(sorted(tops))
+    return ()
+
+
+def foreign_layout(source: str) -> str | None:
+    """The name of a layout of annotations that is not read, if `source` lies in one: COCO, YOLO or VOC."""
+    path = source if os.path.exists(source) else source.rpartition(":")[0]
+    for folder in (path, os.path.dirname(os.path.abspath(path))):
+        if not os.path.isdir(folder):
+            continue
+        for kind, patterns in _FOREIGN.items():
+            if any(glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns):
+                return kind
+    return None
 
 
 def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
@@ -246,6 +290,10 @@ def load_source(
     rows = decoded_cache.Rows(key, (size, size, channels), shown(source))
     try:
         return _loaded(source, path, split, exclude, workers, rows)
+    except SourceError as error:
+        if (kind := foreign_layout(source)) is not None:
+            raise SourceError(error.thing, NOT_READ.format(kind), ARRANGE) from None
+        raise
     finally:
         rows.discard()
 
@@ -258,7 +306,7 @@ def _loaded(
     workers: int | None,
     rows: decoded_cache.Rows,
 ) -> Loaded:
-    names, folders, failed = _decode_all(source, path, split, rows, workers)
+    names, folders, failed, found = _decode_all(source, path, split, rows, workers)
     layout = _layout(source, names, folders, split, exclude)
     at = {name_index: row for row, name_index in enumerate(i for i in range(len(names)) if i not in failed)}
     good = [(place, i) for place, i in enumerate(layout.order) if i not in failed]
@@ -269,6 +317,7 @@ def _loaded(
     order = [at[i] for _, i in good]
     images = _ordered(rows.images(), order)
     labels = None if layout.labels is None else layout.labels[[place for place, _ in good]]
+    digests = np.array(found, dtype=np.uint64)[order]
     loaded = Loaded(
         images=images,
         labels=labels,
@@ -276,9 +325,17 @@ def _loaded(
         names=tuple(names[i] for _, i in good),
         errors=errors,
         fingerprint=_fingerprint(images, labels, layout.label_names),
+        digests=digests,
     )
     meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
-    rows.file_under_key({**meta, "labels": None if labels is None else labels.tolist(), "order": order})
+    rows.file_under_key(
+        {
+            **meta,
+            "labels": None if labels is None else labels.tolist(),
+            "order": order,
+            "digests": digests.tolist(),
+        }
+    )
     return loaded
 
 
@@ -291,7 +348,11 @@ def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
 
 def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
     try:
-        members = folder_members(path) if os.path.isdir(path) else [Member(name="", file=path)]
+        members: Iterable[Member] = [Member(name="", file=path)]
+        if os.path.isdir(path):
+            members = folder_members(path)
+        elif is_table(path):
+            members = itertools.chain(members, table_members(path))
         files = ((member.name, member.file) for member in members)
         return decoded_cache.key_of([os.path.realpath(path), split, size, channels, sorted(exclude)], files)
     except OSError:
@@ -321,15 +382,16 @@ def _cached(key: str) -> Loaded | None:
             names=tuple(str(n) for n in meta["names"]),
             errors=tuple((str(n), str(r)) for n, r in meta["errors"]),
             fingerprint=meta["fingerprint"],
+            digests=np.array(meta["digests"], dtype=np.uint64),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
 def _decode_all(
     source: str, path: str, split: str | None, rows: decoded_cache.Rows, workers: int | None
-) -> tuple[list[str], list[str], dict[int, str]]:
-    """(image names, folders, {index: reason}); the images that can be read go into `rows`, in that order."""
+) -> tuple[list[str], list[str], dict[int, str], list[int]]:
+    """(image names, folders, {index: reason}, digests); images that can be read go into `rows`."""
     names: list[str] = []
     folders: list[str] = []
     failed: dict[int, str] = {}
@@ -352,10 +414,11 @@ def _decode_all(
             else:
                 failed[len(names) - 1] = ""
 
-    def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, np.ndarray | str]]:
+    def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, tuple[np.ndarray, int] | str]]:
         return [(index, _pixels_or_reason(member, size, channels)) for index, member in batch]
 
     size, _, channels = rows.shape
+    digests: list[int] = []
     if (count := _count(path, wanted)) is not None:
         rows.expect(count)
     threads = workers or resources.processors()
@@ -374,16 +437,18 @@ def _decode_all(
                 if isinstance(result, str):
                     failed[index] = result
                     continue
-                rows.append(result)
+                rows.append(result[0])
+                digests.append(result[1])
     except DamagedArchiveError as e:
         raise _damaged_source(source, e) from e
-    return names, folders, failed
+    return names, folders, failed, digests
 
 
 def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
     """How many images a folder or zip holds; None for tars, which would have to be read to their end."""
-    if os.path.isdir(path):
-        return sum(member.kind == "image" and wanted(member.name) for member in folder_members(path))
+    if os.path.isdir(path) or is_table(path):
+        members = _source_members(path, wanted)
+        return sum(member.kind == "image" and wanted(member.name) for member in members)
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(suffix_kind(name) == "image" and wanted(name) for name in archive.namelist())
@@ -391,9 +456,11 @@ def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
         return None
 
 
-def _pixels_or_reason(member: Member, size: int, channels: int) -> np.ndarray | str:
+def _pixels_or_reason(member: Member, size: int, channels: int) -> tuple[np.ndarray, int] | str:
     try:
-        return decode(member.read(member.name), size, channels, name=member.name).pixels
+        data = member.read(member.name)
+        digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+        return decode(data, size, channels, name=member.name).pixels, digest
     except ImageError as e:
         return e.reason
 
