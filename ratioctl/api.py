@@ -124,7 +124,8 @@ def train(
     """Train a recipe, package it and calibrate it on the recipe's held-out split.
 
     Args:
-        recipe: a TOML file or the name of a bundled recipe.
+        recipe: a TOML file, the name of a bundled recipe, or a labelled SOURCE of photographs, for which a
+            recipe is chosen as `ratioctl init` does.
         out: the run folder; default runs/<recipe name>.
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
@@ -134,14 +135,19 @@ def train(
     """
     import pathlib
 
-    from ratioctl import recipe as recipes
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training import starts
     from ratioctl.training.loop import fit
+    from ratioctl.training.photographs import recipe_of
 
-    loaded = recipes.load(str(recipe), [*settings, *([] if seed is None else [f"seed={seed}"])])
-    folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
-    start = None if init is None else starts.resolve(init, download=download)
+    loaded, folder, _, start = recipe_of(
+        str(recipe),
+        [*settings, *([] if seed is None else [f"seed={seed}"])],
+        None if out is None else pathlib.Path(out),
+        start=None if init is None else starts.resolve(init, download=download),
+        resume=resume,
+        download=download,
+    )
     package = fit(
         loaded,
         folder,

@@ -19,6 +19,7 @@ import typer.main
 from ratioctl.cli._common import guard, own_the_process
 
 COMMANDS = (
+    "init",
     "train",
     "calibrate",
     "evaluate",

@@ -10,6 +10,7 @@ import typer
 from ratioctl.cli._common import Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
 from ratioctl.cli.calibrate import alert_chance
+from ratioctl.cli.init import show
 from ratioctl.errors import DiskError, Interrupted
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 def train(
     context: Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a bundled recipe.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|PHOTOS",
+            help="A TOML file, the name of a bundled recipe, or labelled photographs (see `ratioctl init`).",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -50,18 +55,18 @@ def train(
     download: Download = False,
 ) -> int | None:
     """Train a model from a recipe, package it and calibrate it."""
-    from ratioctl import recipe as recipes
-
-    changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
-    loaded = recipes.load(recipe, changes)
-    folder = out or Path("runs") / loaded.name
-
     from ratioctl.calibration.calibrate import calibrate
     from ratioctl.training import starts
     from ratioctl.training.loop import fit
+    from ratioctl.training.photographs import recipe_of
 
+    changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
     start = None if init is None else starts.resolve(init, download=download)
-
+    loaded, folder, proposal, start = recipe_of(
+        recipe, changes, out, start=start, resume=resume, download=download
+    )
+    if proposal is not None:
+        show(context, proposal)
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     if resume and not (folder / "checkpoint" / "state.json").exists():
         context.note(f"{folder}: no checkpoint, so training starts from the beginning.")

@@ -22,7 +22,7 @@ from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
 
-_IN, _OUT = 1, 2  # independent streams of random numbers
+_IN, _OUT, _CLASSES = 1, 2, 16  # independent streams of random numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +152,11 @@ def updates_per_epoch(count: int, batch_size: int) -> float:
     return count / batch_size
 
 
+@functools.lru_cache(maxsize=2048)
+def _small_permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream, epoch]).permutation(n)
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, stream, epoch]).permutation(n)
@@ -167,6 +172,31 @@ def indices(n: int, batch: int, update: int, seed: int, stream: int) -> np.ndarr
         parts.append(part)
         first, wanted = first + len(part), wanted - len(part)
     return np.concatenate(parts)
+
+
+def balanced_indices(labels: np.ndarray, batch: int, update: int, seed: int) -> np.ndarray:
+    """(batch,) indices of update number `update`, every class equally often.
+
+    The classes follow each other in shuffled rounds; the k-th turn of a class takes the k-th image of its own
+    endlessly repeated, shuffled images.
+    """
+    order = np.argsort(labels, kind="stable")
+    classes, sizes = np.unique(labels, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    positions = np.arange(update * batch, (update + 1) * batch)
+    out = np.empty(batch, dtype=np.int64)
+    for place, position in enumerate(positions):
+        turn, at = divmod(int(position), len(classes))
+        c = int(_small_permutation(len(classes), seed, _CLASSES, turn)[at])
+        epoch, k = divmod(turn, int(sizes[c]))
+        out[place] = order[starts[c] + _small_permutation(int(sizes[c]), seed, _CLASSES + 1 + c, epoch)[k]]
+    return out
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) float32: N / (K n_c) for n_c images of class c, so that the mean over images is 1."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
 def to_float(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -186,7 +216,10 @@ def batch_at(
     """The batch of one update. `fill` (C,) uint8 is the mean color, for padding and Cutout."""
     optim, spec = recipe.optim, recipe.data.augment
     assert train.labels is not None
-    picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
+    if recipe.data.balance == "sampling":
+        picked = balanced_indices(train.labels, optim.batch_size, update, recipe.seed)
+    else:
+        picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
     x_in = _view(train.pixels[picked], spec, (recipe.seed, update, _IN), fill, device)
     y_in = torch.from_numpy(train.labels[picked]).to(device)
     x_out = None

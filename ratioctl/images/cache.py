@@ -220,7 +220,7 @@ class Rows:
 def generated(
     facts: Sequence[object], shape: tuple[int, int, int], source: str, images: Iterator[np.ndarray]
 ) -> np.ndarray:
-    """Images (N, H, W, C) that `images` makes one by one, or those of an earlier call with the same `facts`."""
+    """Images (N, H, W, C) that `images` makes one by one, or those of an earlier call with equal `facts`."""
     key = hashlib.sha256(json.dumps([_CACHE_FORMAT, np.__version__, *facts]).encode()).hexdigest()[:32]
     found = read(key)
     if found is not None and found[2]:

@@ -92,7 +92,7 @@ def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member
     if is_table(path) and os.path.isfile(path):
         return table_members(path)
     kinds = ", ".join((*ARCHIVE_SUFFIXES, *TABLES))
-    reason = "is neither a folder, an archive nor a table of paths and labels"
+    reason = "is neither a folder nor an archive nor a table of paths and labels"
     raise SourceError(shown(path), reason, f"Archives and tables end in {kinds}.")
 
 
@@ -101,6 +101,31 @@ def _listable_members(path: str) -> Iterator[Member]:
         if member.kind == "closed":
             raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
         yield member
+
+
+def sample(source: str, count: int) -> Iterator[tuple[str, bytes]]:
+    """(name, encoded bytes) of some images of a SOURCE: evenly spaced in a folder or table, else the first.
+
+    Raises:
+        SourceError: as `load_source`.
+    """
+    path, split = split_source(source)
+    prefix = "" if split is None else nfc(split) + "/"
+    members: Iterator[Member] = (
+        member
+        for member in _source_members(path, lambda name: True)
+        if member.kind == "image" and (not prefix or prefix in nfc(member.name))
+    )
+    if os.path.isdir(path) or is_table(path):
+        every = list(members)
+        members = iter(every[:: max(1, len(every) // count)])
+    try:
+        for member in itertools.islice(members, count):
+            with contextlib.suppress(ImageError):
+                name = nfc(readable(member.name))
+                yield name.rpartition(prefix)[2] if prefix else name, member.read(member.name)
+    except DamagedArchiveError as e:
+        raise _damaged_source(source, e) from e
 
 
 def splits_of(source: str) -> tuple[str, ...]:

@@ -215,6 +215,8 @@ class Data(_Value):
         outside_test: held-out OOD images, for validation.
         exclude: class folders that are removed from the OOD sources.
         size, channels: the model's input.
+        balance: for classes of unequal size. "sampling" draws every class equally often, "weights" weighs the
+            losses of labelled images by the inverse of the size of their class (mean 1); "none" does neither.
     """
 
     train: str
@@ -226,6 +228,7 @@ class Data(_Value):
     exclude: tuple[str, ...] = ()
     size: int = Field(default=32, ge=4, le=1024)
     channels: Literal[1, 3] = 3
+    balance: Literal["none", "sampling", "weights"] = "none"
     augment: Augment = Augment()
 
     @field_validator("outside", "outside_test", "exclude", mode="before")
@@ -412,6 +415,7 @@ class Recipe(_Value):
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),
             (values["optim"], "head_epochs", 0.0),
+            (values["data"], "balance", "none"),
         ):
             if table[key] == default:
                 del table[key]

@@ -176,6 +176,7 @@ def _train(run: _Run, state: State) -> None:
     eval_net = models.fold_batchnorm(model)
     logits_of, train_logits = in_precision(eval_net, compute), in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
+    weights = _class_weights(run)
     started, first_update = time.monotonic(), state.update
     last_save = last_progress = started
     for batch in loader.stream(
@@ -196,7 +197,15 @@ def _train(run: _Run, state: State) -> None:
         model.train()
         if head is not None:
             _train_head_only(model, head if epoch < optim.head_epochs else None)
-        named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
+        named = losses(
+            train_logits,
+            logits_of,
+            batch,
+            objective,
+            generator=generator,
+            shrink=shrink,
+            class_weights=weights,
+        )
         validating = state.update + 1 in validations
         _step(run, state, sgd, named["total"], check=validating or state.update % _NAN_EVERY == 0)
         named = {k: v.detach() for k, v in named.items()}
@@ -232,6 +241,14 @@ def _train(run: _Run, state: State) -> None:
             save(run.folder, state, recipe, compute)
         if signum is not None:
             raise _interrupted(run.folder.parent, signum, f"after update {state.update} of {total}, saved")
+
+
+def _class_weights(run: _Run) -> Tensor | None:
+    train = run.splits.train
+    if run.recipe.data.balance != "weights" or train.labels is None:
+        return None
+    found = loader.class_weights(train.labels, len(train.label_names))
+    return torch.from_numpy(found).to(run.compute.device)
 
 
 def _head_of(recipe: Recipe) -> frozenset[str]:

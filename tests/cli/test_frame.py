@@ -48,6 +48,7 @@ OPTIONS: dict[str, set[str]] = {
     "sign": {"--key", "--new-key"},
     "models": set(),
     "cache": {"--clear", "--downloads"},
+    "init": {"--outside", "--arch", "--size", "--out", "--download"},
 }
 
 
@@ -94,7 +95,9 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
-NO_EFFECT |= dict.fromkeys(("export", "package", "inspect", "verify", "sign", "models", "cache"), COMPUTE)
+NO_EFFECT |= dict.fromkeys(
+    ("export", "package", "inspect", "verify", "sign", "models", "cache", "init"), COMPUTE
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -135,7 +135,7 @@ def test_bad_sources(tmp_path):
         tmp_path / "missing": "does not exist",
         f"{tmp_path}/missing:train": "does not exist",
         "": "does not exist",
-        tmp_path / "file.png": "neither a folder nor an archive",
+        tmp_path / "file.png": "neither a folder nor an archive nor a table",
         tmp_path / "none": "holds no images",
         f"{tmp_path}/x:": "names no split",
         f"{tmp_path}/x:dog": "no split 'dog'",
