@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ratioctl.cli._common import COMPUTE, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.errors import OutputError, UsageError
+from ratioctl.utils.frame import Frame
 from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ratioctl.models.import_checkpoint import Fitted
     from ratioctl.package import ModelPackage
 
+MAX_SIDE = 2048  # pixels
 MAX_LABEL = 200  # characters of a class name
 
 
@@ -38,9 +41,15 @@ def package(
     ] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Goes with --mean.")] = None,
     input_size: Annotated[
-        int | None,
-        typer.Option("--input-size", min=1, max=2048, metavar="N", help="Side of the input in pixels."),
+        str | None,
+        typer.Option("--input-size", metavar="N|HxW", help="Side of the input in pixels, or HEIGHTxWIDTH."),
     ] = None,
+    resize: Annotated[
+        Literal["crop", "pad"],
+        typer.Option(
+            "--resize", help="Cut images of another shape around the center, or pad them with black."
+        ),
+    ] = "crop",
     data: Annotated[
         str | None,
         typer.Option(
@@ -79,26 +88,27 @@ def package(
         context.note("Normalization: taken from the checkpoint, which holds it.")
     normalization.check_normalization(*given)
     options = dict(parse_option(arch, text) for text in arch_options or ())
-    size = input_size
-    if size is None:
+    frame = None if input_size is None else _frame(input_size, resize)
+    if frame is None:
         size, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
         context.note(note)
+        frame = Frame(size, size, resize == "pad")
     fitted = import_checkpoint.fit(
         checkpoint,
         arch,
         num_classes=len(names),
         mean=given[0] or (),
         std=given[1] or (),
-        input_size=size,
+        input_size=frame.built_for,
         options=options,
     )
-    import_checkpoint.check_forward(fitted, checkpoint, arch, len(names), size)
+    import_checkpoint.check_forward(fitted, checkpoint, arch, len(names), frame)
     for note in fitted.notes:
         context.note(f"{weights.name}: {note}.")
-    checked = None if data is None else _checked(fitted.classifier, data, size, names, download)
+    checked = None if data is None else _checked(fitted.classifier, data, frame, names, download)
     for warning in checked.warnings if checked else ():
         context.warn(warning)
-    written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=size)
+    written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=frame)
     _show(context, written, fitted, checked, data)
     return None
 
@@ -140,7 +150,7 @@ class _Checked:
     warnings: list[str]
 
 
-def _checked(classifier: Classifier, data: str, side: int, names: list[str], download: bool) -> _Checked:
+def _checked(classifier: Classifier, data: str, side: Frame, names: list[str], download: bool) -> _Checked:
     """Check the normalization and the labels' order on images of a SOURCE."""
     import numpy as np
 
@@ -167,6 +177,16 @@ def _checked(classifier: Classifier, data: str, side: int, names: list[str], dow
         warnings.append(f"Its accuracy, {accuracy:.1%}, is no better than chance with {len(names)} classes.")
     mean, std = statistics
     return _Checked(mean=mean, std=std, n=len(index), accuracy=accuracy, warnings=warnings)
+
+
+def _frame(text: str, resize: str) -> Frame:
+    """`N` or `HEIGHTxWIDTH`, each 1 to 2048."""
+    match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        reason = f"is not a size of 1 to {MAX_SIDE} pixels"
+        raise UsageError(f"--input-size {text}", reason, "For example 224, or 224x128 (height x width).")
+    return Frame(height, width, resize == "pad")
 
 
 def _labels(given: str) -> list[str]:

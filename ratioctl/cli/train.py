@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,8 +72,7 @@ def train(
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     if resume and not (folder / "checkpoint" / "state.json").exists():
         context.note(f"{folder}: no checkpoint, so training starts from the beginning.")
-    line = f"Continue with: {context.typed('--resume')}"
-    try:
+    with _continued(folder, f"Continue with: {context.typed('--resume')}"):
         with Progress(context, tenths=False) as progress:
             events = _Events(progress)
             package = fit(
@@ -85,13 +86,6 @@ def train(
                 callback=events,
             )
         result = calibrate(package, device=context.device, download=download)
-    except Interrupted as stop:
-        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
-    except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
-        reason = "was stopped; what is in it is complete"
-        raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
-    except DiskError as fault:
-        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
     for warning in result.warnings:
         context.warn(warning)
     _print_result(context, result, events.last, loaded.digest)
@@ -100,6 +94,20 @@ def train(
             context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
         )
     return None
+
+
+@contextlib.contextmanager
+def _continued(folder: Path, line: str) -> Iterator[None]:
+    """Interruptions and a full disk end with the `line` that continues the run."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
+    except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
+        reason = "was stopped; what is in it is complete"
+        raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
+    except DiskError as fault:
+        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
 
 
 def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe_digest: str) -> None:

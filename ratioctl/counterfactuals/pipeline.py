@@ -136,7 +136,7 @@ class _Explanations:
         self.spec, self.request, self.index, self.progress = spec, request, index, progress
         self.predict = predictor(spec, compute.device)
         self.search = BatchSearch(self.predict, spec, request, compute)
-        self.together = together or jobs_together(compute, request, spec.input_size[1])
+        self.together = together or jobs_together(compute, request, spec.frame.area)
         self.done = 0.0
         self.pending: deque[_Pending] = deque()
         self.jobs: deque[_Job] = deque()

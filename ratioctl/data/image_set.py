@@ -8,7 +8,9 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from ratioctl.images.decode import fit
 from ratioctl.images.rows import select
+from ratioctl.utils.frame import Size, frame_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,15 +69,13 @@ def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
     return digest.hexdigest()
 
 
-def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """(N, H, W, C) uint8 to the model's size and channels, Pillow bicubic; unchanged where they fit."""
-    if pixels.shape[1:] == (size, size, channels):
+def resize(pixels: np.ndarray, size: Size, channels: int) -> np.ndarray:
+    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; as they are if they fit."""
+    frame = frame_of(size)
+    if pixels.shape[1:] == (frame.height, frame.width, channels):
         return pixels
-    mode = "RGB" if channels == 3 else "L"
-    out = np.empty((len(pixels), size, size, channels), np.uint8)
+    out = np.empty((len(pixels), frame.height, frame.width, channels), np.uint8)
     for k, image in enumerate(pixels):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
-        if picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        out[k] = np.asarray(picture).reshape(size, size, channels)
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        out[k] = fit(picture, picture.size, frame, channels)[0]
     return out

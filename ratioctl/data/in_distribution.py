@@ -14,13 +14,14 @@ from ratioctl.data import registry
 from ratioctl.data.image_set import Images
 from ratioctl.errors import SourceError
 from ratioctl.images import labelled
+from ratioctl.utils.frame import Size
 from ratioctl.utils.suggest import did_you_mean
 from ratioctl.utils.text import nfc
 
 
 def load(
     source: str,
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     seed: int = 0,
@@ -75,7 +76,12 @@ def load(
 
 
 def load_labelled(
-    source: str, size: int, channels: int, label_names: Sequence[str] | None = None, *, download: bool = False
+    source: str,
+    size: Size,
+    channels: int,
+    label_names: Sequence[str] | None = None,
+    *,
+    download: bool = False,
 ) -> Images:
     """Like `load`, but labels are required; they are matched by name to `label_names` if given.
 

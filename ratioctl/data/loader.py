@@ -58,10 +58,10 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
     data = recipe.data
     if data.calibration is not None:
         return in_distribution.load_labelled(
-            data.calibration, data.size, data.channels, label_names, download=download
+            data.calibration, data.frame, data.channels, label_names, download=download
         )
     everything = in_distribution.load_labelled(
-        data.train, data.size, data.channels, label_names, download=download
+        data.train, data.frame, data.channels, label_names, download=download
     )
     assert everything.labels is not None
     split = in_distribution.hold_out(
@@ -79,7 +79,7 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
     """
     data = recipe.data
-    everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
+    everything = in_distribution.load_labelled(data.train, data.frame, data.channels, download=download)
     assert everything.labels is not None
     keep, held = in_distribution.hold_out(
         everything.labels, data.validation, recipe.seed, groups=everything.groups
@@ -90,7 +90,7 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         _same_classes(recipe, everything.label_names, download)
     has_ood_term = recipe.objective.outside is not None
     load_out = functools.partial(
-        out_distribution.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
+        out_distribution.load, size=data.frame, channels=data.channels, seed=recipe.seed, download=download
     )
     out = load_out(data.outside, exclude=data.exclude) if has_ood_term else None
     out_test = None

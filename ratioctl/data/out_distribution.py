@@ -11,6 +11,7 @@ from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.images.rows import joined
+from ratioctl.utils.frame import Size
 from ratioctl.utils.text import nfc
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}  # the default sets
@@ -19,7 +20,7 @@ GENERATED = ("photos:china", "photos:flower", "noise:uniform", "noise:smooth")  
 
 def load(
     sources: Sequence[str],
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     exclude: Sequence[str] = (),

@@ -30,7 +30,7 @@ class Start:
     name: str
     architecture: str
     options: Mapping[str, Any]
-    input_size: int | None
+    input_size: int | tuple[int, int] | None
     channels: int
 
 
@@ -112,7 +112,7 @@ def propose(
 
 
 def _size(shapes: survey.Shapes, start: Start | None) -> int:
-    if start is not None and start.input_size is not None:
+    if start is not None and isinstance(start.input_size, int):
         return start.input_size
     return max((s for s in SIZES if s <= min(DEFAULT_SIZE, shapes.short_side)), default=SIZES[0])
 

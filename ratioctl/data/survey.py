@@ -14,6 +14,7 @@ from ratioctl.data.in_distribution import Images
 from ratioctl.data.sources.split import groups_of
 from ratioctl.errors import ImageError, SourceError
 from ratioctl.images import labelled
+from ratioctl.utils.frame import Size
 from ratioctl.utils.text import nfc, shown
 
 SAMPLE = 400  # images whose files are looked at
@@ -133,7 +134,7 @@ def shapes(source: str) -> Shapes:
 
 
 def survey(
-    photos: str, outside: Sequence[str], size: int, channels: int, *, download: bool = False
+    photos: str, outside: Sequence[str], size: Size, channels: int, *, download: bool = False
 ) -> Survey:
     """Classes, duplicates and overlaps, from all images at the size of training (which fills the cache).
 
@@ -240,7 +241,7 @@ def _across(inside: Images, held: Images) -> list[str]:
 
 
 def _overlap(
-    source: str, inside: Images, size: int, channels: int, download: bool
+    source: str, inside: Images, size: Size, channels: int, download: bool
 ) -> tuple[list[str], list[str]]:
     """(class folders of an OOD source to exclude, findings)."""
     other = in_distribution.load(source, size, channels, download=download)

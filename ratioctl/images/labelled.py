@@ -25,6 +25,7 @@ from ratioctl.images.table import SUFFIXES as TABLES
 from ratioctl.images.table import is_table, table_members
 from ratioctl.images.walk import folder_members
 from ratioctl.utils import resources
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.suggest import nearest
 from ratioctl.utils.text import nfc, readable, shown
@@ -285,7 +286,7 @@ def _prefix(shown_source: str, names: Sequence[str], split: str | None) -> str:
 
 def load_source(
     source: str,
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     exclude: Sequence[str] = (),
@@ -312,9 +313,10 @@ def load_source(
     key = _cache_key(path, split, size, channels, exclude) if cache else None
     if key is not None and (cached := _cached(key)) is not None:
         return cached
-    rows = decoded_cache.Rows(key, (size, size, channels), shown(source))
+    frame = frame_of(size)
+    rows = decoded_cache.Rows(key, (frame.height, frame.width, channels), shown(source))
     try:
-        return _loaded(source, path, split, exclude, workers, rows)
+        return _loaded(source, path, split, exclude, workers, rows, frame)
     except SourceError as error:
         if (kind := foreign_layout(source)) is not None:
             raise SourceError(error.thing, NOT_READ.format(kind), ARRANGE) from None
@@ -330,8 +332,9 @@ def _loaded(
     exclude: Sequence[str],
     workers: int | None,
     rows: decoded_cache.Rows,
+    frame: Frame,
 ) -> Loaded:
-    names, folders, failed, found = _decode_all(source, path, split, rows, workers)
+    names, folders, failed, found = _decode_all(source, path, split, rows, frame, workers)
     layout = _layout(source, names, folders, split, exclude)
     at = {name_index: row for row, name_index in enumerate(i for i in range(len(names)) if i not in failed)}
     good = [(place, i) for place, i in enumerate(layout.order) if i not in failed]
@@ -371,7 +374,8 @@ def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return select(images, np.array(order, dtype=np.int64))
 
 
-def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
+def _cache_key(path: str, split: str | None, size: Size, channels: int, exclude: Sequence[str]) -> str | None:
+    shape = dataclasses.astuple(frame_of(size))
     try:
         members: Iterable[Member] = [Member(name="", file=path)]
         if os.path.isdir(path):
@@ -379,7 +383,7 @@ def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: 
         elif is_table(path):
             members = itertools.chain(members, table_members(path))
         files = ((member.name, member.file) for member in members)
-        return decoded_cache.key_of([os.path.realpath(path), split, size, channels, sorted(exclude)], files)
+        return decoded_cache.key_of([os.path.realpath(path), split, shape, channels, sorted(exclude)], files)
     except OSError:
         return None
 
@@ -414,7 +418,7 @@ def _cached(key: str) -> Loaded | None:
 
 
 def _decode_all(
-    source: str, path: str, split: str | None, rows: decoded_cache.Rows, workers: int | None
+    source: str, path: str, split: str | None, rows: decoded_cache.Rows, frame: Frame, workers: int | None
 ) -> tuple[list[str], list[str], dict[int, str], list[int]]:
     """(image names, folders, {index: reason}, digests); images that can be read go into `rows`."""
     names: list[str] = []
@@ -440,9 +444,9 @@ def _decode_all(
                 failed[len(names) - 1] = ""
 
     def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, tuple[np.ndarray, int] | str]]:
-        return [(index, _pixels_or_reason(member, size, channels)) for index, member in batch]
+        return [(index, _pixels_or_reason(member, frame, channels)) for index, member in batch]
 
-    size, _, channels = rows.shape
+    channels = rows.shape[2]
     digests: list[int] = []
     if (count := _count(path, wanted)) is not None:
         rows.expect(count)
@@ -481,7 +485,7 @@ def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
         return None
 
 
-def _pixels_or_reason(member: Member, size: int, channels: int) -> tuple[np.ndarray, int] | str:
+def _pixels_or_reason(member: Member, size: Frame, channels: int) -> tuple[np.ndarray, int] | str:
     try:
         data = member.read(member.name)
         digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")

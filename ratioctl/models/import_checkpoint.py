@@ -18,8 +18,9 @@ from ratioctl.errors import LogitsError, UsageError
 from ratioctl.models.checkpoint_file import MAX_NEST, Checkpoint
 from ratioctl.models.libraries import published_size
 from ratioctl.models.network import Classifier, build, load_weights
-from ratioctl.models.registry import build_network, find_architecture
+from ratioctl.models.registry import InputSize, build_network, find_architecture
 from ratioctl.package import ModelPackage
+from ratioctl.utils.frame import Frame
 
 # One part of a name for another; both directions, as either may be ours.
 ALIASES = (
@@ -57,7 +58,7 @@ def fit(
     num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
-    input_size: int | None = None,
+    input_size: InputSize = None,
     options: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Build `architecture` and give it the checkpoint's weights.
@@ -129,7 +130,7 @@ def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(COUNTERS)}
 
 
-def _check_determined(architecture: str, options: Mapping[str, Any], input_size: int | None) -> None:
+def _check_determined(architecture: str, options: Mapping[str, Any], input_size: InputSize) -> None:
     """Refuse to guess an option that leaves no trace in the weights and has no safe default."""
     entry = find_architecture(architecture)
     for option in entry.undetermined:
@@ -208,7 +209,7 @@ def _check_fit(
     target: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
     num_classes: int,
-    size: tuple[int | None, Callable[[], list[int]]],
+    size: tuple[InputSize, Callable[[], list[int]]],
 ) -> None:
     shapes = [
         (theirs, tuple(state[theirs].shape), target[ours])
@@ -294,7 +295,7 @@ def possible_sizes(
 
 @torch.inference_mode()
 def check_forward(
-    fitted: Fitted, checkpoint: Checkpoint, architecture: str, num_classes: int, input_size: int
+    fitted: Fitted, checkpoint: Checkpoint, architecture: str, num_classes: int, input_size: Frame
 ) -> None:
     """One forward pass at the input size, before anything is written.
 
@@ -304,7 +305,9 @@ def check_forward(
     """
     classifier = fitted.classifier
     try:
-        logits = classifier(torch.full((2, classifier.mean.numel(), input_size, input_size), 0.5))
+        logits = classifier(
+            torch.full((2, classifier.mean.numel(), input_size.height, input_size.width), 0.5)
+        )
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         sizes = possible_sizes(checkpoint, architecture, num_classes, fitted.options)
@@ -326,7 +329,7 @@ def write(
     labels: Sequence[str],
     out: str | Path,
     *,
-    input_size: int,
+    input_size: Frame,
 ) -> ModelPackage:
     """A package of the classifier, not calibrated."""
     import torchvision
@@ -347,10 +350,11 @@ def write(
         "num_classes": len(labels),
         "label_names": list(labels),
         "pretrained_cfg": {
-            "input_size": [len(mean), input_size, input_size],
+            "input_size": [len(mean), input_size.height, input_size.width],
             "mean": [round(v, 7) for v in mean],
             "std": [round(v, 7) for v in std],
             "interpolation": "bicubic",
+            **({"crop_mode": "border"} if input_size.pad else {}),
         },
         "ratio": {
             "temperature": 1.0,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
-from ratioctl.models.registry import register_architecture
+from ratioctl.models.registry import InputSize, register_architecture
 from ratioctl.utils.suggest import did_you_mean
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalization of most published weights
@@ -18,7 +18,7 @@ def _has_auxiliary_heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"aux_logits": any(part in key for key in state for part in ("aux1.", "AuxLogits."))}
 
 
-def _ambiguous_transform(option: str, input_size: int | None) -> str | None:
+def _ambiguous_transform(option: str, input_size: InputSize) -> str | None:
     if option != "transform_input":
         return None
     return (
@@ -52,7 +52,7 @@ def with_auxiliary_heads(
 
 @register_architecture("torchvision:NAME", pattern="torchvision:.+")
 def of_torchvision(
-    name: str, *, num_classes: int, channels: int = 3, input_size: int | None = None
+    name: str, *, num_classes: int, channels: int = 3, input_size: InputSize = None
 ) -> nn.Module:
     """A classification network of torchvision, built for images of `input_size` where it has fixed ones."""
     import torchvision.models as models
@@ -66,16 +66,16 @@ def of_torchvision(
     if input_size is not None and short.startswith("vit_"):
         fixed = {"image_size": input_size}
     elif input_size is not None and short.startswith("maxvit"):
-        fixed = {"input_size": (input_size, input_size)}
+        fixed = {"input_size": (input_size, input_size) if isinstance(input_size, int) else input_size}
     try:
         network = models.get_model(short, weights=None, num_classes=num_classes, **fixed)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise _refused(name, input_size, error) from None
     return _with_channels(network, channels, name)
 
 
 @register_architecture("timm:NAME", pattern="timm:.+")
-def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: int | None = None) -> nn.Module:
+def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: InputSize = None) -> nn.Module:
     """A network of timm, built for images of `input_size` where it has fixed ones (`img_size`)."""
     try:
         import timm
@@ -98,7 +98,7 @@ def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: int |
         raise _refused(name, input_size, error) from None
 
 
-def _refused(name: str, input_size: int | None, error: Exception) -> UsageError:
+def _refused(name: str, input_size: InputSize, error: Exception) -> UsageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
     return UsageError(
         name, f"cannot be built for an input size of {input_size}: {detail}", "Try another size."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ratioctl.errors import PackageError, UsageError
-from ratioctl.models.registry import build_network
+from ratioctl.models.registry import InputSize, build_network
 from ratioctl.package import ModelPackage, read_weights
 
 
@@ -40,7 +40,7 @@ def build(
     *,
     num_classes: int,
     channels: int = 3,
-    input_size: int | None = None,
+    input_size: InputSize = None,
     mean: Sequence[float],
     std: Sequence[float],
     **options: Any,
@@ -49,7 +49,8 @@ def build(
 
     Args:
         architecture: a name of `registry.architectures`.
-        input_size: side of the images, for networks that are built for one size (vision transformers).
+        input_size: side of the images, or (height, width), for networks that are built for one size (vision
+            transformers).
         options: of the architecture, such as `width`; None keeps the default.
 
     Raises:
@@ -93,7 +94,7 @@ def _empty(package: ModelPackage, device: str, weights: Mapping[str, np.ndarray]
                 package.architecture,
                 num_classes=len(package.label_names),
                 channels=package.input_size[0],
-                input_size=package.input_size[1],
+                input_size=package.frame.built_for,
                 mean=package.mean,
                 std=package.std,
                 **package.architecture_options,
@@ -113,7 +114,7 @@ def state_of(model: Classifier) -> dict[str, Tensor]:
 
 
 def head_keys(
-    architecture: str, *, channels: int = 3, input_size: int | None = None, **options: Any
+    architecture: str, *, channels: int = 3, input_size: InputSize = None, **options: Any
 ) -> frozenset[str]:
     """Names of the tensors whose shape depends on the number of classes: the classification head."""
 

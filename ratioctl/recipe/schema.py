@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.registry import Registry
 
 NORMS = (1.0, 1.5, 2.0, math.inf)
@@ -202,6 +203,9 @@ class Augment(_Value):
         return None if value == "none" else value
 
 
+Side = Annotated[int, Field(ge=4, le=1024)]
+
+
 class Data(_Value):
     """The data; every entry is a SOURCE as on the command line.
 
@@ -214,7 +218,9 @@ class Data(_Value):
         outside: out-of-distribution (OOD) training images, one or several sources.
         outside_test: held-out OOD images, for validation.
         exclude: class folders that are removed from the OOD sources.
-        size, channels: the model's input.
+        size, channels: the model's input; `size` is the side of a square or [height, width].
+        resize: how images of another shape get there: "crop" cuts what does not fit, around the center; "pad"
+            keeps the whole image and fills the rest with black.
         balance: for classes of unequal size. "sampling" draws every class equally often, "weights" weighs the
             losses of labelled images by the inverse of the size of their class (mean 1); "none" does neither.
     """
@@ -226,10 +232,16 @@ class Data(_Value):
     outside: tuple[str, ...] = ()
     outside_test: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    size: int = Field(default=32, ge=4, le=1024)
+    size: Side | tuple[Side, Side] = 32
+    resize: Literal["crop", "pad"] = "crop"
     channels: Literal[1, 3] = 3
     balance: Literal["none", "sampling", "weights"] = "none"
     augment: Augment = Augment()
+
+    @property
+    def frame(self) -> Frame:
+        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        return Frame(height, width, self.resize == "pad")
 
     @field_validator("outside", "outside_test", "exclude", mode="before")
     @classmethod
@@ -416,6 +428,7 @@ class Recipe(_Value):
             (values["data"]["augment"], "crop_fill", "black"),
             (values["optim"], "head_epochs", 0.0),
             (values["data"], "balance", "none"),
+            (values["data"], "resize", "crop"),
         ):
             if table[key] == default:
                 del table[key]
@@ -423,14 +436,14 @@ class Recipe(_Value):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def default_ladder(p: float, size: int, channels: int) -> tuple[float, ...]:
+def default_ladder(p: float, size: Size, channels: int) -> tuple[float, ...]:
     """Six budgets for a norm, scaled to the input.
 
     l2 is the paper's 0.5, 1, ..., 3 at 32x32x3, growing with sqrt(d), which gives 3.5, ..., 21 at 224
     (Figures 2 and 36). The budgets of the other norms are those at which an l2-robust CIFAR model shows
     changes of comparable strength: linf does not grow with d, l1 grows with d, l1.5 with d^(2/3).
     """
-    d = channels * size * size / 3072.0  # in units of a CIFAR image
+    d = channels * frame_of(size).area / 3072.0  # in units of a CIFAR image
     top = {2.0: 3.0 * d**0.5, math.inf: 24 / 255, 1.0: 60.0 * d, 1.5: 9.0 * d ** (2 / 3)}[p]
     if math.isinf(p):
         # Rounded up: just below 4/255, the nearest 8-bit image in the ball would be 3/255 away.

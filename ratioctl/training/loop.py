@@ -257,7 +257,7 @@ def _head_of(recipe: Recipe) -> frozenset[str]:
     return models.head_keys(
         recipe.model.architecture,
         channels=data.channels,
-        input_size=data.size,
+        input_size=data.frame.built_for,
         **architecture_options(recipe),
     )
 

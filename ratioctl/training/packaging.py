@@ -97,7 +97,7 @@ def write_package(
     ladders = {
         recipes.norm_name(p): list(
             evaluation.ladders.get(recipes.norm_name(p))  # type: ignore[call-overload]
-            or recipes.default_ladder(p, data.size, data.channels)
+            or recipes.default_ladder(p, data.frame, data.channels)
         )
         for p in recipes.NORMS
     }
@@ -107,10 +107,11 @@ def write_package(
         "num_classes": len(splits.train.label_names),
         "label_names": list(splits.train.label_names),
         "pretrained_cfg": {
-            "input_size": [data.channels, data.size, data.size],
+            "input_size": [data.channels, data.frame.height, data.frame.width],
             "mean": list(mean),
             "std": list(std),
             "interpolation": "bicubic",
+            **({"crop_mode": "border"} if data.frame.pad else {}),
         },
         "ratio": {
             "temperature": 1.0,

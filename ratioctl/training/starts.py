@@ -48,7 +48,7 @@ class Start:
     architecture: str
     options: Mapping[str, Any]
     label_names: tuple[str, ...] | None
-    input_size: int | None
+    input_size: int | tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: Mapping[str, np.ndarray | Tensor]
@@ -96,7 +96,7 @@ def _of_package(package: ModelPackage) -> Start:
         architecture=package.architecture,
         options=package.architecture_options,
         label_names=package.label_names,
-        input_size=package.input_size[1],
+        input_size=package.frame.built_for,
         mean=tuple(package.mean),
         std=tuple(package.std),
         weights=packages.read_weights(package),
@@ -196,7 +196,7 @@ def initial_state(
             recipe.model.architecture,
             num_classes=len(train.label_names),
             channels=recipe.data.channels,
-            input_size=recipe.data.size,
+            input_size=recipe.data.frame.built_for,
             **options,
             mean=mean,
             std=std,
@@ -211,7 +211,7 @@ def initial_state(
             head = models.head_keys(
                 recipe.model.architecture,
                 channels=recipe.data.channels,
-                input_size=recipe.data.size,
+                input_size=recipe.data.frame.built_for,
                 **options,
             )
             weights |= {key: own[key] for key in head if key in own}
@@ -258,7 +258,8 @@ def _check_fit(
     named |= {"stem_stride": "model.stem_stride"}
     sets = [f"--set {named.get(key, f'model.options.{key}')}={value}" for key, value in differ.items()]
     if not sets and start.input_size is not None:
-        sets = [f"--set data.size={start.input_size}"]
+        size = start.input_size
+        sets = [f"--set data.size={size if isinstance(size, int) else list(size)}"]
     reason = f"does not fit {model.architecture} of the recipe: {'; '.join(parts)}"
     raise UsageError(f"--init {start.name}", reason, f"The recipe that fits: {' '.join(sets)}.")
 

@@ -41,7 +41,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
-        *("--arch-option", "--ema", "--force"),
+        *("--arch-option", "--ema", "--force", "--resize"),
     },
     "inspect": set(),
     "verify": {"--public-key"},

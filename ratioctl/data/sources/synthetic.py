@@ -22,7 +22,7 @@ SYNTHETIC = ("dead-leaves", "fractal")
 @register_source("noise", usage="noise:uniform, noise:smooth", description="uniform or smoothed noise")
 def noise(request: SourceRequest) -> Images:
     make = {"uniform": uniform_noise, "smooth": smooth_noise}[request.choose(*NOISE)]
-    return request.images(make(request.count or NOISE_IMAGES, request.size, request.channels, request.seed))
+    return request.images(make(request.count or NOISE_IMAGES, request.side, request.channels, request.seed))
 
 
 @register_source(
@@ -33,7 +33,7 @@ def noise(request: SourceRequest) -> Images:
 def photos(request: SourceRequest) -> Images:
     name = request.choose(*PHOTOS)
     count = request.count or PHOTO_CROPS
-    return request.images(photo_crops(name, count, request.size, request.channels, request.seed))
+    return request.images(photo_crops(name, count, request.side, request.channels, request.seed))
 
 
 def uniform_noise(count: int, size: int, channels: int, seed: int) -> np.ndarray:
@@ -94,9 +94,9 @@ def photo_crops(name: str, count: int, size: int, channels: int, seed: int) -> n
 def synthetic(request: SourceRequest) -> Images:
     name = request.choose(*SYNTHETIC)
     make = {"dead-leaves": dead_leaves, "fractal": fractals}[name]
-    count, shape = request.count or SYNTHETIC_IMAGES, (request.size, request.size, request.channels)
+    count, shape = request.count or SYNTHETIC_IMAGES, (request.side, request.side, request.channels)
     facts = ["synthetic", 1, name, count, shape, request.seed]
-    pictures = make(count, request.size, request.channels, request.seed)
+    pictures = make(count, request.side, request.channels, request.seed)
     return request.images(cache.generated(facts, shape, request.source, pictures))
 
 
