@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "calibrate",
     "evaluate",
+    "report",
     "counterfactual",
     "ood-score",
     "export",

@@ -16,6 +16,7 @@ from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
     from ratioctl.models import Classifier
+    from ratioctl.models.checkpoint_file import Checkpoint
     from ratioctl.models.import_checkpoint import Fitted
     from ratioctl.package import ModelPackage
 
@@ -74,7 +75,7 @@ def package(
     download: Download = False,
 ) -> int | None:
     """Make a package of a classifier trained elsewhere."""
-    from ratioctl.models import import_checkpoint, normalization
+    from ratioctl.models import import_checkpoint
     from ratioctl.models.checkpoint_file import read
     from ratioctl.models.registry import parse_option
 
@@ -82,23 +83,18 @@ def package(
         raise OutputError(out, "holds a package", "Name another folder, or replace it with --force.")
     names = _labels(labels)
     checkpoint = read(weights, ema=ema)
-    given = _numbers("--mean", mean), _numbers("--std", std)
-    if given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
-        given = stored
-        context.note("Normalization: taken from the checkpoint, which holds it.")
-    normalization.check_normalization(*given)
+    given = _normalization(context, checkpoint, mean, std)
     options = dict(parse_option(arch, text) for text in arch_options or ())
-    frame = None if input_size is None else _frame(input_size, resize)
-    if frame is None:
+    if input_size is None:
         size, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
         context.note(note)
-        frame = Frame(size, size, resize == "pad")
+    frame = _frame(str(size) if input_size is None else input_size, resize)
     fitted = import_checkpoint.fit(
         checkpoint,
         arch,
         num_classes=len(names),
-        mean=given[0] or (),
-        std=given[1] or (),
+        mean=given[0],
+        std=given[1],
         input_size=frame.built_for,
         options=options,
     )
@@ -177,6 +173,20 @@ def _checked(classifier: Classifier, data: str, side: Frame, names: list[str], d
         warnings.append(f"Its accuracy, {accuracy:.1%}, is no better than chance with {len(names)} classes.")
     mean, std = statistics
     return _Checked(mean=mean, std=std, n=len(index), accuracy=accuracy, warnings=warnings)
+
+
+def _normalization(
+    context: Context, checkpoint: Checkpoint, mean: str | None, std: str | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """That of the options, else that of the checkpoint."""
+    from ratioctl.models import import_checkpoint, normalization
+
+    given = _numbers("--mean", mean), _numbers("--std", std)
+    if given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
+        context.note("Normalization: taken from the checkpoint, which holds it.")
+        given = stored
+    normalization.check_normalization(*given)
+    return given[0] or (), given[1] or ()
 
 
 def _frame(text: str, resize: str) -> Frame:

@@ -70,7 +70,7 @@ def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
 
 
 def resize(pixels: np.ndarray, size: Size, channels: int) -> np.ndarray:
-    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; as they are if they fit."""
+    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; unchanged if they fit."""
     frame = frame_of(size)
     if pixels.shape[1:] == (frame.height, frame.width, channels):
         return pixels

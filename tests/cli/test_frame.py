@@ -48,6 +48,7 @@ OPTIONS: dict[str, set[str]] = {
     "sign": {"--key", "--new-key"},
     "models": set(),
     "cache": {"--clear", "--downloads"},
+    "report": {"--data", "--ood", "--limit", "--out", "--download"},
     "init": {"--outside", "--arch", "--size", "--out", "--download"},
 }
 

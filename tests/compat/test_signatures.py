@@ -18,7 +18,7 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("init", "package", "inspect", "verify", "sign", "models", "cache")
+WITHOUT_A_VERB = ("init", "report", "package", "inspect", "verify", "sign", "models", "cache")
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
@@ -41,6 +41,7 @@ OPTIONS = {
     "sign": (),
     "models": (),
     "cache": ("--clear",),
+    "report": ("--data", "--ood", "--limit", "--out"),
     "init": ("--outside", "--arch", "--size", "--out"),
 }
 
