@@ -39,6 +39,10 @@ OPTIONS: dict[str, set[str]] = {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
         *("--data", "--download"),
     },
+    "serve": {
+        *("--host", "--port", "--token", "--allow-host"),
+        *("--max-body", "--max-pixels", "--max-queue", "--timeout"),
+    },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
         *("--arch-option", "--ema", "--force"),
