@@ -21,7 +21,7 @@ from ratioctl.cli._common import Context, emit_json
 
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
-    "train": {"--out", "--set", "--resume", "--init", "--download"},
+    "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
     "calibrate": {"--data", "--objective", "--out", "--download", "--score"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),

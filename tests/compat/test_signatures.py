@@ -23,7 +23,7 @@ WITHOUT_A_VERB = ("serve", "package", "inspect", "verify", "sign", "models")
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
 OPTIONS = {
-    "train": ("--out", "--set", "--resume", "--init", "--download"),
+    "train": ("--out", "--set", "--resume", "--init", "--max-time", "--download"),
     "calibrate": ("--data", "--objective", "--out", "--download"),
     "evaluate": ("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
     "counterfactual": (
