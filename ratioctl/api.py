@@ -115,6 +115,7 @@ def train(
     settings: Sequence[str] = (),
     resume: bool = False,
     init: Path | None = None,
+    max_time: str | float | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
@@ -130,11 +131,17 @@ def train(
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
         init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
+        max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
     import pathlib
+    import time
 
+    from ratioctl.utils.durations import seconds_of
+
+    began = time.monotonic()
+    limit = None if max_time is None else seconds_of(max_time, "max_time")
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training import starts
     from ratioctl.training.loop import fit
@@ -153,6 +160,8 @@ def train(
         folder,
         resume=resume,
         init=start,
+        max_time=limit,
+        began=began,
         device=device,
         precision=precision,
         download=download,

@@ -27,6 +27,7 @@ COMMANDS = (
     "counterfactual",
     "ood-score",
     "export",
+    "serve",
     "package",
     "inspect",
     "verify",

@@ -47,9 +47,7 @@ def package(
     ] = None,
     resize: Annotated[
         Literal["crop", "pad"],
-        typer.Option(
-            "--resize", help="Cut images of another shape around the center, or pad them with black."
-        ),
+        typer.Option("--resize", help="Cut images of another shape around the center, or pad with black."),
     ] = "crop",
     data: Annotated[
         str | None,
@@ -86,9 +84,9 @@ def package(
     given = _normalization(context, checkpoint, mean, std)
     options = dict(parse_option(arch, text) for text in arch_options or ())
     if input_size is None:
-        size, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
+        side, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
         context.note(note)
-    frame = _frame(str(size) if input_size is None else input_size, resize)
+    frame = _frame(input_size or str(side), resize)
     fitted = import_checkpoint.fit(
         checkpoint,
         arch,

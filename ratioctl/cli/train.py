@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +15,23 @@ from ratioctl.cli._progress import Progress
 from ratioctl.cli.calibrate import alert_chance
 from ratioctl.cli.init import show
 from ratioctl.errors import DiskError, Interrupted
+from ratioctl.utils.durations import duration, seconds_of
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        metavar="TIME",
+        help="Shorten the schedule to end within this time, such as 8m or 1h30m.",
+    ),
+]
+RecipeSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed [default: the recipe's]."),
+]
 
 
 @command
@@ -48,15 +63,13 @@ def train(
             help="Start from these weights: a model, or timm:NAME[=WEIGHTS] or torchvision:NAME[=WEIGHTS].",
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed [default: the recipe's]."
-        ),
-    ] = None,
+    max_time: MaxTime = None,
+    seed: RecipeSeed = None,
     download: Download = False,
 ) -> int | None:
     """Train a model from a recipe, package it and calibrate it."""
+    began = time.monotonic()
+    limit = None if max_time is None else seconds_of(max_time, "--max-time")
     from ratioctl.calibration.calibrate import calibrate
     from ratioctl.training import starts
     from ratioctl.training.loop import fit
@@ -80,6 +93,8 @@ def train(
                 folder,
                 resume=resume,
                 init=start,
+                max_time=limit,
+                began=began,
                 device=context.device,
                 precision=context.precision,
                 download=download,
@@ -149,6 +164,14 @@ class _Events:
             self._leaks(event)
         elif event["event"] == "start":
             self.progress.note(event["text"])
+        elif event["event"] == "schedule":
+            share = event["epochs"] / event["recipe_epochs"]
+            fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
+            self.progress.note(
+                f"{event['update_s']:.2g} s an update: {event['updates']:,} updates, {fits} into "
+                f"{duration(event['seconds'])}; {duration(event['reserved_s'])} are reserved for validation, "
+                "saving and calibration"
+            )
         elif event["event"] == "validation":
             self.last = {k: v for k, v in event.items() if k != "event"}
             parts = [f"clean {event['validation.clean']:.1%}"]

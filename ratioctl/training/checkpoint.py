@@ -22,6 +22,7 @@ from ratioctl.errors import PackageError, RecipeError, TrainingError, UsageError
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
+from ratioctl.training.schedule import Pace
 from ratioctl.utils import atomic_files as files
 
 FORMAT = 1
@@ -37,16 +38,20 @@ class State:
         momentum: SGD's velocity by parameter name.
         best_score, best_update, best: score, update and weights of the best validation so far.
         init: name, digest and data split of the package whose weights were the start, or None.
+        pace: which epoch of the recipe every update belongs to.
+        time_limit: the decisions of `train --max-time` so far (`TimeLimit.decision`).
     """
 
     update: int
     model: Classifier
     average: dict[str, Tensor] | None
     momentum: dict[str, Tensor]
+    pace: Pace
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
     init: dict[str, Any] | None = None
+    time_limit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def final_weights(state: State) -> dict[str, Tensor]:
@@ -86,6 +91,8 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
         "init": state.init,
         "mean": state.model.mean.flatten().tolist(),
         "std": state.model.std.flatten().tolist(),
+        "pace": dataclasses.asdict(state.pace),
+        "time_limit": state.time_limit,
         "device": str(compute.device.type),
         "bf16": compute.bf16,
         "threads": torch.get_num_threads(),
@@ -144,6 +151,9 @@ def _fill(
         if name in root:
             own_values: Tensor = getattr(state.model, name)
             own_values.copy_(torch.tensor(root[name]).view_as(own_values))
+    if "pace" in root:  # earlier versions had one pace
+        state.pace = Pace(**root["pace"])
+    state.time_limit = list(root.get("time_limit", ()))
     state.update = int(root["update"])
 
 

@@ -25,6 +25,7 @@ from ratioctl.package import ModelPackage
 from ratioctl.recipe import Recipe
 from ratioctl.training.checkpoint import State
 from ratioctl.training.packaging import architecture_options
+from ratioctl.training.schedule import full_pace
 from ratioctl.utils.seeding import seed_from_key
 
 _LIBRARY = re.compile(r"(timm|torchvision):[^=]+")
@@ -228,7 +229,9 @@ def initial_state(
     average = None
     if recipe.optim.ema is not None:
         average = {k: v.clone() for k, v in models.state_of(model).items()}
-    return State(update=0, model=model, average=average, momentum={}, init=record), note
+    pace = full_pace(recipe, len(train))
+    state = State(update=0, model=model, average=average, momentum={}, pace=pace, init=record)
+    return state, note
 
 
 def _check_fit(
