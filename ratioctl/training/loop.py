@@ -91,8 +91,8 @@ def fit(
         max_time: seconds from `began` (of `time.monotonic`, now by default) until the package is written and
             calibrated; the schedule is fitted to them (`time_limit`).
         callback: called with a dictionary: with `init`, once with a "text" about it ("event": "start"); once
-            with the result of the leak check ("event": "leaks"), per validation ("event": "validation"), about
-            once a second between ("event": "progress"), when the schedule is fitted to the time ("schedule").
+            with the result of the leak check ("leaks"), per validation ("validation"), about once a second
+            between ("progress"), and when the schedule is fitted to the time ("schedule").
 
     Raises:
         UsageError: a run is already in `out` and `resume` is false, `init` does not fit, or `max_time` is too
