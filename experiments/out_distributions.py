@@ -1,12 +1,12 @@
-"""What an out-distribution without photographs buys: RATIO with each, with real images, and with all together.
+"""What generated out-distributions buy: RATIO with each, with real images, and with all together.
 
     python -m experiments.out_distributions --train cifar10.tar.xz:train --test cifar10.tar.xz:test \\
         --real a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test ... --out runs/ood [--json FILE]
     python -m experiments.out_distributions --short
 
-Every row trains the recipe cifar10-ratio-0.25-small (width 16) with another `data.outside` and the same number
-of updates, then measures accuracy, robust accuracy, and clean and worst-case AUROC on each test set. An
-interrupted study continues where it stopped. The rows "none" has no OOD term.
+Every row trains the recipe cifar10-ratio-0.25-small (width 16) with another `data.outside` and the same
+number of updates, then measures accuracy, robust accuracy, and clean and worst-case AUROC on each test set.
+An interrupted study continues where it stopped. The row "none" has no OOD term.
 """
 
 from __future__ import annotations
