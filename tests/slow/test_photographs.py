@@ -20,7 +20,7 @@ def test_photographs_to_a_model_that_answers(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path / "cache"))
     photographs(tmp_path / "scenes", 24)
-    assert main(["init", "scenes", "--outside", "synthetic:fractal", "--outside", "noise:smooth"]) == 0
+    assert main(["init", "scenes", "--outside", "patches:scenes", "--outside", "noise:smooth"]) == 0
     line = re.search(r"Next: ratioctl (.*)", capsys.readouterr().out)
     assert line is not None
     few = [

@@ -30,7 +30,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelPackage, Path]:
                 "size": [12, 20],
                 "resize": "pad",
                 "validation": 6,
-                "outside": ["noise:smooth", "synthetic:dead-leaves"],
+                "outside": ["noise:smooth", "noise:uniform"],
             },
             "model": {"width": 2},
             "objective": {

@@ -13,7 +13,7 @@ from ratioctl.images import cache
 
 NOISE_IMAGES = 2000  # where the caller names no number
 PHOTO_CROPS = 4000
-SYNTHETIC_IMAGES = 4000
+SYNTHETIC_IMAGES = 2000
 NOISE = ("uniform", "smooth")
 PHOTOS = ("china", "flower")
 SYNTHETIC = ("dead-leaves", "fractal")
