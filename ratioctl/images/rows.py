@@ -10,10 +10,10 @@ import numpy as np
 
 
 class PixelRows:
-    """(N, H, W, C) uint8 images of several arrays, in any order; an index copies the images it names.
+    """(N, H, W, C) uint8 images of several arrays, in any order.
 
-    Indexing along the first axis (numbers, slices, integer and bool arrays), iteration, `shape`, `dtype` and
-    `np.asarray` work as for an array.
+    Indexing by numbers, slices, integer and bool arrays, iteration, `shape`, `dtype` and `np.asarray` work as
+    for an array; an index copies the images it names.
     """
 
     dtype = np.dtype(np.uint8)
@@ -42,7 +42,13 @@ class PixelRows:
         if isinstance(key, slice):
             return self._gather(np.arange(*key.indices(len(self))))
         if isinstance(key, tuple):
-            raise IndexError("images are selected along the first axis only")
+            if not key or key[0] is Ellipsis:
+                return self[:][key]
+            first, *rest = key
+            chosen = self[first]
+            return (
+                chosen[tuple(rest)] if isinstance(first, int | np.integer) else chosen[(slice(None), *rest)]
+            )
         at = np.asarray(key)
         if at.dtype == bool:
             at = np.flatnonzero(at)

@@ -32,6 +32,8 @@ def test_it_indexes_like_the_array_it_stands_for() -> None:
         mask = np.arange(len(expected)) % 2 == 0
         for key in (slice(None), slice(1, 3), slice(None, None, -2), [0, -1], mask, 0, -1, np.int64(1)):
             np.testing.assert_array_equal(rows[key], expected[key])
+        for key in ((slice(1, 3), 0), (0, 1, 1), (slice(None), 0, 1, 0), (Ellipsis, 0), ([0, 1], slice(1))):
+            np.testing.assert_array_equal(rows[key], expected[key])
         with pytest.raises(IndexError):
             rows[len(expected)]
     assert joined([whole]) is whole
