@@ -76,7 +76,7 @@ def test_held_out_images_keep_the_groups_together(photos: Path) -> None:
 
 def test_groups_of_duplicates() -> None:
     pixels = np.stack(
-        [scene(1), scene(2), scene(1), np.clip(scene(2) + 3, 3, 255).astype(np.uint8), scene(4)]
+        [scene(1), scene(2), scene(1), np.clip(scene(2).astype(int) + 3, 0, 255).astype(np.uint8), scene(4)]
     )
     np.testing.assert_array_equal(duplicate_groups(pixels), [0, 1, 0, 1, 4])
 
