@@ -73,6 +73,12 @@ Score = Annotated[
         help=f"OOD score: {', '.join(scores.names())}. Default: the model's own.",
     ),
 ]
+StoredAs = Annotated[
+    Literal["fp16"] | None,
+    typer.Option(
+        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+    ),
+]
 Download = Annotated[
     bool, typer.Option("--download", help="Download named data sets that are not in the cache folder.")
 ]

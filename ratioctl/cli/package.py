@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ratioctl.cli._common import COMPUTE, SOURCE_HELP, Context, Download, command, emit_json
+from ratioctl.cli._common import COMPUTE, SOURCE_HELP, Context, Download, StoredAs, command, emit_json
 from ratioctl.errors import OutputError, UsageError
 from ratioctl.utils.text import safe_text
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from ratioctl.package import ModelPackage
 
 MAX_LABEL = 200  # characters of a class name
+
+Ema = Annotated[
+    bool | None,
+    typer.Option("--ema/--no-ema", help="Which weights to take where a file has averaged ones as well."),
+]
 
 
 @command(unused=COMPUTE)
@@ -57,10 +62,8 @@ def package(
             help="What the weights do not say of the network, such as stem_stride=2; repeatable.",
         ),
     ] = None,
-    ema: Annotated[
-        bool | None,
-        typer.Option("--ema/--no-ema", help="Which weights to take where a file has averaged ones as well."),
-    ] = None,
+    ema: Ema = None,
+    weights_as: StoredAs = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a package that --out holds.")] = False,
     download: Download = False,
 ) -> int | None:
@@ -98,7 +101,8 @@ def package(
     checked = None if data is None else _checked(fitted.classifier, data, size, names, download)
     for warning in checked.warnings if checked else ():
         context.warn(warning)
-    written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=size)
+    how = weights_as or "fp32"
+    written = import_checkpoint.write(fitted, checkpoint, arch, names, out, input_size=size, weights_as=how)
     _show(context, written, fitted, checked, data)
     return None
 

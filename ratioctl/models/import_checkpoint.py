@@ -329,8 +329,9 @@ def write(
     out: str | Path,
     *,
     input_size: int,
+    weights_as: packages.Stored = "fp32",
 ) -> ModelPackage:
-    """A package of the classifier, not calibrated."""
+    """A package of the classifier, not calibrated, which stores its weights as `weights_as`."""
     import torchvision
 
     from ratioctl._version import __version__
@@ -374,4 +375,6 @@ def write(
             },
         },
     }
+    if weights_as == "fp16":
+        weights = packages.to_half(weights, checkpoint.path)
     return packages.write(out, config=config, weights=weights)
