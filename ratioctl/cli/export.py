@@ -19,7 +19,7 @@ from ratioctl.cli._common import (
     registered,
 )
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import milliseconds, safe_text
 
 if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
@@ -101,8 +101,8 @@ def export(
         _show_cost(context, done.cost)
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
-        times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
-        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
+        times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2g} times as fast)")
     return None
 
 

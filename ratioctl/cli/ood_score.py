@@ -106,7 +106,8 @@ def ood_score(
 
     row_format = row_format or _rows.format_of(output)
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
-        raise UsageError("--format parquet", "cannot be shown on a terminal", "Name a file with --output.")
+        step = "Name a file with --output, or redirect the output to one."
+        raise UsageError("--format parquet", "cannot be shown on a terminal", step)
     tally = _Tally()
     opened = open_model(
         model,
