@@ -430,7 +430,7 @@ def package_checkpoint(
         input_size: side of the input in pixels. Networks of libraries need it unless their weights fit one
             size only; the default of ours is 32.
         data: images to check the normalization and the labels on.
-        arch_options: "KEY=VALUE" each, what the weights do not say of the network.
+        arch_options: "KEY=VALUE" each, options of the network that its weights do not determine.
         ema: take the averaged (EMA) weights where the file has both; None takes the plain ones and says so.
         force: replace a package that `out` holds.
 

@@ -140,7 +140,7 @@ class Classifier:
         Args:
             images: a file name, PIL image, encoded bytes, uint8 array (H, W) or (H, W, C), or float array or
                 tensor (C, H, W) in [0,1]; or a sequence of these, or an array with a leading axis N. Any
-                size: the centre square is resized to the model's input. Floats that have the model's size
+                size: the center square is resized to the model's input. Floats that have the model's size
                 already are used as they are; all others are rounded to 8 bits.
             threshold: a stored name, or a confidence in [0,1]; None uses "tpr95" where there is one.
 

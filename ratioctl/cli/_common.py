@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 BitDepth = Annotated[
     int | None,
@@ -57,7 +57,7 @@ BitDepth = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
+    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, for training and searches."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")]
 Score = Annotated[

@@ -19,7 +19,7 @@ from ratioctl.cli._common import (
     registered,
 )
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import milliseconds, safe_text
+from ratioctl.utils.text import milliseconds, safe_text, threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
@@ -90,7 +90,7 @@ def export(
     for file in done.files:
         show(safe_text(file))
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
-    show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
+    show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(

@@ -17,6 +17,7 @@ from ratioctl.cli._common import BitDepth, Context, Score, command, emit_json
 from ratioctl.cli._progress import Progress, duration, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.scoring.pipeline import Model
@@ -182,7 +183,7 @@ class _Tally:
         name = f", {threshold}" if threshold in opened.spec.thresholds_of(opened.score) else ""
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
-            f"{self.ood:,} out of distribution ({rule} {bound:.4g}{name}), "
+            f"{self.ood:,} out of distribution ({rule} {threshold_text(bound)}{name}), "
             f"{self.unreadable:,} could not be read."
         )
 

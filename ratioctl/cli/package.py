@@ -31,7 +31,7 @@ def package(
     mean: Annotated[
         str | None, typer.Option("--mean", metavar="R,G,B", help="Normalization of [0,1] pixels.")
     ] = None,
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Goes with --mean.")] = None,
+    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation.")] = None,
     input_size: Annotated[
         int | None,
         typer.Option("--input-size", min=1, max=2048, metavar="N", help="Side of the input in pixels."),
@@ -49,12 +49,15 @@ def package(
         typer.Option(
             "--arch-option",
             metavar="KEY=VALUE",
-            help="What the weights do not say of the network, such as stem_stride=2; repeatable.",
+            help="Option that the weights do not determine, such as stem_stride=2; repeatable.",
         ),
     ] = None,
     ema: Annotated[
         bool | None,
-        typer.Option("--ema/--no-ema", help="Which weights to take where a file has averaged ones as well."),
+        typer.Option(
+            "--ema/--no-ema",
+            help="Use the averaged (EMA) weights of a file that has both [default: no].",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a package that --out holds.")] = False,
     download: Download = False,

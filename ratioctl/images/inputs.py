@@ -63,7 +63,7 @@ def items_of_value(image: object, index: int) -> Iterator[Item]:
             return iter([_item(name, _unchanged_jpeg(image) or _png(image))])
         image = np.asarray(image)[None]
     if not _is_array(image):
-        raise UsageError(name, f"has the type {type(image).__name__}, which is no image", ACCEPTED)
+        raise UsageError(name, f"has the type {type(image).__name__}, which is not an image", ACCEPTED)
     array = as_array(image)
     if array.dtype != np.uint8:
         array = to_uint8(array) if array.ndim == 4 else to_uint8(array[None])[0]

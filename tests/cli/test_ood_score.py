@@ -341,7 +341,7 @@ def test_onnx_files_that_cannot_be_used(
     (tmp_path / "parts.data").unlink()
     for name, said in (
         ("foreign", 'was not exported by ratioctl: its metadata has no "ratioctl" entry'),
-        ("cut", "is damaged or no ONNX file"),
+        ("cut", "is damaged or not an ONNX file"),
         ("empty", "is empty"),
         ("parts", "keeps its weights in another file"),
     ):

@@ -12,11 +12,7 @@ import torch
 
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.data.in_distribution import Images
-from ratioctl.evaluation import (
-    Suite,
-    attack_batches,
-    run,
-)
+from ratioctl.evaluation import Suite, attack_batches, run
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.recipe import Ball

@@ -12,9 +12,7 @@ import torch
 
 from ratioctl import metrics
 from ratioctl.attacks.autoattack import AttackBudget
-from ratioctl.evaluation import (
-    attack_batches,
-)
+from ratioctl.evaluation import attack_batches
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.recipe import Ball

@@ -9,11 +9,23 @@ import numpy as np
 from rich.console import Console
 
 from ratioctl import metrics
-from ratioctl.evaluation import (
-    compare,
-)
+from ratioctl.evaluation import compare
 from ratioctl.report import evaluation_tables, markdown, terminal
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
+
+
+def measured(name: str, value: float, interval: tuple[float, float]) -> Measurement:
+    return Measurement(name=name, value=value, n=100, interval=interval, dataset="d")
+
+
+def test_only_significantly_worse_entries_are_marked() -> None:
+    best, close, far = (
+        measured("accuracy", 0.9, (0.85, 0.95)),
+        measured("accuracy", 0.8, (0.75, 0.86)),
+        measured("accuracy", 0.7, (0.6, 0.8)),
+    )
+    assert compare.significantly_worse([close, best, far, None], True) == [2]
+    assert compare.significantly_worse([close, best, far, None], False) == [1]
 
 
 def test_significantly_worse_models_are_found_by_paired_tests() -> None:

@@ -13,10 +13,7 @@ import pytest
 import ratioctl
 from ratioctl import package
 from ratioctl.errors import OutputError, PackageError, SourceError, UsageError
-from ratioctl.evaluation import (
-    SUITES,
-    run,
-)
+from ratioctl.evaluation import SUITES, run
 from ratioctl.report import evaluation_files, evaluation_tables
 from ratioctl.types import Evaluation
 from tests.evaluation.helpers import TINY, evaluated, timeless

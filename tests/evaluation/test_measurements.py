@@ -10,9 +10,7 @@ import torch
 
 from ratioctl import metrics
 from ratioctl.attacks import goals
-from ratioctl.evaluation import (
-    measurements,
-)
+from ratioctl.evaluation import measurements
 from ratioctl.recipe import Calibration
 from ratioctl.types import Measurement
 from tests.evaluation.helpers import BALL, images, noise

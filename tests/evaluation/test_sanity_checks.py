@@ -19,12 +19,7 @@ from PIL import Image
 from ratioctl import metrics, package
 from ratioctl.attacks import autoattack
 from ratioctl.attacks.autoattack import AttackBudget
-from ratioctl.evaluation import (
-    Suite,
-    attack_batches,
-    sanity_checks,
-    suites,
-)
+from ratioctl.evaluation import Suite, attack_batches, sanity_checks, suites
 from ratioctl.evaluation.datasets import evenly_spaced
 from ratioctl.recipe import Ball, Calibration
 from tests.evaluation.helpers import BALL, evaluated, images, noise, subject
@@ -82,7 +77,7 @@ def known_package(**ratio: Any) -> Any:
             lambda: sanity_checks.zero_gradients("x", 5, 100),
             lambda: sanity_checks.zero_gradients("x", 1, 100),
         ),
-        (lambda: sanity_checks.randomised(OK, OK + 1e-2), lambda: sanity_checks.randomised(OK, OK + 1e-7)),
+        (lambda: sanity_checks.randomized(OK, OK + 1e-2), lambda: sanity_checks.randomized(OK, OK + 1e-7)),
         (lambda: sanity_checks.probabilities(metrics.softmax(OK)), lambda: sanity_checks.probabilities(OK)),
         (
             lambda: sanity_checks.square_wins(BALL, np.array([4] * 5 + [1] * 95), suites.STANDARD),
@@ -172,7 +167,7 @@ class Softmaxed(Sound):
     [
         (Sound, ()),
         (Rounded, ("the gradient was zero", "Square, which uses no gradients")),
-        (Noisy, ("randomised",)),
+        (Noisy, ("randomized",)),
         (Softmaxed, ("probabilities, not logits",)),
     ],
 )

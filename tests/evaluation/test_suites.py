@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 
 from ratioctl.errors import UsageError
-from ratioctl.evaluation import (
-    SUITES,
-    suites,
-)
+from ratioctl.evaluation import SUITES, suites
 from ratioctl.recipe import Ball
 from tests.evaluation.helpers import evaluated
 

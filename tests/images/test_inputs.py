@@ -116,7 +116,7 @@ def test_every_mode_of_pil_keeps_its_brightness(mode: str) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (3, "image-3: has the type int, which is no image. Give file names, PIL images"),
+        (3, "image-3: has the type int, which is not an image. Give file names, PIL images"),
         (None, "has the type NoneType"),
         (PIXELS[:0], "hold an unsupported uint8 array of shape (0, 6, 3)"),
         (np.full((3, 6, 6), np.nan), "hold values outside [0, 1] or NaN"),

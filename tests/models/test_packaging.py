@@ -41,7 +41,7 @@ def test_it_writes_what_the_command_writes(weights: Path, tmp_path: Path) -> Non
         None,
         (),
     )
-    assert any('took the prefix "module."' in note for note in made.notes)
+    assert any('removed the prefix "module."' in note for note in made.notes)
     clf = ratioctl.Classifier.from_pretrained(made.package)
     assert clf.labels == tuple(NAMES)
     assert clf.predict(np.zeros((8, 8, 3), np.uint8)).is_ood is None, "it is not calibrated"

@@ -7,27 +7,10 @@ import math
 
 from rich.console import Console
 
-from ratioctl.evaluation import (
-    compare,
-)
 from ratioctl.recipe import Ball
 from ratioctl.report import markdown, table, terminal
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 from tests.evaluation.helpers import BALL
-
-
-def measured(name: str, value: float, interval: tuple[float, float]) -> Measurement:
-    return Measurement(name=name, value=value, n=100, interval=interval, dataset="d")
-
-
-def test_only_significantly_worse_entries_are_marked() -> None:
-    best, close, far = (
-        measured("accuracy", 0.9, (0.85, 0.95)),
-        measured("accuracy", 0.8, (0.75, 0.86)),
-        measured("accuracy", 0.7, (0.6, 0.8)),
-    )
-    assert compare.significantly_worse([close, best, far, None], True) == [2]
-    assert compare.significantly_worse([close, best, far, None], False) == [1]
 
 
 def test_a_narrow_terminal_cuts_no_name_off() -> None:

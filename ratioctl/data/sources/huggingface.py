@@ -95,7 +95,7 @@ def _errors_of(source: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise SourceError(
-            source, f"is damaged or no data set of images: {reason}", "Save it again."
+            source, f"is damaged or not a data set of images: {reason}", "Save it again."
         ) from None
 
 
