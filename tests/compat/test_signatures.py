@@ -18,14 +18,14 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
-WITHOUT_A_VERB = ("inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = ("serve", "inspect", "verify", "sign", "models")
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
 OPTIONS = {
-    "train": ("--out", "--set", "--resume", "--init", "--download"),
+    "train": ("--out", "--set", "--resume", "--init", "--max-time", "--download"),
     "calibrate": ("--data", "--objective", "--out", "--download"),
     "evaluate": ("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
     "counterfactual": (
@@ -37,6 +37,7 @@ OPTIONS = {
         *("--fail-on-ood", "--skip-errors", "--bit-depth"),
     ),
     "export": ("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
+    "serve": ("--host", "--port", "--token"),
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),
     "inspect": (),
     "verify": ("--public-key",),
