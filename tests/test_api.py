@@ -46,7 +46,7 @@ def test_counterfactual_takes_images_as_values(small_package: Path, photographs:
     pictures = [one.targets[0].budgets[0].image for one in found]
     assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
     for wrong in (3, None, [path, 3], pixels.astype(np.int32)):
-        with pytest.raises(UsageError, match="PIL images|Convert it to uint8"):
+        with pytest.raises(UsageError, match=r"PIL images|Convert it to uint8"):
             ratioctl.counterfactual(wrong, target="dog", model=small_package)
 
 
