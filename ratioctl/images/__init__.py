@@ -1,7 +1,7 @@
 """From files, folders and archives to pixels.
 
 `decode` is the only implementation of the input pipeline: first frame, EXIF orientation, transparency over
-white, RGB, centre square, Pillow bicubic, 8 bits. `walk` lists the images to score, `load_source` decodes a
+white, RGB, center square, Pillow bicubic, 8 bits. `walk` lists the images to score, `load_source` decodes a
 labelled data source into one uint8 array, `near_duplicates` compares two such arrays. Nothing is unpacked to
 disk, and every function may be called from several threads at once. What scoring does not need is imported
 when it is first used.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ratioctl.images.archive import Member, is_archive
 from ratioctl.images.arrays import pixels_sha256, to_pixels, to_uint8
-from ratioctl.images.decode import NARROW, Decoded, decode, orientation
+from ratioctl.images.decode import MAX_PIXELS, NARROW, Decoded, decode, orientation
 from ratioctl.images.files import FORMATS, read_file
 from ratioctl.images.inputs import ACCEPTED, as_array, as_list, encoded, is_path, items_of_value
 from ratioctl.images.walk import Item, walk

@@ -107,22 +107,3 @@ def test_what_fp16_cannot_do_is_refused(small_package: Path, labelled: Path, tmp
     weights["linear.weight"] = np.full_like(weights["linear.weight"], 1e5)
     with pytest.raises(PackageError, match="that fp16 lacks"):
         package.to_half(weights, "here")
-
-
-def test_packaging_a_checkpoint_in_fp16(small_package: Path, tmp_path: Path) -> None:
-    weights = package.read(small_package).weights_path
-    line = [
-        "package",
-        str(weights),
-        "--arch",
-        "resnet18",
-        "--labels",
-        "cat,dog,red panda,air",
-        "--mean",
-        "0.5",
-    ]
-    assert (
-        main([*line, "--std", "0.25", "--input-size", "8", "--out", str(tmp_path / "p"), "--weights", "fp16"])
-        == 0
-    )
-    assert package.stored_as(package.read(tmp_path / "p").weights_path) == "fp16"
