@@ -13,7 +13,6 @@ from ratioctl.cli._common import (
     Context,
     Download,
     Score,
-    StoredAs,
     command,
     emit_json,
 )
@@ -22,6 +21,14 @@ from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+
+
+StoredAs = Annotated[
+    Literal["fp16"] | None,
+    typer.Option(
+        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+    ),
+]
 
 
 @command(unused=("precision", "seed"))
