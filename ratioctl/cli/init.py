@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 @command(unused=COMPUTE)
 def init(
     context: Context,
-    photos: Annotated[
-        str, typer.Argument(metavar="PHOTOS", help=f"Labelled images: {SOURCE_HELP}, or a CSV of path,label.")
-    ],
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help=f"Labelled images: {SOURCE_HELP}.")],
     outside: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,8 +10,8 @@ import numpy as np
 
 from ratioctl import images
 from ratioctl.data import in_distribution, registry
+from ratioctl.data.content_split import groups_of
 from ratioctl.data.in_distribution import Images
-from ratioctl.data.sources.split import groups_of
 from ratioctl.errors import ImageError, SourceError
 from ratioctl.images import labelled
 from ratioctl.utils.frame import Size

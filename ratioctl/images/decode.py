@@ -110,7 +110,7 @@ def decode(
     """The model's 8-bit input of an encoded image, the same for every backend and command.
 
     First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
-    channel, ITU-R 601 grey; centre square (or the frame's shape); Pillow bicubic to `size`; 8 bits.
+    channel, ITU-R 601 grey; center square (or the frame's shape); Pillow bicubic to `size`; 8 bits.
     JPEGs are decoded at reduced scale down to twice `size`. An image of the model's size passes unchanged.
 
     Args:
@@ -257,7 +257,7 @@ def fit(
 ) -> tuple[np.ndarray, list[str]]:
     """An L or RGB picture in a frame, as (height, width, channels) uint8, and notes of what was done.
 
-    The centre part with the frame's shape is resized; or, where the frame pads, the whole picture, centered
+    The center part with the frame's shape is resized; or, where the frame pads, the whole picture, centered
     on black.
 
     Args:
@@ -285,7 +285,7 @@ def fit(
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
         what = "square" if frame.height == frame.width else f"{cut[0]}x{cut[1]}"
-        notes.append(f"cut to the centre {what} of {shape[0]}x{shape[1]}")
+        notes.append(f"cut to the center {what} of {shape[0]}x{shape[1]}")
     if cut != to:
         picture = picture.resize(to, Image.Resampling.BICUBIC)
         notes.append(f"resized from {cut[0]}x{cut[1]} to {to[0]}x{to[1]}")

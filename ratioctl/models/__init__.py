@@ -1,6 +1,6 @@
 """Networks: pixels in [0,1] to logits, normalization inside."""
 
-from ratioctl.models.folding import fold_batchnorm, sync_folded
+from ratioctl.models.folding import fold_batchnorm, fold_scales, sync_folded
 from ratioctl.models.network import Classifier, build, from_package, head_keys, load_weights, state_of
 from ratioctl.models.registry import architectures, build_network, register_architecture
 
@@ -10,6 +10,7 @@ __all__ = [
     "build",
     "build_network",
     "fold_batchnorm",
+    "fold_scales",
     "from_package",
     "head_keys",
     "load_weights",

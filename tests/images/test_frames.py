@@ -33,7 +33,7 @@ def test_cutting_keeps_the_centre_and_the_proportions(kind: str, width: int, hei
         pixel = found.pixels.mean(axis=1 - axis)[:, 1 - axis] / 255 * length  # where it lay in the file
         expected = length / 2 + (np.arange(side) + 0.5 - side / 2) * scale
         np.testing.assert_allclose(pixel[2:-2], expected[2:-2], atol=0.02 * length)
-    assert any("cut to the centre" in note for note in found.notes)
+    assert any("cut to the center" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

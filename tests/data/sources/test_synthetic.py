@@ -56,9 +56,9 @@ def test_synthetic_pictures_are_deterministic_and_differ(
 
 def test_dead_leaves_have_the_spectrum_of_natural_images() -> None:
     """Power falls with frequency, as f^-2 for natural images; that of noise is flat."""
-    from ratioctl.data.sources import synthetic
+    from ratioctl.data import generated
 
-    pictures = np.stack([*synthetic.dead_leaves(12, 64, 1, 0)])[..., 0].astype(float)
+    pictures = np.stack([*generated.dead_leaves(12, 64, 1, 0)])[..., 0].astype(float)
     power = (np.abs(np.fft.fft2(pictures - pictures.mean((1, 2), keepdims=True))) ** 2).mean(0)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
     ring = (frequency > 0.03) & (frequency < 0.4)
@@ -67,7 +67,7 @@ def test_dead_leaves_have_the_spectrum_of_natural_images() -> None:
 
 
 def test_patches_are_tiles_of_the_images() -> None:
-    from ratioctl.data.sources.synthetic import shuffled_patches
+    from ratioctl.data.generated import shuffled_patches
 
     pixels = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16, 1), np.full((16, 16, 1), 7, np.uint8)])
     found = shuffled_patches(pixels, 40, 3)
