@@ -54,7 +54,7 @@ def test_every_use_takes_the_frame_of_the_package(wide: tuple[ModelPackage, Path
     (again,) = ratioctl.ood_score(str(image), model=exported.path, probabilities=True)
     np.testing.assert_allclose(again.probabilities, row.probabilities, atol=1e-5)
     (explained,) = ratioctl.counterfactual(
-        str(image), target="sky", model=package, eps=0.5, steps=2, out=tmp_path / "cf"
+        str(image), target="sky", model=package.path, eps=0.5, steps=2, out=tmp_path / "cf"
     )
     assert explained.input.shape == (12, 20, 3)
     np.testing.assert_allclose(explained.original.probabilities, row.probabilities, atol=1e-5)
@@ -70,7 +70,7 @@ def test_a_region_counts_in_the_frame(wide: tuple[ModelPackage, Path], tmp_path:
     package, photos = wide
     image = next((photos / "roof").iterdir())
     (found,) = ratioctl.counterfactual(
-        str(image), target="sky", model=package, eps=1.0, steps=2, region="15,0,5,4"
+        str(image), target="sky", model=package.path, eps=1.0, steps=2, region="15,0,5,4"
     )
     changed = (found.targets[0].budgets[0].image != found.input).any(axis=2)
     assert not changed[4:].any()
