@@ -373,10 +373,15 @@ def export(
     int8: bool = False,
     layout: str = "file",
     opset: int | None = None,
+    explain: bool = False,
+    norm: str | float = "2",
     data: str | None = None,
     download: bool = False,
 ) -> Exported:
-    """Write an ONNX file that computes the OOD flag itself; see `ratioctl.onnx.export.export`."""
+    """Write an ONNX file that computes the OOD flag itself, or with `explain` counterfactuals.
+
+    See `ratioctl.onnx.export.export`.
+    """
     from ratioctl.onnx.export import export as run
 
     return run(
@@ -387,6 +392,8 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
     )

@@ -53,6 +53,15 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Write a file that searches counterfactuals, explain.onnx by default."
+        ),
+    ] = False,
+    norm: Annotated[
+        str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")
+    ] = "2",
     data: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +85,8 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
         on_start=lambda: context.note("Tracing the network; this takes a while."),
@@ -92,13 +103,16 @@ def export(
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
     if done.parity is not None:
+        compared = "probabilities of counterfactuals" if explain else "logits"
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
-            f"Agrees with torch on {done.parity.n} images: logits differ by at most "
+            f"Agrees with torch on {done.parity.n} images: {compared} differ by at most "
             f"{done.parity.difference:.1e}, {labels} label and {flags} flag differs"
         )
     if done.cost is not None:
         _show_cost(context, done.cost)
+    if explain:
+        return None
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
         times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)

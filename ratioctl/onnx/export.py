@@ -11,17 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ratioctl import package as packages
+from ratioctl import recipe
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, UsageError
 from ratioctl.models.predict import predictor
+from ratioctl.onnx.explainer import NORMS
+from ratioctl.onnx.explainer import load as load_explainer
 from ratioctl.onnx.graph import OPSET, graph
+from ratioctl.onnx.graph import explain as explain_graph
 from ratioctl.onnx.layouts import DEFAULT, Input, Layout, find_layout, safe_name
-from ratioctl.onnx.parity import Agreement, agreement, check_parity, latency_ms, sample_images, scratch
+from ratioctl.onnx.parity import (
+    Agreement,
+    agreement,
+    check_gradient,
+    check_parity,
+    explained,
+    latency_ms,
+    sample_images,
+    scratch,
+)
 from ratioctl.onnx.quantize import Cost, held_out, int8_warnings, quantize
 from ratioctl.package import ModelPackage
 from ratioctl.utils.atomic_files import make_folder, write_files
@@ -35,9 +49,10 @@ class Exported:
         files: in the order in which they were written; `path`, the ONNX file, is the first.
         package: the package that contains the file; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
-        parity: onnxruntime against torch; None for a quantized file (see `cost`).
+        parity: onnxruntime against torch; None for a quantized file (see `cost`). Of a file with `explain`
+            it compares the pictures of short searches, and probabilities instead of logits.
         latency_ms: "torch", "onnxruntime" and, for a quantized file, "onnxruntime int8" to
-            {batch size: median milliseconds}.
+            {batch size: median milliseconds}; {} with `explain`.
         warnings: about the numbers.
     """
 
@@ -64,6 +79,8 @@ def export(
     int8: bool = False,
     layout: str = DEFAULT,
     opset: int | None = None,
+    explain: bool = False,
+    norm: str | float = "2",
     data: str | None = None,
     download: bool = False,
     on_start: Callable[[], object] | None = None,
@@ -80,6 +97,9 @@ def export(
         threshold: what `is_ood` compares with: a stored name, or a confidence.
         int8: quantize, calibrated on `data`, or on the held-out images of the package's recipe.
         opset: the ONNX operator set; default OPSET.
+        explain: write a file that searches counterfactuals, by default `explain.onnx` in the current folder;
+            see `ratioctl.onnx.explain`. Its images are uint8 NHWC whatever `input_type` says.
+        norm: of the balls that it searches, "2" or "inf".
         data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
         layout: a name of `layouts.layout_names`.
         on_start: called after all checks, before the work that takes long.
@@ -87,7 +107,8 @@ def export(
     Raises:
         PackageError: the package, or UncalibratedError: its threshold is missing.
         SourceError: `int8`, and neither `data` nor the recipe's held-out images can be read.
-        UsageError: an opset that the exporter cannot write, an unknown layout, or an impossible threshold.
+        UsageError: an opset that the exporter cannot write, an unknown layout, an impossible threshold, or
+            with `explain` an option without effect, another norm, or an operator that has no gradient.
         OutputError, DiskError: the output cannot be written.
         RatioctlError: the file does not agree with torch; nothing is written.
     """
@@ -96,6 +117,10 @@ def export(
     if data is not None and not int8:
         raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     chosen = find_layout(layout)
+    if explain:
+        return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
+    if recipe.norm_name(_norm(norm)) != "2":
+        raise UsageError("--norm", "is for --explain", "Give both, or neither.")
     name = safe_name(package.name)
     default = output is None and not chosen.is_folder and not int8 and threshold == "tpr95"
     inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
@@ -127,6 +152,59 @@ def export(
         threshold=limit,
         bytes=len(content),
         **measured,
+    )
+
+
+def _norm(norm: str | float) -> float:
+    """The norm of a graph's balls. Raises UsageError for one that it cannot search."""
+    name = norm.strip().lower().removeprefix("l") if isinstance(norm, str) else f"{norm:g}"
+    if name not in NORMS:
+        step = f"Known: {', '.join(NORMS)}. `ratioctl counterfactual` searches the others with torch."
+        raise UsageError(f"--norm {norm}", "cannot be searched by an ONNX graph", step)
+    return NORMS[name]
+
+
+def _export_explain(
+    package: ModelPackage,
+    output: str | os.PathLike[str] | None,
+    threshold: float,
+    norm: str | float,
+    opset: int,
+    int8: bool,
+    layout: Layout,
+    on_start: Callable[[], object] | None,
+) -> Exported:
+    """`export` with `explain`."""
+    p = _norm(norm)
+    if int8 or layout.name != DEFAULT:
+        option = "--int8" if int8 else f"--layout {layout.name}"
+        raise UsageError(option, "cannot be combined with --explain", "Export two files.")
+    target = Path("explain.onnx" if output is None else output)
+    _check_target(target, layout)
+    if on_start is not None:
+        on_start()
+    base = graph(package, threshold=threshold, opset=opset)
+    content = explain_graph(base, package, threshold=threshold, p=p)
+    check_gradient(base, package)
+    reference, sample = predictor(package, "cpu").predict, sample_images(package)[:32]
+    with tempfile.TemporaryDirectory(prefix="ratioctl-export-") as folder:
+        path = Path(folder) / "explain.onnx"
+        path.write_bytes(content)
+        parity = explained(sample, reference, load_explainer(path), threshold)
+    check_parity(parity, reference(sample))
+    write_files({target: content})
+    return Exported(
+        path=target,
+        files=(target,),
+        package=None,
+        input_type="uint8",
+        layout=layout.name,
+        opset=opset,
+        threshold=threshold,
+        bytes=len(content),
+        parity=parity,
+        cost=None,
+        latency_ms={},
     )
 
 

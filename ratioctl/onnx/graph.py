@@ -14,6 +14,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import torch
@@ -26,6 +27,7 @@ from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec
+from ratioctl.recipe import norm_name
 from ratioctl.scores import DEFAULT, OodScore, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
@@ -108,12 +110,25 @@ def graph(
     model: onnx.ModelProto = program.model_proto
     if {entry.domain: entry.version for entry in model.opset_import}.get("") != opset:
         raise refused
-    return finish(model, package, threshold)
+    return finish(model, package, {"threshold": threshold})
 
 
-def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
+def explain(base: bytes, package: Spec, *, threshold: float, p: float) -> bytes:
+    """The file that searches counterfactuals in balls of the norm `p`, made of `graph`'s file for floats.
+
+    Raises:
+        UsageError: a norm that it cannot search, or an operator of the network without a gradient.
+    """
+    from ratioctl.onnx.explain import explain_graph
+
+    parsed = onnx.load_model_from_string(base)
+    model = explain_graph(parsed, p=p, temperature=package.temperature, name=package.name)
+    return finish(model, package, {"threshold": threshold, "explain": {"norm": norm_name(p)}})
+
+
+def finish(model: onnx.ModelProto, package: Spec, about: dict[str, Any]) -> bytes:
     """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata:
-    the package's config, and beside it the threshold that the graph compares with.
+    the package's config, and beside it what holds of the graph alone, such as its threshold.
     """
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         for field in ("metadata_props", "doc_string"):
@@ -126,7 +141,7 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
                 axis.dim_param = "N"
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
-    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: {"threshold": threshold}}
+    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: about}
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)

@@ -37,7 +37,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download"),
+        *("--data", "--download", "--explain", "--norm"),
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
