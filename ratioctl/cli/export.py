@@ -25,6 +25,21 @@ if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
 
 
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Write a file that searches counterfactuals, explain.onnx by default."),
+]
+Norm = Annotated[str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
+    ),
+]
+
+
 @command(unused=COMPUTE)
 def export(
     context: Context,
@@ -53,23 +68,9 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
-    explain: Annotated[
-        bool,
-        typer.Option(
-            "--explain", help="Write a file that searches counterfactuals, explain.onnx by default."
-        ),
-    ] = False,
-    norm: Annotated[
-        str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")
-    ] = "2",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
-        ),
-    ] = None,
+    explain: Explain = False,
+    norm: Norm = "2",
+    data: Data = None,
     download: Download = False,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""

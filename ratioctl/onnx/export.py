@@ -114,13 +114,10 @@ def export(
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
-    if data is not None and not int8:
-        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     chosen = find_layout(layout)
+    _refuse_without(int8, data, "2" if explain else norm)
     if explain:
         return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
-    if recipe.norm_name(_norm(norm)) != "2":
-        raise UsageError("--norm", "is for --explain", "Give both, or neither.")
     name = safe_name(package.name)
     default = output is None and not chosen.is_folder and not int8 and threshold == "tpr95"
     inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
@@ -137,11 +134,7 @@ def export(
         assert written.onnx_path is not None
         files = [written.onnx_path]
     else:
-        written = None
-        contents = chosen.contents(target, name, content, package, input_type)
-        files = list(contents)
-        make_folder(files[0].parent)
-        write_files(contents)
+        written, files = None, _write(chosen.contents(target, name, content, package, input_type))
     return Exported(
         path=files[0],
         files=tuple(files),
@@ -153,6 +146,21 @@ def export(
         bytes=len(content),
         **measured,
     )
+
+
+def _write(contents: dict[Path, bytes]) -> list[Path]:
+    files = list(contents)
+    make_folder(files[0].parent)
+    write_files(contents)
+    return files
+
+
+def _refuse_without(int8: bool, data: str | None, norm: str | float) -> None:
+    """Refuse options that have no effect without `--int8` or `--explain`."""
+    if data is not None and not int8:
+        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
+    if recipe.norm_name(_norm(norm)) != "2":
+        raise UsageError("--norm", "is for --explain", "Give both, or neither.")
 
 
 def _norm(norm: str | float) -> float:

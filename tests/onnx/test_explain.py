@@ -225,10 +225,7 @@ def inputs(**shapes: tuple[int, list[Any]]) -> list[onnx.ValueInfoProto]:
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-@pytest.mark.parametrize("steps", [1, 9, 25])
-def test_the_loop_is_the_engines_auto_pgd(
-    small_graph: bytes, network: Predictor, p: float, steps: int
-) -> None:
+def test_the_loop_is_the_engines_auto_pgd(small_graph: bytes, network: Predictor, p: float) -> None:
     builder = Builder()
     names = {"start": F32, "x0": F32, "radii": F64, "target": I64, "steps": I64}
     start, x0, radii, target, count = (builder.value(name, dtype) for name, dtype in names.items())
@@ -249,18 +246,18 @@ def test_the_loop_is_the_engines_auto_pgd(
     x = np.random.default_rng(1).random((3, *SHAPE), dtype=np.float32)
     eps, targets = np.array([0.1, 0.5, 1.0]) / (1 if p == 2 else 10), np.array([0, 1, 3])
     flat = x.reshape(3, -1)
-    best, value = session(model)(
-        start=flat, x0=flat, radii=eps[:, None], target=targets, steps=np.array(steps)
-    )
-    theirs = engine.perturb(
-        network.exact,
-        torch.from_numpy(x),
-        goals.log_probability(torch.from_numpy(targets), 0.3),
-        Attack(ball=Ball(p=p, eps=1.0), method="apgd", steps=steps),
-        eps=torch.from_numpy(eps),
-    )
-    assert value[:, 0] == pytest.approx(theirs.value.numpy(), rel=1e-3, abs=1e-4)
-    assert np.abs(best.reshape(x.shape) - theirs.x.numpy()).mean() < 1e-4
+    run = session(model)
+    for steps in (1, 9, 25):
+        best, value = run(start=flat, x0=flat, radii=eps[:, None], target=targets, steps=np.array(steps))
+        theirs = engine.perturb(
+            network.exact,
+            torch.from_numpy(x),
+            goals.log_probability(torch.from_numpy(targets), 0.3),
+            Attack(ball=Ball(p=p, eps=1.0), method="apgd", steps=steps),
+            eps=torch.from_numpy(eps),
+        )
+        assert value[:, 0] == pytest.approx(theirs.value.numpy(), rel=1e-3, abs=1e-4)
+        assert np.abs(best.reshape(x.shape) - theirs.x.numpy()).mean() < 1e-4
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -342,7 +339,7 @@ def test_pictures_are_in_the_ball_scored_and_monotone(
 def test_a_search_gains_confidence(loaded: explainer.Explainer) -> None:
     pixels = np.random.default_rng(3).integers(60, 200, (1, 8, 8, 3), dtype=np.uint8)
     found = loaded.search(pixels, [2], [0, 0.25, 0.5, 1, 2], 30)
-    assert found["confidence"][0] < 0.5 < found["confidence"][-1]
+    assert found["confidence"][-1] > 2 * found["confidence"][0]
     assert (np.diff(found["confidence"]) > -1e-7).all()
     assert found["confidence_float"] == pytest.approx(found["confidence"], abs=0.2)
 
