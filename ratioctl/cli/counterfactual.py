@@ -33,7 +33,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A package folder or a bundled model; repeat it to compare. [default: cifar10-ratio]",
+        help="A package folder, a bundled model, or a file of `export --explain`, which needs no torch; "
+        "repeat it to compare. [default: cifar10-ratio]",
     ),
 ]
 Eps = Annotated[
