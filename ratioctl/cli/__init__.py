@@ -25,6 +25,7 @@ COMMANDS = (
     "counterfactual",
     "ood-score",
     "export",
+    "serve",
     "package",
     "inspect",
     "verify",

@@ -14,6 +14,7 @@ from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.graph import GraphSearch
 from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
 from ratioctl.counterfactuals.search import (
+    Preview,
     SearchRequest,
     TargetSearch,
     plain,
@@ -39,6 +40,7 @@ def explain(
     on_error: Callable[[str, ImageError], None] | None = None,
     on_picture: Callable[[Picture], None] | None = None,
     callback: Callable[[float], None] | None = None,
+    on_preview: Callable[[Preview], None] | None = None,
     together: int | None = None,
 ) -> Iterator[Explanation]:
     """Carry out a request, image by image; models in the outer order.
@@ -48,6 +50,7 @@ def explain(
             ImageError is raised.
         on_picture: called with each image when it is read for the first time.
         callback: called with the number of images done, over all models; fractions while searching.
+        on_preview: called a few times per second with points of the running searches, for display.
         together: how many images and targets share a batch; None chooses. With 1 nothing depends on the
             companions, not even rounding.
     """
@@ -95,8 +98,9 @@ def explain(
                 callback(reported)
 
         norm = recipe.norm_name(request.p) if len(prepared.norms) > 1 else None
-        backend = _backend(spec, request, compute)
-        explanations = _Explanations(spec, request, backend, packages.index(id(spec)), progress, together)
+        index = packages.index(id(spec))
+        backend = _backend(spec, request, compute, index, on_preview)
+        explanations = _Explanations(spec, request, backend, index, progress, together)
         for explanation in explanations.of(itertools.chain([first], readable)):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
@@ -141,7 +145,11 @@ class _Backend:
 
 
 def _backend(
-    spec: ModelPackage | Explainer, request: CounterfactualRequest, compute: ComputeConfig | None
+    spec: ModelPackage | Explainer,
+    request: CounterfactualRequest,
+    compute: ComputeConfig | None,
+    index: int,
+    on_preview: Callable[[Preview], None] | None,
 ) -> _Backend:
     """torch for a package, onnxruntime for a file of `export --explain`."""
     if not isinstance(spec, ModelPackage):
@@ -152,10 +160,15 @@ def _backend(
     from ratioctl.counterfactuals.batches import BatchSearch, jobs_together
     from ratioctl.models.predict import predictor
 
+    def show(target: int, eps: float, image: np.ndarray, confidence: float) -> None:
+        if on_preview is not None:
+            label = spec.label_names[target]
+            on_preview(Preview(model=index, target=label, eps=eps, image=image, confidence=confidence))
+
     assert compute is not None
     predict, temperature = predictor(spec, compute.device), spec.temperature
     return _Backend(
-        search=BatchSearch(predict, spec, request, compute),
+        search=BatchSearch(predict, spec, request, compute, show if on_preview else None),
         search_target=search_target,
         probabilities=lambda images: metrics.softmax(predict.predict(images), temperature),
         together=jobs_together(compute, request, spec.input_size[1]),

@@ -156,6 +156,7 @@ def rows_of(
     threshold: float,
     probabilities: bool,
     bit_depth: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> list[ScoreRow]:
     """The rows of items that are predicted together, in their order."""
     channels, size, _ = model.spec.input_size
@@ -167,7 +168,9 @@ def rows_of(
             if isinstance(item, Unreadable):
                 reasons.append(item.reason)
                 continue
-            decoded = images.decode(item.read(), size, channels, name=item.path, bit_depth=bit_depth)
+            decoded = images.decode(
+                item.read(), size, channels, name=item.path, bit_depth=bit_depth, max_pixels=max_pixels
+            )
             pixels[readable] = decoded.pixels
             for note in decoded.notes:
                 if note.startswith(images.NARROW):
