@@ -108,8 +108,12 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Explain
     Raises:
         PackageError: missing, damaged, not written by ratioctl, or an export without `--explain`.
     """
-    path = Path(path)
-    opened = runtime.open_file(path, threads, "cpu")
+    return from_opened(runtime.open_file(Path(path), threads))
+
+
+def from_opened(opened: runtime.Opened) -> Explainer:
+    """The file for searches. Raises PackageError, as `load`."""
+    path = opened.path
     about = opened.about.get("explain")
     if not isinstance(about, dict) or about.get("norm") not in NORMS:
         step = "Export one with `ratioctl export MODEL --explain`."

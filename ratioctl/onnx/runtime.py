@@ -110,8 +110,12 @@ def load(
             package that is another model.
     """
     path, package = _file(model)
-    opened = open_file(path, threads, device)
-    spec = opened.spec
+    return from_opened(open_file(path, threads, device), package)
+
+
+def from_opened(opened: Opened, package: ModelPackage | None = None) -> Runtime:
+    """The file for scoring; `package` contains it, if any. Raises PackageError, as `load`."""
+    path, spec = opened.path, opened.spec
     if opened.about.get("explain") is not None:
         step = "Use `ratioctl counterfactual --model`, or export the package without --explain."
         raise PackageError(
@@ -140,6 +144,7 @@ class Opened:
         about: the metadata that describe the graph alone; {} in files without.
     """
 
+    path: Path
     session: Any = dataclasses.field(repr=False)
     spec: Spec
     about: dict[str, Any]
@@ -153,7 +158,7 @@ class Opened:
             return None
 
 
-def open_file(path: Path, threads: int | None, device: str) -> Opened:
+def open_file(path: Path, threads: int | None = None, device: str = "cpu") -> Opened:
     """Load a file and its metadata. Raises PackageError, as `load`."""
     try:
         status = path.stat()
@@ -172,7 +177,7 @@ def open_file(path: Path, threads: int | None, device: str) -> Opened:
     session = _session(data, path, threads, device)
     try:  # onnxruntime decodes texts on access
         metadata = session.get_modelmeta().custom_metadata_map
-        return Opened(session=session, spec=_spec(metadata, path), about=_about(metadata))
+        return Opened(path=path, session=session, spec=_spec(metadata, path), about=_about(metadata))
     except UnicodeDecodeError:
         raise _no_text(path) from None
 

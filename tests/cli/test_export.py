@@ -78,6 +78,8 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
             "int8": False,
             "layout": "file",
             "opset": None,
+            "explain": False,
+            "norm": "2",
             "data": None,
             "download": False,
         }
