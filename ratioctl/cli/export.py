@@ -19,7 +19,7 @@ from ratioctl.cli._common import (
     registered,
 )
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import milliseconds, safe_text, threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
@@ -102,7 +102,7 @@ def export(
     for file in done.files:
         show(safe_text(file))
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
-    show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
+    show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         compared = "probabilities of counterfactuals" if explain else "logits"
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
@@ -116,8 +116,8 @@ def export(
         return None
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
-        times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
-        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
+        times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2g} times as fast)")
     return None
 
 
