@@ -29,7 +29,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth"),
+        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth", "--live"),
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +17,10 @@ from PIL import Image
 
 import ratioctl
 from ratioctl import metrics, package
+from ratioctl.cli import main
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.predict import predictor
+from ratioctl.report import live
 
 # A Python in which nothing but the light installation can be imported.
 LIGHT = """
@@ -143,6 +148,45 @@ def test_a_file_that_only_scores_is_refused(photographs: Path, small_graph: byte
     (tmp_path / "model.onnx").write_bytes(small_graph)
     with pytest.raises(PackageError, match="computes scores and no counterfactuals"):
         ratioctl.counterfactual(str(photographs), target="dog", model=tmp_path / "model.onnx")
+
+
+def test_a_live_page_needs_an_exported_file_and_the_runtime(
+    small_explain: Path,
+    small_package: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["counterfactual", str(photographs / "one.png"), "--target", "dog", "--live", str(tmp_path)]
+    assert main([*line, "--model", str(small_package)]) == 2
+    assert "--live: needs one file of `export --explain` as --model" in capsys.readouterr().err
+    assert main([*line, "--model", str(small_explain)]) == 2
+    said = capsys.readouterr().err
+    assert "has no ort.wasm.bundle.min.mjs" in said
+    assert "npm install onnxruntime-web" in said
+
+
+def test_a_live_page_holds_the_model_and_the_runtime(
+    small_explain: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """The parts come out again; the policy forbids everything but them."""
+    files = {name: name.encode() * 50 for name in live.FILES.values()}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    line = ["counterfactual", str(photographs / "one.png"), "--target", "dog", "--live", str(tmp_path), "-q"]
+    line += ["--eps", "0.5", "--steps", "1", "--model", str(small_explain), "--out", str(tmp_path / "out")]
+    assert main(line) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    parts = dict(re.findall(r'<script type="text/plain" id="live-(\w+)">([\w+/=]+)</script>', page))
+    unpacked = {name: gzip.decompress(base64.b64decode(text)) for name, text in parts.items()}
+    expected = {name: files[file] for name, file in live.FILES.items()}
+    assert unpacked == {**expected, "model": small_explain.read_bytes()}
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert "default-src 'none'" in policy
+    assert "connect-src" not in policy
+    scripts = re.search(r"script-src ([^;]*);", policy)
+    assert scripts is not None
+    assert [source[:8] for source in scripts[1].split()] == ["'sha256-", "'sha256-", "'wasm-un", "blob:"]
 
 
 def test_an_interrupt_ends_the_search(small_explain: Path) -> None:
