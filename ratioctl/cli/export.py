@@ -25,11 +25,26 @@ if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
 
 
+Threshold = Annotated[
+    str,
+    typer.Option(
+        "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
+    ),
+]
 Explain = Annotated[
     bool,
     typer.Option("--explain", help="Write a file that searches counterfactuals, explain.onnx by default."),
 ]
 Norm = Annotated[str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")]
+Weights = Annotated[
+    Literal["fp32", "fp16"] | None,
+    typer.Option(
+        "--weights",
+        metavar="fp32|fp16",
+        help="How weights are stored; fp16 halves the file, which computes in fp32. Default: as MODEL.",
+    ),
+]
+
 Data = Annotated[
     str | None,
     typer.Option(
@@ -52,13 +67,9 @@ def export(
         Literal["float", "uint8"],
         typer.Option("--input", metavar="float|uint8", help="float32 NCHW in [0,1], or uint8 NHWC."),
     ] = "float",
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
-        ),
-    ] = "tpr95",
+    threshold: Threshold = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
+    weights: Weights = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -84,6 +95,7 @@ def export(
         input_type=input_type,
         threshold=threshold,
         int8=int8,
+        weights=weights,
         layout=layout,
         opset=opset,
         explain=explain,
@@ -101,7 +113,8 @@ def export(
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
-    size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
+    halves = ", fp16 weights" if done.weights == "fp16" else ""
+    size = f"{done.bytes / 2**20:.1f} MiB{halves}, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         compared = "probabilities of counterfactuals" if explain else "logits"

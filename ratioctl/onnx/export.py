@@ -20,6 +20,7 @@ from ratioctl import package as packages
 from ratioctl import recipe
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, UsageError
+from ratioctl.models import from_package
 from ratioctl.models.predict import predictor
 from ratioctl.onnx.explainer import NORMS
 from ratioctl.onnx.explainer import load as load_explainer
@@ -37,7 +38,7 @@ from ratioctl.onnx.parity import (
     scratch,
 )
 from ratioctl.onnx.quantize import Cost, held_out, int8_warnings, quantize
-from ratioctl.package import ModelPackage
+from ratioctl.package import ModelPackage, Stored
 from ratioctl.utils.atomic_files import make_folder, write_files
 
 
@@ -49,6 +50,7 @@ class Exported:
         files: in the order in which they were written; `path`, the ONNX file, is the first.
         package: the package that contains the file; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
+        weights: how the file stores the weights.
         parity: onnxruntime against torch; None for a quantized file (see `cost`). Of a file with `explain`
             it compares the pictures of short searches, and probabilities instead of logits.
         latency_ms: "torch", "onnxruntime" and, for a quantized file, "onnxruntime int8" to
@@ -63,6 +65,7 @@ class Exported:
     layout: str
     opset: int
     threshold: float
+    weights: Stored
     bytes: int
     parity: Agreement | None
     cost: Cost | None
@@ -77,6 +80,7 @@ def export(
     input_type: Input = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
+    weights: Stored | None = None,
     layout: str = DEFAULT,
     opset: int | None = None,
     explain: bool = False,
@@ -91,11 +95,13 @@ def export(
         model: a package, its folder, or a bundled model's name.
         output: the file, or for a server's layout the folder in which `<name>/` is created (default: the
             current one). None writes the file into the package, so that `ood-score` needs no torch; where the
-            package is bundled or read-only, or the file differs from it (`int8`, another threshold), it is
-            `<name>.onnx` in the current folder.
+            package is bundled or read-only, or the file differs from it (`int8`, another threshold, weights
+            stored otherwise), it is `<name>.onnx` in the current folder.
         input_type: "float" for float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: what `is_ood` compares with: a stored name, or a confidence.
         int8: quantize, calibrated on `data`, or on the held-out images of the package's recipe.
+        weights: how the file stores them; None as the package does. With "fp16" it is half as large and still
+            computes in fp32.
         opset: the ONNX operator set; default OPSET.
         explain: write a file that searches counterfactuals, by default `explain.onnx` in the current folder;
             see `ratioctl.onnx.explain`. Its images are uint8 NHWC whatever `input_type` says.
@@ -114,26 +120,25 @@ def export(
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
+    stored = packages.stored_as(package.weights_path)
+    weights = _stored(weights, stored, int8, explain)
     chosen = find_layout(layout)
     _refuse_without(int8, data, "2" if explain else norm)
     if explain:
         return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
-    name = safe_name(package.name)
-    default = output is None and not chosen.is_folder and not int8 and threshold == "tpr95"
-    inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
-    target = Path(output) if output is not None else Path("." if chosen.is_folder else f"{name}.onnx")
-    if not inside:
-        _check_target(target, chosen)
+    usual = (int8, threshold, weights) == (False, "tpr95", stored)
+    target = _target(package, output, chosen, usual)
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
-    content, measured = _measured(package, limit, content, held)
-    if inside:
+    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, weights=weights)
+    content, measured = _measured(package, limit, content, held, weights)
+    if target is None:
         written = packages.update(package, onnx=content)
         assert written.onnx_path is not None
         files = [written.onnx_path]
     else:
+        name = safe_name(package.name)
         written, files = None, _write(chosen.contents(target, name, content, package, input_type))
     return Exported(
         path=files[0],
@@ -143,9 +148,23 @@ def export(
         layout=layout,
         opset=opset or OPSET,
         threshold=limit,
+        weights=weights,
         bytes=len(content),
         **measured,
     )
+
+
+def _target(
+    package: ModelPackage, output: str | os.PathLike[str] | None, layout: Layout, usual: bool
+) -> Path | None:
+    """Where to write; None for the package itself. Raises OutputError, UsageError."""
+    default = output is None and not layout.is_folder and usual
+    if default and not packages.is_bundled(package) and os.access(package.path, os.W_OK):
+        return None
+    name = "." if layout.is_folder else f"{safe_name(package.name)}.onnx"
+    target = Path(name if output is None else output)
+    _check_target(target, layout)
+    return target
 
 
 def _write(contents: dict[Path, bytes]) -> list[Path]:
@@ -210,19 +229,30 @@ def _export_explain(
         opset=opset,
         threshold=threshold,
         bytes=len(content),
+        weights="fp32",
         parity=parity,
         cost=None,
         latency_ms={},
     )
 
 
+def _stored(asked: Stored | None, stored: Stored, int8: bool, explain: bool) -> Stored:
+    """How the file stores its weights, given how the package does."""
+    if asked == "fp16" and (int8 or explain):
+        option = "--int8" if int8 else "--explain"
+        raise UsageError(
+            "--weights fp16", f"cannot be combined with {option}", f"Leave out {option}, or this."
+        )
+    return asked or ("fp32" if int8 or explain else stored)
+
+
 def _measured(
-    package: ModelPackage, threshold: float, content: bytes, held: Images | None
+    package: ModelPackage, threshold: float, content: bytes, held: Images | None, weights: Stored
 ) -> tuple[bytes, dict[str, Any]]:
     """The file, quantized where there are `held` images, and the measured fields of `Exported`."""
     cost = None
     with scratch(content) as (path, loaded):
-        reference = predictor(package, "cpu").predict
+        reference = predictor(from_package(package, weights_as=weights), "cpu").predict
         sample = sample_images(package)
         parity = agreement(sample, reference, loaded, package, threshold)
         check_parity(parity, reference(sample))

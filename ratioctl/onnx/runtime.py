@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, parse_config, parse_document, resolve
+from ratioctl.package import ModelPackage, Spec, Stored, parse_config, parse_document, resolve
 from ratioctl.utils import resources
 
 EXPORT = "Export it again with `ratioctl export`."
@@ -33,6 +33,7 @@ class Runtime:
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
+        weights: how the file stores the weights; it computes in fp32 with either.
         session: the onnxruntime session.
     """
 
@@ -40,6 +41,7 @@ class Runtime:
     spec: Spec
     input_type: Literal["float", "uint8"]
     threshold: float | None
+    weights: Stored
     session: Any = dataclasses.field(repr=False)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -132,6 +134,7 @@ def from_opened(opened: Opened, package: ModelPackage | None = None) -> Runtime:
         spec=spec,
         input_type=input_type,
         threshold=opened.threshold,
+        weights="fp16" if opened.about.get("weights") == "fp16" else "fp32",
         session=opened.session,
     )
 
