@@ -70,7 +70,7 @@ def test_other_classes_and_images_are_searched_in_the_page(
     live: Path, small_explain: Path, open_page: Callable[..., Any]
 ) -> None:
     opened, file = open_page(live), explainer.load(small_explain)
-    other = np.asarray(Image.open(live.parents[1] / "other.png"))
+    other = np.array(Image.open(live.parents[1] / "other.png"))
     assert search(opened, target="cat", radii="0.25, 1", steps=12).startswith("Found in ")
     opened.page.select_option("#live-image", label="an image of yours")
     assert search(opened, target="red panda") == "Choose a file."
@@ -78,7 +78,7 @@ def test_other_classes_and_images_are_searched_in_the_page(
     assert search(opened, target="red panda").startswith("Found in ")
     assert opened.page.inner_text("#detail-title") == "other.png"
 
-    one = np.asarray(Image.open(live.parents[1] / "one.png"))
+    one = np.array(Image.open(live.parents[1] / "one.png"))
     for group, pixels, target in ((0, one, "cat"), (1, other, "red panda")):
         theirs, k = found(opened, group, target), LABELS.index(target)
         ours = file.search(pixels[None], [k], [0.25, 1], 12)

@@ -92,10 +92,10 @@ def test_every_promise_holds_for_the_saved_pictures(written: Path, small_package
     spec = package.read(small_package)
     network = predictor(spec)
     (image,) = document["images"]
-    pixels = np.asarray(Image.open(written / image["input_png"]))
+    pixels = np.array(Image.open(written / image["input_png"]))
 
     def score(name: str) -> tuple[np.ndarray, float]:
-        picture = np.asarray(Image.open(written / name))
+        picture = np.array(Image.open(written / name))
         probabilities = metrics.softmax(network.predict(picture[None]), spec.temperature)[0]
         return probabilities, float(np.linalg.norm((picture / 255.0 - pixels / 255.0).ravel()))
 

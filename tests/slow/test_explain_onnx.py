@@ -56,7 +56,7 @@ def place(spec: package.ModelPackage, base: bytes, tmp_path_factory: pytest.Temp
 def test_gradients_of_the_default_model_on_200_images(spec: package.ModelPackage, base: bytes) -> None:
     """100 crops of photographs and 100 images of noise: 1e-4 of the gradient's length."""
     generator = np.random.default_rng(0)
-    photos = [np.asarray(Image.open(path).convert("RGB").resize((96, 96))) for path in SAMPLES]
+    photos = [np.array(Image.open(path).convert("RGB").resize((96, 96))) for path in SAMPLES]
     crops = [
         photos[k % len(photos)][y : y + 32, x : x + 32]
         for k, (y, x) in enumerate(generator.integers(0, 64, (100, 2)))
@@ -168,7 +168,7 @@ def test_the_guides_programs_agree(place: Path, npm_install: Callable[..., None]
     assert done.returncode == 0, done.stderr
     said = re.fullmatch(r"out of distribution: True dog: (\[.*\])\n", done.stdout)
     assert said is not None
-    ours, picture = json.loads(said[1]), np.asarray(Image.open(place / "dog.png"))
+    ours, picture = json.loads(said[1]), np.array(Image.open(place / "dog.png"))
     assert ours[0] < 0.2 < 0.9 < ours[2]
     (place / "dog.png").unlink()
 
@@ -183,7 +183,7 @@ def test_the_guides_programs_agree(place: Path, npm_install: Callable[..., None]
     is_ood, theirs = json.loads(done.stdout)
     assert is_ood is True
     assert theirs == pytest.approx(ours, abs=1.5e-3)  # Python's are printed with three digits
-    saved = np.asarray(Image.open(place / "dog.png")).astype(int)
+    saved = np.array(Image.open(place / "dog.png")).astype(int)
     assert np.abs(saved - picture).mean() < 1
-    original = np.asarray(Image.open(place / "small.png")) / 255.0
+    original = np.array(Image.open(place / "small.png")) / 255.0
     assert np.linalg.norm(saved / 255.0 - original) <= 2.0
