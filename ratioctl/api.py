@@ -182,6 +182,7 @@ def calibrate(
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
     score: str | None = None,
+    weights: Literal["fp16"] | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -192,7 +193,14 @@ def calibrate(
 
     target = None if out is None else pathlib.Path(out)
     return run(
-        model, data=data, objective=objective, out=target, score=score, device=device, download=download
+        model,
+        data=data,
+        objective=objective,
+        out=target,
+        score=score,
+        weights=weights,
+        device=device,
+        download=download,
     )
 
 
@@ -390,6 +398,7 @@ def export(
     input_type: Literal["float", "uint8"] = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
+    weights: Literal["fp32", "fp16"] | None = None,
     layout: str = "file",
     opset: int | None = None,
     data: str | None = None,
@@ -404,6 +413,7 @@ def export(
         input_type=input_type,
         threshold=threshold,
         int8=int8,
+        weights=weights,
         layout=layout,
         opset=opset,
         data=data,

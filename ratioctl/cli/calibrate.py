@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, Score, command, emit_json
+from ratioctl.cli._common import (
+    MODEL_HELP,
+    SOURCE_HELP,
+    Context,
+    Download,
+    Score,
+    command,
+    emit_json,
+)
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+
+
+StoredAs = Annotated[
+    Literal["fp16"] | None,
+    typer.Option(
+        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+    ),
+]
 
 
 @command(unused=("precision", "seed"))
@@ -40,13 +56,21 @@ def calibrate(
         typer.Option("--out", metavar="DIR", help="Write a new package here instead of updating MODEL."),
     ] = None,
     score: Score = None,
+    weights: StoredAs = None,
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data."""
     from ratioctl.calibration.calibrate import calibrate as run
 
     result = run(
-        model, data=data, objective=objective, out=out, score=score, device=context.device, download=download
+        model,
+        data=data,
+        objective=objective,
+        out=out,
+        score=score,
+        weights=weights,
+        device=context.device,
+        download=download,
     )
     for warning in result.warnings:
         context.warn(warning)

@@ -22,7 +22,7 @@ from ratioctl.cli._common import Context, emit_json
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
     "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
-    "calibrate": {"--data", "--objective", "--out", "--download", "--score"},
+    "calibrate": {"--data", "--objective", "--out", "--download", "--score", "--weights"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
         *("--judge", "--backend", "--save-adversarial", "--score"),
@@ -37,7 +37,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download"),
+        *("--data", "--download", "--weights"),
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),

@@ -204,6 +204,7 @@ def test_differences_are_found() -> None:
         ("calibrate", "--download"): "default False, but 0 in Python",
         ("calibrate", "--out"): "not in Python",
         ("calibrate", "--score"): "not in Python",
+        ("calibrate", "--weights"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
         ("calibrate", "--seed"): "not in Python",
         ("calibrate", "threads"): "not on the command line",
