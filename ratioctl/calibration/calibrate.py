@@ -18,6 +18,7 @@ from ratioctl.data import in_distribution, loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.device import select_device
+from ratioctl.models.network import from_package
 from ratioctl.models.normalization import other_order
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
@@ -66,6 +67,7 @@ def calibrate(
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
     score: str | None = None,
+    weights: Literal["fp16"] | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -78,6 +80,8 @@ def calibrate(
         out: write a new package there and leave the old one unchanged.
         score: name of an OOD score (`ratioctl.scores`) to calibrate and make the package's own; None keeps
             the package's. Confidences and their thresholds are stored in any case.
+        weights: "fp16" stores the weights of the new package, which needs `out`, in half the bytes; they are
+            computed with in fp32.
 
     Raises:
         SourceError: no data, or class folders that are no labels of the model.
@@ -85,6 +89,10 @@ def calibrate(
         PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
+    if weights is not None and (out is None or out.resolve() == package.path.resolve()):
+        raise UsageError(
+            f"--weights {weights}", "makes another model", "Write it to a new folder with --out."
+        )
     if out is None:
         packages.check_writable(package)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
@@ -94,7 +102,8 @@ def calibrate(
     images, source = _images(package, recipe, data, download)
     assert images.labels is not None
     compute = select_device(device, "fp32", reason="scores always are")
-    logits = predictor(package, compute.device).predict(images.pixels)
+    network = from_package(package, compute.device, weights_as=weights or "fp32")
+    logits = predictor(network, compute.device).predict(images.pixels)
     useful = improves_held_out(logits, images.labels, spec)
     temperature = find_temperature(logits, images.labels, spec) if useful else 1.0
     before = calibration_errors(logits, images.labels, 1.0, spec)
@@ -122,11 +131,11 @@ def calibrate(
         warnings=warnings,
         unreadable=len(images.errors),
     )
-    return _write(result, spec, source, images.fingerprint, out)
+    return _write(result, spec, source, images.fingerprint, out, half=weights is not None)
 
 
 def _write(
-    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None
+    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None, *, half: bool
 ) -> Calibrated:
     """Write a calibration to its package, or to a copy of it in `out`."""
     package = result.package
@@ -154,11 +163,12 @@ def _write(
         changes |= {"score": kind.config_name, "score_thresholds": others}
     warnings = result.warnings
     same = (result.temperature, result.thresholds) == (package.temperature, package.thresholds)
-    if package.config["ratio"].get("metrics") and not same:
+    if package.config["ratio"].get("metrics") and (half or not same):
         changes["metrics"] = {}
-        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
+        what = "weights" if half else "temperature or thresholds"
+        warnings += (f"its measurements were made with other {what} and are removed",)
     if out is not None:
-        package = _copy(package, out)
+        package = _copy(package, out, half=half)
     written = packages.update(package, config_changes={"ratio": changes})
     return dataclasses.replace(result, package=written, warnings=warnings)
 
@@ -207,14 +217,18 @@ def _images(
     return found, f"{recipe.data.train} (held out, seed {recipe.seed})"
 
 
-def _copy(package: ModelPackage, out: Path) -> ModelPackage:
-    """A package of the same content in another folder."""
+def _copy(package: ModelPackage, out: Path, *, half: bool = False) -> ModelPackage:
+    """A package of the same content in another folder, its weights in fp16 if `half`."""
     if out.exists() and out.resolve() == package.path.resolve():
         return package
     return packages.write(
         out,
         config=packages.portable_config(package),
-        weights=package.weights_path.read_bytes(),
+        weights=(
+            packages.to_half(packages.read_weights(package), package.weights_path)
+            if half
+            else package.weights_path.read_bytes()
+        ),
         recipe_text=package.recipe_text,
         card=None,
     )

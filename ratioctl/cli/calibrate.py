@@ -7,11 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, Score, command, emit_json
+from ratioctl.cli._common import (
+    MODEL_HELP,
+    SOURCE_HELP,
+    Context,
+    Download,
+    Score,
+    command,
+    emit_json,
+)
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+
+
+StoredAs = Annotated[
+    Literal["fp16"] | None,
+    typer.Option(
+        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+    ),
+]
 
 
 @command(unused=("precision", "seed"))
@@ -39,13 +56,21 @@ def calibrate(
         typer.Option("--out", metavar="DIR", help="Write a new package here instead of updating MODEL."),
     ] = None,
     score: Score = None,
+    weights: StoredAs = None,
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data."""
     from ratioctl.calibration.calibrate import calibrate as run
 
     result = run(
-        model, data=data, objective=objective, out=out, score=score, device=context.device, download=download
+        model,
+        data=data,
+        objective=objective,
+        out=out,
+        score=score,
+        weights=weights,
+        device=context.device,
+        download=download,
     )
     for warning in result.warnings:
         context.warn(warning)
@@ -85,7 +110,7 @@ def _print_result(context: Context, result: Calibrated) -> None:
     context.out.print(f"Accuracy {result.accuracy:.2%} of {result.n} held-out images ({record['source']})")
     for name, thresholds in {"": result.thresholds, f" of {result.score}": result.score_thresholds}.items():
         if not name or result.score != "msp":
-            shown = ", ".join(f"{k} {v:.6f}" for k, v in thresholds.items())
+            shown = ", ".join(f"{k} {threshold_text(v, '.6f')}" for k, v in thresholds.items())
             context.out.print(f"Thresholds{name}: {shown}")
     context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
 

@@ -19,10 +19,29 @@ from ratioctl.cli._common import (
     registered,
 )
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import milliseconds, safe_text, threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
+
+
+Weights = Annotated[
+    Literal["fp32", "fp16"] | None,
+    typer.Option(
+        "--weights",
+        metavar="fp32|fp16",
+        help="How weights are stored; fp16 halves the file, which computes in fp32. Default: as MODEL.",
+    ),
+]
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
+    ),
+]
 
 
 @command(unused=COMPUTE)
@@ -44,6 +63,7 @@ def export(
         ),
     ] = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
+    weights: Weights = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -53,14 +73,7 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
-        ),
-    ] = None,
+    data: Data = None,
     download: Download = False,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
@@ -74,6 +87,7 @@ def export(
         input_type=input_type,
         threshold=threshold,
         int8=int8,
+        weights=weights,
         layout=layout,
         opset=opset,
         data=data,
@@ -89,8 +103,9 @@ def export(
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
-    size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
-    show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
+    halves = ", fp16 weights" if done.weights == "fp16" else ""
+    size = f"{done.bytes / 2**20:.1f} MiB{halves}, opset {done.opset}, {done.input_type} input"
+    show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
@@ -101,8 +116,8 @@ def export(
         _show_cost(context, done.cost)
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
-        times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
-        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
+        times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2g} times as fast)")
     return None
 
 

@@ -34,11 +34,14 @@ def inspect(
         about = {"path": str(loaded.path), "kind": "onnx", "input": loaded.input_type}
         if loaded.threshold is not None:
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
+        stored = loaded.weights
     else:
         found = spec = package.resolve(model)
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}
+        stored = package.stored_as(found.weights_path)
         if found.edited:
             context.warn(f"{found.path}/config.json was edited after packaging: its recorded digest differs.")
+    about["weights"] = stored if context.json or stored == "fp32" else "fp16, computed in fp32"
     if context.json:
         emit_json({**spec.config, "name": spec.name, **about, "calibrated": spec.calibrated})
         return None

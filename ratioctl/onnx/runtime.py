@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, parse_config, parse_document, resolve
+from ratioctl.package import ModelPackage, Spec, Stored, parse_config, parse_document, resolve
 from ratioctl.utils import resources
 
 EXPORT = "Export it again with `ratioctl export`."
@@ -33,6 +33,7 @@ class Runtime:
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
+        weights: how the file stores the weights; it computes in fp32 with either.
         session: the onnxruntime session.
     """
 
@@ -40,6 +41,7 @@ class Runtime:
     spec: Spec
     input_type: Literal["float", "uint8"]
     threshold: float | None
+    weights: Stored
     session: Any = dataclasses.field(repr=False)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -117,7 +119,7 @@ def load(
         if status.st_size == 0:
             raise PackageError(path, "is empty", EXPORT)
         if status.st_size > MAX_BYTES:
-            raise PackageError(path, "is larger than 2 GiB, so it is no ONNX file", EXPORT)
+            raise PackageError(path, "is larger than 2 GiB, so it is not an ONNX file", EXPORT)
         data = path.read_bytes()
     except FileNotFoundError:
         raise PackageError(path, "there is no such file", EXPORT) from None
@@ -138,6 +140,7 @@ def load(
         spec=spec,
         input_type=input_type,
         threshold=_threshold(metadata),
+        weights=_weights(metadata),
         session=session,
     )
 
@@ -214,7 +217,7 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
         # Bytes, not the path: what was checked is what is loaded, without access to a folder.
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes share no base
-        raise PackageError(path, f"is damaged or no ONNX file ({_detail(error)})", EXPORT) from None
+        raise PackageError(path, f"is damaged or not an ONNX file ({_detail(error)})", EXPORT) from None
 
 
 def _spec(metadata: dict[str, str], path: Path) -> Spec:
@@ -234,6 +237,13 @@ def _threshold(metadata: dict[str, str]) -> float | None:
         return float(json.loads(metadata[ABOUT])["threshold"])
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None  # optional
+
+
+def _weights(metadata: dict[str, str]) -> Stored:
+    try:
+        return "fp16" if json.loads(metadata[ABOUT])["weights"] == "fp16" else "fp32"
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return "fp32"
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

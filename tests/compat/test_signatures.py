@@ -17,8 +17,10 @@ import pytest
 import ratioctl
 from ratioctl.cli import COMMANDS, load
 
-VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("serve", "package", "inspect", "verify", "sign", "models")
+VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
+WITHOUT_A_VERB = ("serve", "inspect", "verify", "sign", "models")
+
+FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
@@ -61,7 +63,11 @@ TERMINAL_OF = {
 # Of Python: progress events, which the commands draw as a bar.
 PYTHON_ONLY = {"train": {"callback"}, "evaluate": {"callback"}}
 # The option's word is a builtin, or too short for an identifier.
-RENAMED = {("train", "--set"): "settings", ("export", "--input"): "input_type"}
+RENAMED = {
+    ("train", "--set"): "settings",
+    ("export", "--input"): "input_type",
+    ("package", "--arch-option"): "arch_options",
+}
 # (default of the command line, of the function)
 OTHER_DEFAULT = {
     # A command has to leave its answers somewhere; a function returns them and writes where it is told to.
@@ -78,6 +84,9 @@ INCONSISTENT = {
     ("export", "--device"): "tracing and the parity check run on the CPU",
     ("export", "--precision"): "tracing and the parity check run in fp32",
     ("export", "--seed"): "images are chosen with a fixed seed",
+    ("package", "--device"): "a trial forward pass runs on the CPU",
+    ("package", "--precision"): "a trial forward pass runs in fp32",
+    ("package", "--seed"): "nothing is random",
 }
 
 
@@ -88,7 +97,7 @@ def option_of(parameter: Any) -> str:
 
 
 def function_of(verb: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(ratioctl, verb.replace("-", "_"))
+    function: Callable[..., Any] = getattr(ratioctl, FUNCTIONS.get(verb, verb.replace("-", "_")))
     return function
 
 
@@ -141,7 +150,9 @@ def differences(verb: str, function: Callable[..., Any]) -> dict[tuple[str, str]
 
 def test_every_command_is_a_verb_or_listed_without_one() -> None:
     assert set(COMMANDS) == {*VERBS, *WITHOUT_A_VERB}
-    assert {verb.replace("-", "_") for verb in VERBS} | {"load_model"} <= set(ratioctl.__all__)
+    assert {FUNCTIONS.get(verb, verb.replace("-", "_")) for verb in VERBS} | {"load_model"} <= set(
+        ratioctl.__all__
+    )
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -193,6 +204,7 @@ def test_differences_are_found() -> None:
         ("calibrate", "--download"): "default False, but 0 in Python",
         ("calibrate", "--out"): "not in Python",
         ("calibrate", "--score"): "not in Python",
+        ("calibrate", "--weights"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
         ("calibrate", "--seed"): "not in Python",
         ("calibrate", "threads"): "not on the command line",

@@ -63,8 +63,11 @@ def traced() -> Callable[..., bytes]:
     original = export.graph
 
     @functools.cache
-    def graph(digest: str, folder: Path, threshold: float, input_type: Any, opset: int) -> bytes:
-        return original(package.read(folder), threshold=threshold, input_type=input_type, opset=opset)
+    def graph(
+        digest: str, folder: Path, threshold: float, input_type: Any, opset: int, weights: Any
+    ) -> bytes:
+        options = {"input_type": input_type, "opset": opset, "weights": weights}
+        return original(package.read(folder), threshold=threshold, **options)
 
     return lambda pkg, **options: graph(pkg.digest, pkg.path, *options.values())
 
@@ -87,11 +90,12 @@ def pets(
     monkeypatch.setattr(
         export,
         "graph",
-        lambda pkg, *, threshold, input_type="float", opset=export.OPSET: traced(
+        lambda pkg, *, threshold, input_type="float", opset=export.OPSET, weights="fp32": traced(
             dataclasses.replace(once, config=pkg.config),
             threshold=threshold,
             input_type=input_type,
             opset=opset,
+            weights=weights,
         ),
     )
     monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
