@@ -233,8 +233,8 @@ def _results(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/counterfactual/{id}/page",
-        response_class=HTMLResponse,
-        responses=problems(404, 409),
+        response_class=Response,
+        responses={200: {"content": {"text/html": {}}}, **problems(404, 409)},
     )
     async def page(id: str) -> Response:
         """The result as one self-contained HTML file: the page of `ratioctl counterfactual`."""

@@ -188,10 +188,13 @@ def test_memory_does_not_grow_with_requests(serving: Serve, tiny_onnx: Path, col
         assert resident() - before < 8 * 1024, "KiB"
 
 
-def test_the_openapi_document_is_kept(serving: Serve, small_package: Path, tmp_path: Path) -> None:
+def test_the_openapi_document_is_kept(
+    serving: Serve, small_package: Path, photographs: Path, tmp_path: Path
+) -> None:
     """schemathesis makes requests from the document: none fails the server, and all answers are described."""
-    server = serving(small_package)
-    (tmp_path / "schemathesis.toml").write_text("")
+    server, image = serving(small_package), (photographs / "one.png").read_bytes()
+    job = httpx.post(f"{server.url}/v1/counterfactual?target=dog&steps=4", content=image, timeout=60).json()
+    (tmp_path / "schemathesis.toml").write_text(f'parameters = {{ id = "{job["id"]}" }}\n')
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     line = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--checks", checks]
     line += ["--max-examples", "12", "--seed", "1", "--workers", "1", "--phases", "examples,coverage,fuzzing"]
