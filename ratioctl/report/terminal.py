@@ -121,9 +121,8 @@ def _counterfactual_table(
     threshold = model.get("threshold")
     if threshold is not None:
         table.add_column("ID radius", justify="right", no_wrap=not compact)
-        table.caption = (
-            f"ID radius: smallest radius found with a confidence of at least {threshold:.3g}, in distribution"
-        )
+        least = f"confidence at least {threshold:.3g}"
+        table.caption = f"ID radius: smallest radius found that is also in distribution ({least})"
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"
