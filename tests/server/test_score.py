@@ -424,4 +424,4 @@ asyncio.run(main())
         "501 counterfactual: needs torch, which is not installed. "
         'Run on the server: pip install "ratioctl[torch]"'
     )
-    assert onnx.startswith("501 tiny-2: is an ONNX file, which has no gradients")
+    assert onnx.startswith("501 tiny-2: is an ONNX file, and this server searches")
