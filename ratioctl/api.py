@@ -301,7 +301,8 @@ def counterfactual(
         images: files, folders or archives, or images as values, see `ood_score`; one or several.
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
-        model: package folders or names of bundled models.
+        model: package folders, names of bundled models, or files of `export(..., explain=True)`, which are
+            searched by onnxruntime: torch is not imported.
         norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H", a mask image, or a bool array (H, W).
@@ -401,10 +402,15 @@ def export(
     weights: Literal["fp32", "fp16"] | None = None,
     layout: str = "file",
     opset: int | None = None,
+    explain: bool = False,
+    norm: str | float = "2",
     data: str | None = None,
     download: bool = False,
 ) -> Exported:
-    """Write an ONNX file that computes the OOD flag itself; see `ratioctl.onnx.export.export`."""
+    """Write an ONNX file that computes the OOD flag itself, or with `explain` counterfactuals.
+
+    See `ratioctl.onnx.export.export`.
+    """
     from ratioctl.onnx.export import export as run
 
     return run(
@@ -416,6 +422,8 @@ def export(
         weights=weights,
         layout=layout,
         opset=opset,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
     )

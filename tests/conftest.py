@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,26 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_graph(small_package: Path) -> bytes:
+    """The small package as ONNX; tracing takes seconds."""
+    from ratioctl import package
+    from ratioctl.onnx.graph import graph
+
+    return graph(package.read(small_package), threshold=0.5)
+
+
+@pytest.fixture(scope="session")
+def small_explain(small_package: Path, small_graph: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `export --explain` of the small package, in l2."""
+    from ratioctl import package
+    from ratioctl.onnx.graph import explain
+
+    path = tmp_path_factory.mktemp("explain") / "explain.onnx"
+    path.write_bytes(explain(small_graph, package.read(small_package), threshold=0.5, p=2.0))
+    return path
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A folder of three PNGs of noise: two of 8x8, one of 12x10."""
@@ -182,6 +204,46 @@ def cats_and_dogs(tmp_path: Path) -> Path:
         for k in range(4):
             Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     return tmp_path / "data"
+
+
+class Serving:
+    """`ratioctl serve` in a process of its own."""
+
+    def __init__(self, *line: str | Path, **env: str) -> None:
+        command = [sys.executable, "-m", "ratioctl", "serve", *map(str, line), "--port", "0", "--json", "-q"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+        )
+        assert self.process.stdout is not None
+        said = ""
+        while said.count("}") == 0:
+            said += (read := self.process.stdout.readline())
+            if not read:
+                raise AssertionError(self.process.communicate()[1])
+        self.url = str(json.loads(said)["url"]).rstrip("/")
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code after a signal, and what was written to stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        said = self.process.communicate(timeout=120)[1]
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., Serving]]:
+    """serving(model, ..., option, ..., VARIABLE=value): a server on a free port, ended after the test."""
+    started: list[Serving] = []
+
+    def start(*line: str | Path, **env: str) -> Serving:
+        started.append(Serving(*line, **env))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
 
 
+Threshold = Annotated[
+    str,
+    typer.Option(
+        "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Write a file that searches counterfactuals, explain.onnx by default."),
+]
+Norm = Annotated[str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")]
 Weights = Annotated[
     Literal["fp32", "fp16"] | None,
     typer.Option(
@@ -56,12 +67,7 @@ def export(
         Literal["float", "uint8"],
         typer.Option("--input", metavar="float|uint8", help="float32 NCHW in [0,1], or uint8 NHWC."),
     ] = "float",
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
-        ),
-    ] = "tpr95",
+    threshold: Threshold = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
     weights: Weights = None,
     layout: Annotated[
@@ -73,6 +79,8 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
+    explain: Explain = False,
+    norm: Norm = "2",
     data: Data = None,
     download: Download = False,
 ) -> int | None:
@@ -90,6 +98,8 @@ def export(
         weights=weights,
         layout=layout,
         opset=opset,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
         on_start=lambda: context.note("Tracing the network; this takes a while."),
@@ -107,13 +117,16 @@ def export(
     size = f"{done.bytes / 2**20:.1f} MiB{halves}, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
+        compared = "probabilities of counterfactuals" if explain else "logits"
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
-            f"Agrees with torch on {done.parity.n} images: logits differ by at most "
+            f"Agrees with torch on {done.parity.n} images: {compared} differ by at most "
             f"{done.parity.difference:.1e}, {labels} label and {flags} flag differs"
         )
     if done.cost is not None:
         _show_cost(context, done.cost)
+    if explain:
+        return None
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
         times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)

@@ -29,7 +29,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth"),
+        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth", "--live"),
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
@@ -37,7 +37,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download", "--weights"),
+        *("--data", "--download", "--explain", "--norm", "--weights"),
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),
