@@ -141,11 +141,15 @@ class _Events:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.last: dict[str, Any] = {}
+        self.planned = 0  # updates, as shown last
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             self._leaks(event)
         elif event["event"] == "schedule":
+            if abs(event["updates"] - self.planned) <= 0.1 * self.planned:
+                return
+            self.planned = event["updates"]
             share = event["epochs"] / event["recipe_epochs"]
             fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
             self.progress.note(
