@@ -158,6 +158,7 @@ class _Events:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.last: dict[str, Any] = {}
+        self.planned = 0  # updates, as shown last
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
@@ -165,6 +166,9 @@ class _Events:
         elif event["event"] == "start":
             self.progress.note(event["text"])
         elif event["event"] == "schedule":
+            if abs(event["updates"] - self.planned) <= 0.1 * self.planned:
+                return
+            self.planned = event["updates"]
             share = event["epochs"] / event["recipe_epochs"]
             fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
             self.progress.note(
