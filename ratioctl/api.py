@@ -163,6 +163,10 @@ def calibrate(
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
     score: str | None = None,
+    ood: Sequence[str] | Mapping[str, str] = (),
+    thresholds: Sequence[str] | Mapping[str, str] = (),
+    per_class: bool = False,
+    keep_temperature: bool = False,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -173,7 +177,17 @@ def calibrate(
 
     target = None if out is None else pathlib.Path(out)
     return run(
-        model, data=data, objective=objective, out=target, score=score, device=device, download=download
+        model,
+        data=data,
+        objective=objective,
+        out=target,
+        score=score,
+        ood=ood,
+        thresholds=thresholds,
+        per_class=per_class,
+        keep_temperature=keep_temperature,
+        device=device,
+        download=download,
     )
 
 

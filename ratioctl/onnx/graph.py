@@ -35,7 +35,8 @@ class Flagging(nn.Module):
     """From the input as clients send it to the six outputs.
 
     The flag compares the score's acceptance (log-odds for maximum softmax) in double precision, as
-    `OodScore.is_ood` does: in float32 confidences round to 1 where thresholds may lie.
+    `OodScore.is_ood` does: in float32 confidences round to 1 where thresholds may lie. Of thresholds per
+    class that of the predicted class applies.
     """
 
     def __init__(
@@ -50,21 +51,31 @@ class Flagging(nn.Module):
         self.network = network
         self.temperature = temperature
         self.score = score or by_name(DEFAULT)
-        self.bound = self.score.acceptance_bound(threshold)
+        self.threshold: Tensor
+        self.bounds: Tensor
+        classes = getattr(threshold, "classes", None) or (float(threshold),)
+        self.register_buffer("threshold", torch.tensor(classes, dtype=torch.float64))
+        bounds = [self.score.acceptance_bound(value) for value in classes]
+        self.register_buffer("bounds", torch.tensor(bounds, dtype=torch.float64))
         self.input_type = input_type
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, threshold: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         pixels = image.permute(0, 3, 1, 2).float() / 255 if self.input_type == "uint8" else image
         logits = self.network(pixels)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         confidence = probabilities.amax(dim=1)
+        label = logits.argmax(dim=1)
         acceptance = self.score.acceptance_tensor(logits.double(), self.temperature)
+        bounds = self.bounds if threshold is None else self.score.acceptance_bound_tensor(threshold)
+        bound = bounds[label] if len(self.bounds) > 1 else bounds
         # Comparisons with NaN are false, so inputs that are not finite are flagged.
-        is_ood = torch.logical_not((acceptance >= self.bound) & (confidence >= 0))
+        is_ood = torch.logical_not((acceptance >= bound) & (confidence >= 0))
         score = (
             1 - confidence if self.score.name == DEFAULT else self.score.from_tensor(logits, self.temperature)
         )
-        return logits, probabilities, logits.argmax(dim=1), confidence, score, is_ood
+        return logits, probabilities, label, confidence, score, is_ood
 
 
 def graph(

@@ -84,7 +84,7 @@ def agreement(
     score, temperature = package.ood_score, package.temperature
     top = np.sort(logits, axis=1)
     tie = top[:, -1] - top[:, -2] <= 2 * difference
-    distance = np.abs(score.acceptance(logits, temperature) - score.acceptance_bound(threshold))
+    distance = np.abs(score.acceptance(logits, temperature) - score.bounds(threshold, logits.argmax(axis=1)))
     near = distance <= 4 * difference / min(temperature, 1.0)
     label, flag = found["label"], found["is_ood"]
     labels = (label != own.argmax(axis=1)) | ((label != logits.argmax(axis=1)) & ~tie)

@@ -22,7 +22,10 @@ from ratioctl.cli._common import Context, emit_json
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
     "train": {"--out", "--set", "--resume", "--init", "--download"},
-    "calibrate": {"--data", "--objective", "--out", "--download", "--score"},
+    "calibrate": {
+        *("--data", "--objective", "--out", "--download", "--score"),
+        *("--ood", "--threshold", "--per-class", "--keep-temperature"),
+    },
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
         *("--judge", "--backend", "--save-adversarial", "--score"),

@@ -59,8 +59,12 @@ TERMINAL_OF = {
 }
 # Of Python: progress events, which the commands draw as a bar.
 PYTHON_ONLY = {"train": {"callback"}, "evaluate": {"callback"}}
-# The option's word is a builtin, or too short for an identifier.
-RENAMED = {("train", "--set"): "settings", ("export", "--input"): "input_type"}
+# The option's word is a builtin, too short for an identifier, or means one value in other verbs.
+RENAMED = {
+    ("train", "--set"): "settings",
+    ("export", "--input"): "input_type",
+    ("calibrate", "--threshold"): "thresholds",
+}
 # (default of the command line, of the function)
 OTHER_DEFAULT = {
     # A command has to leave its answers somewhere; a function returns them and writes where it is told to.
@@ -192,6 +196,9 @@ def test_differences_are_found() -> None:
         ("calibrate", "--download"): "default False, but 0 in Python",
         ("calibrate", "--out"): "not in Python",
         ("calibrate", "--score"): "not in Python",
+        ("calibrate", "--ood"): "not in Python",
+        ("calibrate", "--per-class"): "not in Python",
+        ("calibrate", "--keep-temperature"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
         ("calibrate", "--seed"): "not in Python",
         ("calibrate", "threads"): "not on the command line",
