@@ -340,6 +340,8 @@ def ood_score(
     threshold: str | float = "tpr95",
     score: str | None = None,
     probabilities: bool = False,
+    explain: bool = False,
+    checks: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
@@ -359,6 +361,7 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
+        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
@@ -373,7 +376,14 @@ def ood_score(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
     return run(
-        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+        paths,
+        opened,
+        threshold=threshold,
+        probabilities=probabilities,
+        explain=explain,
+        checks=checks,
+        limit=limit,
+        bit_depth=bit_depth,
     )
 
 

@@ -102,8 +102,7 @@ def calibrate(
     Raises:
         SourceError: no data, or class folders that are no labels of the model.
         UsageError: a rule that cannot be read, lacks its OOD set or images, or that no threshold satisfies.
-        OutputError: a bundled model, and no `out`.
-        PackageError: the package cannot be read.
+        OutputError: a bundled model, and no `out`. PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
     if out is None:
@@ -115,11 +114,11 @@ def calibrate(
     sets = named.ood_sources(ood, data)
     wanted = rules.parse_all(thresholds, sets, per_class=per_class)
     images, source = _images(package, recipe, data, download)
-    assert images.labels is not None
     network = predictor(package, select_device(device, "fp32", reason="scores always are").device)
     logits = network.predict(images.pixels)
     kept = package.temperature if keep_temperature else None
     temperature, before, after, warnings = _temperature(package, logits, images, spec, kept)
+    labels = np.asarray(images.labels)
     scored = named.ScoredSets(
         package=package,
         kind=scores.by_name(score or package.score),
@@ -139,8 +138,8 @@ def calibrate(
         records=chosen.records,
         acceptance=chosen.acceptance,
         n=len(images),
-        accuracy=float(metrics.accuracy(logits.argmax(1), images.labels)),
-        chance=float(np.bincount(images.labels).max() / len(images)),
+        accuracy=float(metrics.accuracy(logits.argmax(1), labels)),
+        chance=float(np.bincount(labels).max() / len(images)),
         before=before,
         after=after,
         warnings=(*warnings, *chosen.warnings),

@@ -17,6 +17,7 @@ from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
+from ratioctl.package.records import records as stored_records
 from ratioctl.scores import OodScore
 
 
@@ -129,8 +130,9 @@ class ScoredSets:
             listed = ", ".join(stored)
             said = f"the thresholds {listed} were chosen at another temperature and are removed"
             return {}, [], (f"{said}; choose them again with --threshold",)
-        records = [row for row in _records(self.package) if row["score"] == kind.config_name]
-        return stored, [row for row in records if row["name"] in stored], ()
+        known = {record.name for record in stored_records(self.package, kind.name)} & stored.keys()
+        rows = self.package.config["ratio"].get("threshold_records", [])
+        return stored, [r for r in rows if r["score"] == kind.config_name and r["name"] in known], ()
 
 
 def _class_warnings(rule: Rule, reasons: Mapping[str, str], labels: Sequence[str]) -> tuple[str, ...]:
@@ -142,13 +144,6 @@ def _class_warnings(rule: Rule, reasons: Mapping[str, str], labels: Sequence[str
         f"threshold {rule.name}: {len(reasons)} of {len(labels)} classes use the common threshold "
         f"({first}: {reasons[first]}{more})",
     )
-
-
-def _records(package: ModelPackage) -> list[dict[str, Any]]:
-    stored = package.config["ratio"].get("threshold_records")
-    wanted = ("name", "score")
-    rows = stored if isinstance(stored, list) else []
-    return [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(k), str) for k in wanted)]
 
 
 def ood_sources(ood: Sequence[str] | Mapping[str, str], data: str | None) -> dict[str, str]:

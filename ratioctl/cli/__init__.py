@@ -21,6 +21,7 @@ from ratioctl.cli._common import guard, own_the_process
 COMMANDS = (
     "train",
     "calibrate",
+    "thresholds",
     "evaluate",
     "counterfactual",
     "ood-score",

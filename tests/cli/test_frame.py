@@ -26,6 +26,7 @@ OPTIONS: dict[str, set[str]] = {
         *("--data", "--objective", "--out", "--download", "--score"),
         *("--ood", "--threshold", "--per-class", "--keep-temperature"),
     },
+    "thresholds": {"--out"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
         *("--judge", "--backend", "--save-adversarial", "--score"),
@@ -37,6 +38,7 @@ OPTIONS: dict[str, set[str]] = {
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
         *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth", "--score"),
+        *("--explain", "--checks", "--save-flagged"),
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
@@ -96,7 +98,9 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
-NO_EFFECT |= dict.fromkeys(("export", "package", "inspect", "verify", "sign", "models"), COMPUTE)
+NO_EFFECT |= dict.fromkeys(
+    ("export", "package", "inspect", "verify", "sign", "models", "thresholds"), COMPUTE
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -32,6 +32,8 @@ REGISTRY: Registry[Any] = Registry().with_resources(
 HEADER = ["path", "label", "confidence", "ood_score", "is_ood", "error"]
 CLASSES = [f"p:{k}" for k in range(10)]
 WORST = ["worst_case_confidence", "worst_case_is_ood"]
+EXPLAIN = ["margin", "runner_up", "percentile", "reason"]
+CHECKS = ["width", "height", "blank", "saturated", "duplicate", "notes", "pixels_sha256"]
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -104,7 +106,7 @@ def explanations(ratioctl: Run, package: Path, tmp_path_factory: pytest.TempPath
 def rows(ratioctl: Run, package: Path, damaged: Path) -> list[Any]:
     """With every column: one image, one file that cannot be read."""
     line = ("ood-score", damaged, "--model", package, "--format", "jsonl", "--device", "cpu")
-    code, shown = ratioctl(*line, "--probabilities", "--worst-case", 0.2)
+    code, shown = ratioctl(*line, "--probabilities", "--worst-case", 0.2, "--explain", "--checks")
     assert code == 3
     return [json.loads(text) for text in shown.splitlines()]
 
@@ -215,7 +217,7 @@ def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
 def test_rows_of_ood_score(rows: list[Any]) -> None:
     for row in rows:
         check("ood-score-row.json", row)
-        assert list(row) == [*HEADER, *CLASSES, *WORST]
+        assert list(row) == [*HEADER, *CLASSES, *WORST, *EXPLAIN, *CHECKS]
     assert [row["error"] is None for row in rows] == [True, False]
 
 
@@ -408,9 +410,9 @@ def test_damaged_measurements_are_found(report: Any, explanations: Any) -> None:
 def test_damaged_rows_are_found(rows: list[Any]) -> None:
     image, broken = rows
     found = accepted("ood-score-row.json", image)
-    assert found == {"missing": {"p:*"}, "null": {"error"}}
+    assert found == {"missing": {"p:*"}, "null": {"error", "margin", "percentile", "reason"}}
     found = accepted("ood-score-row.json", broken)
-    assert found == {"missing": {"p:*"}, "null": {*HEADER[1:-1], "p:*", *WORST}}
+    assert found == {"missing": {"p:*"}, "null": {*HEADER[1:-1], "p:*", *WORST, *EXPLAIN, *CHECKS}}
 
 
 def test_damaged_summaries_are_found(summary: Any) -> None:

@@ -18,7 +18,7 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("package", "inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = ("thresholds", "package", "inspect", "verify", "sign", "models")
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
@@ -37,6 +37,7 @@ OPTIONS = {
     "export": ("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),
     "inspect": (),
+    "thresholds": ("--out",),
     "verify": ("--public-key",),
     "sign": (),
     "models": (),
@@ -53,6 +54,7 @@ TERMINAL_OF = {
         "--format",  # rows are values in Python
         "--output",
         "--csv-safe",
+        "--save-flagged",  # `counterfactual` is its own function
         "--fail-on-ood",  # an exit code
         "--skip-errors",  # an exit code; in Python an unreadable image is always a row
     },
