@@ -40,3 +40,4 @@ from ratioctl.metrics.intervals import (
     wilson_interval,
 )
 from ratioctl.metrics.paired import mcnemar, paired_auroc_test, paired_mean_test
+from ratioctl.metrics.selective import aurc, coverage_at_risk, risk_coverage

@@ -41,7 +41,10 @@ def figures(model: Evaluated) -> list[dict[str, Any]]:
     """The figures of one model, each with "title", "svg", "legend" and "note"; none without figure data."""
     if "reliability" not in model.figures:  # suite "explanations"
         return []
-    return [_reliability(model), *_radius(model), *_roc(model), *_histograms(model)]
+    return [
+        *(_reliability(model), *_risk_coverage(model), *_radius(model)),
+        *(*_roc(model), *_histograms(model)),
+    ]
 
 
 def _reliability(model: Evaluated) -> dict[str, Any]:
@@ -65,6 +68,15 @@ def _reliability(model: Evaluated) -> dict[str, Any]:
     return figure(
         "Reliability", "confidence", "accuracy", [bins, before], span, diagonal="perfect calibration"
     )
+
+
+def _risk_coverage(model: Evaluated) -> Iterator[dict[str, Any]]:
+    curve = model.figures.get("risk_coverage")
+    if curve is None:  # of an earlier version
+        return
+    line = Series(name="errors among the accepted ID images", x=curve["coverage"], y=curve["risk"])
+    span = (0.0, max(0.01, *curve["risk"]) * 1.05)
+    yield figure("Risk over coverage", "ID images accepted", "errors among them", [line], _UNIT, span)
 
 
 def _radius(model: Evaluated) -> Iterator[dict[str, Any]]:

@@ -177,6 +177,7 @@ def test_the_report_of_the_suite_quick(report: Any) -> None:
         ),
         *((f"ece_mixture{suffix}", "digits:test + uni") for suffix in ("", "_uncalibrated")),
         *((f"kept_at_{name}", "digits:test") for name in ("tpr95", "tpr99")),
+        *((name, "digits:test") for name in ("aurc", "coverage_at_risk_0.01", "coverage_at_risk_0.05")),
         *(
             (name, dataset)
             for name in (
