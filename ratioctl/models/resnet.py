@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
+from ratioctl.models.matmul_gradient import MatmulWeightGradient
 from ratioctl.models.registry import register_architecture
 
 
@@ -28,7 +29,9 @@ class Conv3x3(nn.Conv2d):
         super().__init__(c_in, c_out, 3, stride, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        stride = 1 if x.shape[2] == x.shape[3] == 1 else self.stride
+        stride = 1 if x.shape[2] == x.shape[3] == 1 else self.stride[0]
+        if self.bias is None and MatmulWeightGradient.pays(x, self.weight, stride):
+            return MatmulWeightGradient.apply(x.bfloat16(), self.weight, stride)
         return F.conv2d(x, self.weight, self.bias, stride, padding=1)
 
 

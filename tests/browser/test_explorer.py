@@ -34,7 +34,8 @@ OpenPage = Callable[..., Any]
 
 
 def ask(out: Path, *line: str | Path) -> Path:
-    assert main(["counterfactual", *map(str, line), *QUICK, "--out", str(out)]) == 0
+    model = [] if "--model" in line else ["--model", "cifar10-ratio-small"]
+    assert main(["counterfactual", *map(str, line), *model, *QUICK, "--out", str(out)]) == 0
     return out
 
 
@@ -54,7 +55,15 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of different input sizes and classes."""
-    line = [SAMPLES / "kitten.jpg", "--model", "cifar10-ratio", "--model", small_package, "--target", "dog"]
+    line = [
+        SAMPLES / "kitten.jpg",
+        "--model",
+        "cifar10-ratio-small",
+        "--model",
+        small_package,
+        "--target",
+        "dog",
+    ]
     return ask(tmp_path_factory.mktemp("models"), *line, "--eps", "0.5,1,2")
 
 
@@ -335,7 +344,7 @@ def test_a_touch_shows_the_original(one: Path, open_page: OpenPage) -> None:
 
 def test_the_overview_says_which_model_does_not_know(tmp_path: Path, open_page: OpenPage) -> None:
     images = [SAMPLES / f"{name}.jpg" for name in ("rocket", "horse")]
-    line = ["--model", "cifar10-ratio", "--model", "cifar10-plain", "--target", "dog", "--eps", "1"]
+    line = ["--model", "cifar10-ratio-small", "--model", "cifar10-plain", "--target", "dog", "--eps", "1"]
     folder = ask(tmp_path, *images, *line)
     known = {
         (Path(entry["path"]).stem, entry["model"]): not entry["original"]["is_ood"]
@@ -344,7 +353,7 @@ def test_the_overview_says_which_model_does_not_know(tmp_path: Path, open_page: 
     assert known == {("rocket", 0): False, ("rocket", 1): True, ("horse", 0): True, ("horse", 1): True}
     cards = open_page(index(folder), viewport=WIDE).page.locator(".cards li")
     rocket = cards.nth(0).locator(".saw .line").all_inner_texts()
-    assert [text.partition(":")[0] for text in rocket] == ["cifar10-ratio", "cifar10-plain"]
+    assert [text.partition(":")[0] for text in rocket] == ["cifar10-ratio-small", "cifar10-plain"]
     assert ["OOD" in text for text in rocket] == [True, False]
     assert cards.nth(1).locator(".tag").count() == 0
 
@@ -519,7 +528,7 @@ def test_models_side_by_side_share_one_slider(models: Path, open_page: OpenPage)
     assert page.get_by_role("slider", name="Budget of change").count() == 1
     assert page.locator(".original").count() == 2, "their inputs differ"
     seen = page.locator(".original figcaption .line:not(.quiet)").all_inner_texts()
-    assert [text.partition(":")[0] for text in seen] == ["cifar10-ratio", "small"]
+    assert [text.partition(":")[0] for text in seen] == ["cifar10-ratio-small", "small"]
     for step in (3, 2, 0):
         page.get_by_role("slider", name="Budget of change").fill(str(step))
         sources = page.locator(".counterfactual img").evaluate_all("nodes => nodes.map(node => node.src)")
@@ -528,7 +537,7 @@ def test_models_side_by_side_share_one_slider(models: Path, open_page: OpenPage)
         ]
         assert [bytes_of(url) for url in sources] == [(models / name).read_bytes() for name in names]
     titles = page.locator(".counterfactual .what").all_text_contents()
-    assert [title.removesuffix("⤢") for title in titles] == ["cifar10-ratio", "small"]
+    assert [title.removesuffix("⤢") for title in titles] == ["cifar10-ratio-small", "small"]
     left, right = (page.locator(".counterfactual").nth(n).bounding_box() for n in (0, 1))
     assert left is not None
     assert right is not None
@@ -667,9 +676,9 @@ def test_a_target_shows_only_the_models_it_was_requested_of(
     (tmp_path / "index.html").write_text(made)
     page = open_page(tmp_path / "index.html").page
     values = page.locator(".cards li").first.locator("a > .line").all_inner_texts()
-    assert [text.partition(":")[0] for text in values] == ["cifar10-ratio"]
+    assert [text.partition(":")[0] for text in values] == ["cifar10-ratio-small"]
     assert page.locator(".cards li").first.locator(".thumbs img").count() == 2
-    for target, model in (("dog", "cifar10-ratio"), ("ship", "other")):
+    for target, model in (("dog", "cifar10-ratio-small"), ("ship", "other")):
         page = open_page(tmp_path / "index.html", fragment=f"#1/{target}").page
         assert page.locator(".lead .model").all_text_contents() == [model]
         assert page.locator(".counterfactual").count() == 1

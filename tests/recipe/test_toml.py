@@ -207,7 +207,6 @@ def test_earlier_names_mean_the_same_and_keep_the_digest(write: Callable[..., Pa
     assert old.optim.milestones == (1, 2)
     # Of the last version that wrote `drops` and `drop_factor`.
     assert recipes.load("cifar10-acet-small").digest.startswith("76910b20")
-    assert recipes.load("cifar10-ratio").digest.startswith("8135f78c")
 
 
 def test_a_base_with_earlier_names_is_overridden_by_current_ones(write: Callable[..., Path]) -> None:
