@@ -397,6 +397,7 @@ def export(
     int8: bool = False,
     layout: str = "file",
     opset: int | None = None,
+    threshold_input: bool = False,
     data: str | None = None,
     download: bool = False,
 ) -> Exported:
@@ -411,6 +412,7 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        threshold_input=threshold_input,
         data=data,
         download=download,
     )

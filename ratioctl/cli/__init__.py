@@ -26,6 +26,7 @@ COMMANDS = (
     "counterfactual",
     "ood-score",
     "export",
+    "parity",
     "package",
     "inspect",
     "verify",

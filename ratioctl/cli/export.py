@@ -53,6 +53,12 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
+    threshold_input: Annotated[
+        bool,
+        typer.Option(
+            "--threshold-input", help="Add the optional input threshold, whose default is --threshold."
+        ),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +82,7 @@ def export(
         int8=int8,
         layout=layout,
         opset=opset,
+        threshold_input=threshold_input,
         data=data,
         download=download,
         on_start=lambda: context.note("Tracing the network; this takes a while."),

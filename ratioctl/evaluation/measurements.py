@@ -258,7 +258,7 @@ def operating(
 ) -> list[Measurement]:
     """Acceptance rates of a set at each stored threshold (`kept_at_*` of ID, `let_through_at_*` of OOD sets).
 
-    An image is accepted where its confidence is at or above the threshold; of thresholds per class, above that
+    An image is accepted where its confidence reaches the threshold; of thresholds per class, reaches that
     of its predicted class (N,). For the threshold `tpr95` ID images are the positive class.
     """
     what = "kept" if source.images.labels is not None else "let_through"

@@ -64,6 +64,7 @@ def export(
     int8: bool = False,
     layout: str = DEFAULT,
     opset: int | None = None,
+    threshold_input: bool = False,
     data: str | None = None,
     download: bool = False,
     on_start: Callable[[], object] | None = None,
@@ -80,6 +81,7 @@ def export(
         threshold: what `is_ood` compares with: a stored name, or a confidence.
         int8: quantize, calibrated on `data`, or on the held-out images of the package's recipe.
         opset: the ONNX operator set; default OPSET.
+        threshold_input: let clients give another threshold, see `ratioctl.onnx.graph.graph`.
         data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
         layout: a name of `layouts.layout_names`.
         on_start: called after all checks, before the work that takes long.
@@ -97,7 +99,11 @@ def export(
         raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     chosen = find_layout(layout)
     name = safe_name(package.name)
-    default = output is None and not chosen.is_folder and not int8 and threshold == "tpr95"
+    if threshold_input and (chosen.is_folder or int8):
+        option = "--int8" if int8 else f"--layout {layout}"
+        raise UsageError("--threshold-input", f"cannot be combined with {option}", "Leave one of them out.")
+    plain = not int8 and not threshold_input and threshold == "tpr95"
+    default = output is None and not chosen.is_folder and plain
     inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
     target = Path(output) if output is not None else Path("." if chosen.is_folder else f"{name}.onnx")
     if not inside:
@@ -105,7 +111,13 @@ def export(
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET)
+    content = graph(
+        package,
+        threshold=limit,
+        input_type=input_type,
+        opset=opset or OPSET,
+        threshold_input=threshold_input,
+    )
     content, measured = _measured(package, limit, content, held)
     if inside:
         written = packages.update(package, onnx=content)

@@ -14,10 +14,11 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from ratioctl import package as packages
@@ -79,9 +80,18 @@ class Flagging(nn.Module):
 
 
 def graph(
-    package: ModelPackage, *, threshold: float, input_type: Input = "float", opset: int = OPSET
+    package: ModelPackage,
+    *,
+    threshold: float,
+    input_type: Input = "float",
+    opset: int = OPSET,
+    threshold_input: bool = False,
 ) -> bytes:
     """The ONNX file of a package, checked by `onnx.checker`, with its config as metadata.
+
+    Args:
+        threshold_input: add the input "threshold", float64 [1], or [K] for thresholds per class. Its default
+            is `threshold`: clients that do not give it get the same answers as without.
 
     Raises:
         UsageError: an opset that the exporter cannot write.
@@ -96,15 +106,20 @@ def graph(
     else:
         example = torch.zeros(2, channels, height, width)
     flagging = Flagging(network, package.temperature, threshold, input_type, package.ood_score).eval()
+    inputs: dict[str, Tensor] = {"image": example}
+    shapes: list[dict[int, Any] | None] = [{0: torch.export.Dim("batch")}]
+    if threshold_input:
+        inputs[runtime.THRESHOLD] = flagging.threshold
+        shapes.append(None)
     try:
         with quiet():
             program = torch.onnx.export(
                 flagging,
-                (example,),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=["image"],
+                input_names=list(inputs),
                 output_names=list(runtime.OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=tuple(shapes),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -119,6 +134,9 @@ def graph(
     model: onnx.ModelProto = program.model_proto
     if {entry.domain: entry.version for entry in model.opset_import}.get("") != opset:
         raise refused
+    if threshold_input:  # an initializer with the name of an input is its default
+        default = numpy_helper.from_array(flagging.threshold.numpy(), runtime.THRESHOLD)
+        model.graph.initializer.append(default)
     return finish(model, package, threshold)
 
 
@@ -137,7 +155,10 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
                 axis.dim_param = "N"
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
-    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: {"threshold": threshold}}
+    about: dict[str, Any] = {"threshold": float(threshold)}
+    if getattr(threshold, "classes", None) is not None:
+        about["classes"] = list(threshold.classes)  # type: ignore[attr-defined]
+    metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: about}
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value)

@@ -16,11 +16,13 @@ import numpy as np
 
 from ratioctl.errors import PackageError
 from ratioctl.package import ModelPackage, Spec, parse_config, parse_document, resolve
+from ratioctl.scores import Threshold
 from ratioctl.utils import resources
 
 EXPORT = "Export it again with `ratioctl export`."
 MAX_BYTES = 2**31 - 1  # of one file in the format's encoding
 CONFIG, ABOUT = "ratioctl", "ratioctl.export"  # metadata: the package's config; what holds of the graph alone
+THRESHOLD = "threshold"  # the optional input of `export --threshold-input`
 OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
 
 
@@ -32,7 +34,8 @@ class Runtime:
         path: the file.
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
-        threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
+        threshold: the threshold of the graph's `is_ood`, with those per class where it has them; None in
+            files that do not record it.
         session: the onnxruntime session.
     """
 
@@ -229,10 +232,12 @@ def _spec(metadata: dict[str, str], path: Path) -> Spec:
     return parse_config(config, path, name=path.stem)
 
 
-def _threshold(metadata: dict[str, str]) -> float | None:
+def _threshold(metadata: dict[str, str]) -> Threshold | None:
     try:
-        return float(json.loads(metadata[ABOUT])["threshold"])
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
+        about = json.loads(metadata[ABOUT])
+        classes = about.get("classes")
+        return Threshold(float(about["threshold"]), None if classes is None else tuple(map(float, classes)))
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # optional
 
 

@@ -14,6 +14,7 @@ EXTRAS = {
         *("scipy", "sklearn", "textual_image", "tomli_w"),
     ),
     "medical": ("pydicom",),
+    "openvino": ("openvino",),
     "sign": ("minisign",),
 }
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}

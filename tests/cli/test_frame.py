@@ -27,6 +27,7 @@ OPTIONS: dict[str, set[str]] = {
         *("--ood", "--threshold", "--per-class", "--keep-temperature"),
     },
     "thresholds": {"--out"},
+    "parity": {"--data", "--tolerance", "--limit", "--out", "--no-timing", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
         *("--judge", "--backend", "--save-adversarial", "--score"),
@@ -42,14 +43,14 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download"),
+        *("--data", "--download", "--threshold-input"),
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
         *("--arch-option", "--ema", "--force"),
     },
     "inspect": set(),
-    "verify": {"--public-key"},
+    "verify": {"--public-key", "--parity"},
     "sign": {"--key", "--new-key"},
     "models": set(),
 }
@@ -99,7 +100,7 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
 NO_EFFECT |= dict.fromkeys(
-    ("export", "package", "inspect", "verify", "sign", "models", "thresholds"), COMPUTE
+    ("export", "package", "inspect", "verify", "sign", "models", "thresholds", "parity"), COMPUTE
 )
 
 

@@ -18,7 +18,7 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("thresholds", "package", "inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = ("thresholds", "parity", "package", "inspect", "verify", "sign", "models")
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
@@ -38,6 +38,7 @@ OPTIONS = {
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),
     "inspect": (),
     "thresholds": ("--out",),
+    "parity": ("--data", "--tolerance", "--out"),
     "verify": ("--public-key",),
     "sign": (),
     "models": (),
