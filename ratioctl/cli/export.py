@@ -22,6 +22,7 @@ from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import safe_text
 
 if TYPE_CHECKING:
+    from ratioctl.onnx.export import Exported
     from ratioctl.onnx.quantize import Cost
 
 
@@ -93,6 +94,11 @@ def export(
         facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
         emit_json({**facts, "package": None if done.package is None else done.package.path})
         return None
+    _show(context, done)
+    return None
+
+
+def _show(context: Context, done: Exported) -> None:
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
@@ -110,7 +116,6 @@ def export(
     for batch, before in done.latency_ms[backends[-2]].items():
         times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
         show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
-    return None
 
 
 def _show_cost(context: Context, cost: Cost) -> None:

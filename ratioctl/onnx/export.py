@@ -95,13 +95,9 @@ def export(
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
-    if data is not None and not int8:
-        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     chosen = find_layout(layout)
+    _check_options(chosen, data=data, int8=int8, threshold_input=threshold_input)
     name = safe_name(package.name)
-    if threshold_input and (chosen.is_folder or int8):
-        option = "--int8" if int8 else f"--layout {layout}"
-        raise UsageError("--threshold-input", f"cannot be combined with {option}", "Leave one of them out.")
     plain = not int8 and not threshold_input and threshold == "tpr95"
     default = output is None and not chosen.is_folder and plain
     inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
@@ -111,13 +107,8 @@ def export(
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    content = graph(
-        package,
-        threshold=limit,
-        input_type=input_type,
-        opset=opset or OPSET,
-        threshold_input=threshold_input,
-    )
+    options: dict[str, Any] = {"opset": opset or OPSET, "threshold_input": threshold_input}
+    content = graph(package, threshold=limit, input_type=input_type, **options)
     content, measured = _measured(package, limit, content, held)
     if inside:
         written = packages.update(package, onnx=content)
@@ -164,6 +155,15 @@ def _measured(
         "latency_ms": latency,
         "warnings": int8_warnings(held, latency),
     }
+
+
+def _check_options(layout: Layout, *, data: str | None, int8: bool, threshold_input: bool) -> None:
+    """Refuse options that have no effect together."""
+    if data is not None and not int8:
+        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
+    if threshold_input and (layout.is_folder or int8):
+        option = "--int8" if int8 else f"--layout {layout.name}"
+        raise UsageError("--threshold-input", f"cannot be combined with {option}", "Leave one of them out.")
 
 
 def _check_target(target: Path, layout: Layout) -> None:

@@ -63,8 +63,16 @@ def traced() -> Callable[..., bytes]:
     original = export.graph
 
     @functools.cache
-    def graph(digest: str, folder: Path, threshold: float, input_type: Any, opset: int) -> bytes:
-        return original(package.read(folder), threshold=threshold, input_type=input_type, opset=opset)
+    def graph(
+        digest: str, folder: Path, threshold: float, input_type: Any, opset: int, threshold_input: bool
+    ) -> bytes:
+        return original(
+            package.read(folder),
+            threshold=threshold,
+            input_type=input_type,
+            opset=opset,
+            threshold_input=threshold_input,
+        )
 
     return lambda pkg, **options: graph(pkg.digest, pkg.path, *options.values())
 
@@ -87,11 +95,12 @@ def pets(
     monkeypatch.setattr(
         export,
         "graph",
-        lambda pkg, *, threshold, input_type="float", opset=export.OPSET: traced(
+        lambda pkg, *, threshold, input_type="float", opset=export.OPSET, threshold_input=False: traced(
             dataclasses.replace(once, config=pkg.config),
             threshold=threshold,
             input_type=input_type,
             opset=opset,
+            threshold_input=threshold_input,
         ),
     )
     monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
