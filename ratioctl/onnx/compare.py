@@ -133,6 +133,8 @@ def _load(package: ModelPackage, file: str | os.PathLike[str]) -> runtime.Runtim
     if (found.spec.label_names, found.spec.input_size) != (package.label_names, package.input_size):
         step = "Name the package that it was exported from."
         raise PackageError(file, f"has other classes or another input than {package.name}", step)
+    if found.threshold is None:
+        raise PackageError(file, "does not record the threshold of its flags", runtime.EXPORT)
     return found
 
 
@@ -170,16 +172,16 @@ def _result(
     expected: np.ndarray,
     tolerance: float | None,
 ) -> dict[str, Any]:
-    threshold = 0.0 if file.threshold is None else file.threshold
-    found = agreement(part.pixels, lambda pixels: expected, opened, package, threshold)
+    assert file.threshold is not None
+    found = agreement(part.pixels, lambda pixels: expected, opened, package, file.threshold)
     judged = tolerance is not None or not _quantized(file)
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()) / 32) if tolerance is None else tolerance
     passes = found.difference <= allowed and not found.labels and not found.flags
     return {
         "set": part.name,
         "n": found.n,
-        "logits_difference": found.difference if math.isfinite(found.difference) else None,
-        "probability_difference": found.probability_difference,
+        "logits_difference": _finite(found.difference),
+        "probability_difference": _finite(found.probability_difference),
         "changed_labels": found.changed_labels,
         "changed_flags": found.changed_flags,
         "unexplained_labels": found.labels,
@@ -187,6 +189,10 @@ def _result(
         "tolerance": allowed if judged else None,
         "ok": passes if judged else None,
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _sets(package: ModelPackage, data: str, limit: int | None, download: bool) -> list[_Set]:
@@ -224,7 +230,7 @@ def _file_facts(file: runtime.Runtime, package: ModelPackage) -> dict[str, Any]:
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "input": file.input_type,
-        "threshold": None if file.threshold is None else float(file.threshold),
+        "threshold": float(file.threshold or 0.0),
         "quantized": _quantized(file),
         "opset": next((entry.version for entry in model.opset_import if not entry.domain), None),
         "ir_version": model.ir_version,

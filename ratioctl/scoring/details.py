@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ratioctl import scores as registry
 from ratioctl.images import Decoded
 from ratioctl.package import Spec
-from ratioctl.package.records import AcceptanceQuantiles, acceptances
+
+if TYPE_CHECKING:
+    from ratioctl.package.records import AcceptanceQuantiles
 
 BLANK = 8  # of 255: a channel's range up to which an image is blank
 SATURATED = 0.5  # share of pixels that are 0 or 255 in every channel, from which an image is saturated
@@ -32,6 +34,8 @@ class Explainer:
     @classmethod
     def of(cls, spec: Spec, threshold: float, score: str) -> Explainer:
         """Raises PackageError where the package's stored quantiles are damaged."""
+        from ratioctl.package.records import acceptances  # pydantic is imported for explanations alone
+
         stored = acceptances(spec, score)
         kind = registry.by_name(score)
         return cls(spec=spec, score=kind, threshold=threshold, calibration=stored.id if stored else None)

@@ -262,6 +262,16 @@ def test_the_summary_of_ood_score(summary: Any, ratioctl: Run, format_1: Path, d
     assert other["output"] is None
 
 
+def test_a_certificate_of_parity(ratioctl: Run, format_1: Path, digits: Path) -> None:
+    line = ("parity", format_1, format_1 / "model.onnx", "--data", digits, "--no-timing", "--json")
+    code, shown = ratioctl(*line)
+    assert code == 0
+    document = json.loads(shown)
+    check("parity.json", document)
+    assert {row["set"] for row in document["results"]} == {part["name"] for part in document["sets"]}
+    assert document["model"]["digest"] == load(format_1 / "config.json")["ratio"]["digest"]
+
+
 def test_the_config_of_the_package_that_is_kept(format_1: Path) -> None:
     check("config.json", load(format_1 / "config.json"))
 

@@ -115,12 +115,18 @@ def test_a_stale_file_is_found(
 def test_other_models_and_files_are_refused(
     pets: package.ModelPackage,
     tiny_onnx: Path,
+    file: Path,
     data: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(PackageError, match="has other classes or another input than tiny pets"):
         compare.certify(pets, [tiny_onnx], data=data, timing=False)
+    old = onnx.load(file)
+    del old.metadata_props[1:]
+    onnx.save(old, tmp_path / "old.onnx")
+    with pytest.raises(PackageError, match="does not record the threshold"):
+        compare.certify(pets, [tmp_path / "old.onnx"], data=data, timing=False)
     (tmp_path / "mine.json").write_text("{}")
     line = ["parity", str(pets.path), str(tiny_onnx), "--data", data, "--out", str(tmp_path / "mine.json")]
     assert main(line) == 2
