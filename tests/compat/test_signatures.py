@@ -200,6 +200,7 @@ def test_differences_are_found() -> None:
         ("calibrate", "--out"): "not in Python",
         ("calibrate", "--score"): "not in Python",
         ("calibrate", "--ood"): "not in Python",
+        ("calibrate", "--threshold"): "not in Python",
         ("calibrate", "--per-class"): "not in Python",
         ("calibrate", "--keep-temperature"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
