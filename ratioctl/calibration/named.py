@@ -61,9 +61,8 @@ class ScoredSets:
         name = in_distribution.short_name(self.inside.source)
         inside = ScoredSet(name=name, scored=scored, fingerprint=self.inside.fingerprint)
         clean = {name: self._scored(name, images) for name, images in self.outside.items()}
-        worst = {}
-        for attack in dict.fromkeys(rule.attack for rule in rules if rule.attack is not None):
-            worst[attack] = self._attacked(*attack, on_search)
+        attacks = dict.fromkeys(attack for attack in (rule.attack for rule in rules) if attack is not None)
+        worst = {attack: self._attacked(*attack, on_search) for attack in attacks}
         sets = [inside, *clean.values(), *worst.values()]
         chosen, records, warnings = self._earlier(kind, [rule.name for rule in rules])
         warnings += removed
@@ -75,12 +74,12 @@ class ScoredSets:
                 outside = {rule.ood: outside[rule.ood]}
             elif rule.kind != "cost":
                 outside = {}
+            reasons: dict[str, str] = {}
             if rule.name in base:
-                threshold, reasons = thresholds.Threshold(base[rule.name]), {}
+                threshold = thresholds.Threshold(base[rule.name])
             else:
-                threshold, reasons = thresholds.by_rule(
-                    rule, kind, scored, outside, labels if per_class else None
-                )
+                names = labels if per_class else None
+                threshold, reasons = thresholds.by_rule(rule, kind, scored, outside, names)
             chosen[rule.name] = threshold
             records.append(thresholds.record(rule, threshold, kind, sets, reasons, labels))
             warnings += _class_warnings(rule, reasons, labels)

@@ -182,8 +182,8 @@ def parse_all(
     if per_class and not given:
         step = "Add one, for example --threshold strict=keep:0.95."
         raise UsageError("--per-class", "needs a threshold to choose for every class", step)
-    pairs = isinstance(given, Mapping)
-    rules = [parse(f"{name}={given[name]}" if pairs else name) for name in given]  # type: ignore[call-overload]
+    texts = [f"{n}={rule}" for n, rule in given.items()] if isinstance(given, Mapping) else list(given)
+    rules = [parse(text) for text in texts]
     for k, rule in enumerate(rules):
         if rule.name in {other.name for other in rules[:k]}:
             raise UsageError(rule.option, f"the name {rule.name} is given twice", "Choose another name.")

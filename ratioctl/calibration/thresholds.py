@@ -78,7 +78,8 @@ def by_rule(
     common = choose(rule, kind, inside, outside)
     if label_names is None:
         return Threshold(common), {}
-    values, reasons = [], {}
+    values: list[float] = []
+    reasons: dict[str, str] = {}
     for k, label in enumerate(label_names):
         own_in = inside.where(inside.predicted == k)
         own_out = {name: out.where(out.predicted == k) for name, out in outside.items()}

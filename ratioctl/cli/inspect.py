@@ -33,7 +33,8 @@ def inspect(
         spec: Spec = loaded.spec
         about = {"path": str(loaded.path), "kind": "onnx", "input": loaded.input_type}
         if loaded.threshold is not None:
-            about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
+            per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
+            about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"
     else:
         found = spec = package.resolve(model)
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}

@@ -225,6 +225,7 @@ class _Tally:
         seconds = self.seconds()
         rule = "confidence below" if opened.score == "msp" else f"{opened.score} above"
         name = f", {threshold}" if threshold in opened.spec.thresholds_of(opened.score) else ""
+        name += " per class" if getattr(bound, "classes", None) is not None else ""
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
             f"{self.ood:,} out of distribution ({rule} {bound:.4g}{name}), "
@@ -241,10 +242,15 @@ def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked:
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
         context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
-    if own is not None and abs(own - bound) > 1e-6:
+    classes = [getattr(value, "classes", None) for value in (own, bound)]
+    if own is not None and (abs(own - bound) > 1e-6 or classes[0] != classes[1]):
+        stored = spec.thresholds_of(opened.score).items()
+        same = [
+            name for name, value in stored if (value, getattr(value, "classes", None)) == (own, classes[0])
+        ]
         context.note(
             f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
-            f"Give --threshold {own:.9g} for the file's own flags."
+            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the file's own flags."
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")

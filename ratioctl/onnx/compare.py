@@ -103,7 +103,9 @@ def certify(
     sets = _sets(package, data, limit, download)
     reference = predictor(package, "cpu").predict
     expected = {part.name: reference(part.pixels) for part in sets}
-    results, skipped, times = [], [], []
+    results: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    times: list[dict[str, Any]] = []
     for file in loaded:
         for backend, opened in _backends(file, skipped):
             on_step(f"{file.path.name} with {backend}")

@@ -27,7 +27,7 @@ from ratioctl.models import fold_batchnorm, from_package
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec
-from ratioctl.scores import DEFAULT, OodScore, by_name
+from ratioctl.scores import DEFAULT, OodScore, Threshold, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
 
@@ -156,8 +156,8 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
     about: dict[str, Any] = {"threshold": float(threshold)}
-    if getattr(threshold, "classes", None) is not None:
-        about["classes"] = list(threshold.classes)  # type: ignore[attr-defined]
+    if isinstance(threshold, Threshold) and threshold.classes is not None:
+        about["classes"] = list(threshold.classes)
     metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: about}
     for key, value in metadata.items():
         entry = model.metadata_props.add()

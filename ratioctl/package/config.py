@@ -81,7 +81,7 @@ class Spec:
         """The score by which images are flagged."""
         return scores.by_name(self.score)
 
-    def thresholds_of(self, score: str) -> dict[str, float]:
+    def thresholds_of(self, score: str) -> dict[str, scores.Threshold]:
         """Stored thresholds of a score; empty where it has not been calibrated.
 
         Values are `scores.Threshold`, with one for each class where they were calibrated per class.

@@ -31,8 +31,8 @@ def document(spec: Spec) -> dict[str, Any]:
     found = []
     for name, value in stored.items():
         row: dict[str, Any] = {"name": name, "threshold": float(value), "classes": None}
-        if value.classes is not None:  # type: ignore[attr-defined]
-            row["classes"] = dict(zip(spec.label_names, value.classes, strict=True))  # type: ignore[attr-defined]
+        if value.classes is not None:
+            row["classes"] = dict(zip(spec.label_names, value.classes, strict=True))
         if name in known:
             row |= known[name].model_dump(mode="json", exclude={"name", "threshold"})
         found.append(row)
@@ -52,7 +52,7 @@ def table(spec: Spec) -> Table:
     rows: list[tuple[str, ...]] = []
     known = {record.name: record for record in records(spec)}
     for name, value in spec.thresholds_of(spec.score).items():
-        shown = f"{value:.6g}" + (" (per class)" if value.classes is not None else "")  # type: ignore[attr-defined]
+        shown = f"{value:.6g}" + (" (per class)" if value.classes is not None else "")
         record = known.get(name)
         if record is None:
             rows.append((name, "-", shown, "-", "-", "-", "-"))
@@ -117,7 +117,7 @@ def _figures(spec: Spec) -> Iterator[dict[str, Any]]:
             if points:
                 x, y, names = zip(*points, strict=True)
                 # Names once: the points of the attacked set lie at the same heights.
-                shown = names if k == 0 else [""] * len(names)
+                shown = [name if k == 0 else "" for name in names]
                 lines.append(figures.Series(name="", x=x, y=y, color=min(k, 2), dots=shown))
         yield figures.figure(
             f"Acceptance, {name}",

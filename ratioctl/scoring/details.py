@@ -48,13 +48,13 @@ class Explainer:
         acceptance = self.score.acceptance(logits, self.spec.temperature)
         margins = acceptance - self.score.bounds(self.threshold, predicted)
         runners = np.where(np.arange(logits.shape[1]) == predicted[:, None], -np.inf, logits).argmax(axis=1)
-        found = []
+        found: list[dict[str, Any]] = []
         for k, margin in enumerate(margins.tolist()):
             percentile = None
             if self.calibration is not None:
                 percentile = 100 * self.calibration.share_below(float(acceptance[k]))
             label, runner = int(predicted[k]), int(runners[k])
-            fields = {
+            fields: dict[str, Any] = {
                 "margin": margin if math.isfinite(margin) else None,
                 "runner_up": self.spec.label_names[runner],
                 "percentile": percentile,
