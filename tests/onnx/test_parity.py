@@ -1,10 +1,7 @@
-"""`ratioctl parity` and its certificate, thresholds inside graphs, and flags of a saturated model."""
-
-# ruff: noqa: F811 - fixtures of test_export
+"""`ratioctl parity` and its certificate, and thresholds as an input of the graph."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -14,14 +11,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
-import ratioctl
 from ratioctl import package, scores
 from ratioctl.cli import main
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.predict import predictor
 from ratioctl.onnx import certificate, compare, export, parity, runtime
-from tests.onnx.test_export import once, pets, saved, traced  # noqa: F401
+from ratioctl.onnx.graph import Flagging
+from tests.onnx.test_export import saved
 
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
@@ -151,70 +149,42 @@ def test_speed_has_every_runtime(
 # --- thresholds in the graph -------------------------------------------------------------------------------
 
 
-def test_the_threshold_is_an_optional_input(pets: package.ModelPackage, tmp_path: Path) -> None:
-    done = export.export(pets, output=tmp_path / "open.onnx", threshold_input=True)
-    model = onnx.load(done.path)
-    assert [value.name for value in model.graph.input] == ["image", "threshold"]
-    assert model.ir_version == 8
-    images = parity.sample_images(pets)
-    loaded = runtime.load(done.path)
-    logits = predictor(pets).predict(images)
-    kind = pets.ood_score
-    plain = loaded.run(images)["is_ood"]
-    assert np.array_equal(plain, kind.is_ood(loaded.predict(images), 0.4, pets.thresholds["tpr95"]))
-    for value in (0.0, 0.34, pets.thresholds["tpr99"], 0.999999999999, 1.0):
-        given = {"image": loaded.prepare(images), "threshold": np.array([value])}
-        (flags,) = loaded.session.run(["is_ood"], given)
-        assert np.array_equal(flags, kind.is_ood(loaded.predict(images), 0.4, value)), value
-    assert len(logits) == len(plain)
-    for options in ({"layout": "triton"}, {"int8": True}):
-        with pytest.raises(UsageError, match="--threshold-input: cannot be combined"):
-            export.export(pets, output=tmp_path / "x", threshold_input=True, **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("threshold_input", [False, True])
-def test_thresholds_per_class_in_the_graph(
-    once: package.ModelPackage,
-    tmp_path: Path,
-    threshold_input: bool,
+def test_thresholds_per_class_are_the_default_of_an_optional_input(
+    once: package.ModelPackage, tmp_path: Path
 ) -> None:
     limit = scores.Threshold(0.5, (0.35, 0.8, 0.999))
-    data = export.graph(once, threshold=limit, threshold_input=threshold_input)
-    (tmp_path / "m.onnx").write_bytes(data)
+    (tmp_path / "m.onnx").write_bytes(export.graph(once, threshold=limit, threshold_input=True))
+    model = onnx.load(tmp_path / "m.onnx")
+    assert [value.name for value in model.graph.input] == ["image", "threshold"]
+    assert model.ir_version == 8
     loaded = runtime.load(tmp_path / "m.onnx")
     assert loaded.threshold == 0.5
-    assert loaded.threshold.classes == limit.classes  # type: ignore[union-attr]
+    assert loaded.threshold.classes == limit.classes
     images = parity.sample_images(once)
-    found = parity.agreement(images, predictor(once).predict, loaded, once, loaded.threshold or 0)
+    found = parity.agreement(images, predictor(once).predict, loaded, once, loaded.threshold)
     assert (found.n, found.labels, found.flags) == (256, 0, 0)
-    flags = loaded.run(images)["is_ood"]
-    assert not np.array_equal(flags, once.ood_score.is_ood(loaded.predict(images), 0.4, 0.5))
+    logits, kind = loaded.predict(images), once.ood_score
+    assert not np.array_equal(loaded.run(images)["is_ood"], kind.is_ood(logits, 0.4, 0.5))
+    for values in ((0.0, 0.34, 1.0), (0.4, 0.4, 0.4), (0.999999999999, 0.5, 0.7)):
+        given = {"image": loaded.prepare(images), "threshold": np.array(values)}
+        (flags,) = loaded.session.run(["is_ood"], given)
+        assert np.array_equal(flags, kind.is_ood(logits, 0.4, scores.Threshold(0.5, values)))
 
 
-def test_a_saturated_models_flags_are_the_graphs(pets: package.ModelPackage, tmp_path: Path) -> None:
-    """Confidences that round to 1 in float32, thresholds between them; every image is counted."""
-    sharp = package.update(pets, config_changes={"ratio": {"temperature": 0.004}})
-    images = parity.sample_images(sharp)
-    logits = predictor(sharp).predict(images)
-    kind = sharp.ood_score
-    confidence = kind.threshold_of(logits, sharp.temperature)
-    assert (confidence.astype(np.float32) == 1).mean() > 0.5
-    middle = float(np.sort(confidence[confidence < 1])[-len(confidence[confidence < 1]) // 4])
-    assert np.float32(middle) == 1
-    package.update(sharp, config_changes={"ratio": {"thresholds": {"tpr95": middle}}})
-    again = package.read(sharp.path)
-    data = export_graph(again, middle)
-    (tmp_path / "sharp.onnx").write_bytes(data)
-    loaded = runtime.load(tmp_path / "sharp.onnx")
-    found = parity.agreement(images, lambda pixels: logits, loaded, again, middle)
-    assert (found.n, found.labels, found.flags) == (len(images), 0, 0)
-    own = loaded.run(images)["is_ood"]
-    rows = [row.is_ood for row in ratioctl.ood_score(images, model=tmp_path / "sharp.onnx")]
-    assert own.tolist() == rows
-    assert 0 < own.sum() < len(own)
+@pytest.mark.parametrize("name", scores.names())
+def test_a_threshold_that_clients_give_means_what_a_stored_one_does(name: str) -> None:
+    """In torch, whose operators the graph holds: for every score, and for numbers next to a threshold."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(200, 3)).astype(np.float32) * 8)
+    kind = scores.by_name(name)
+    limits = kind.threshold_of(logits.numpy().astype(np.float64), 0.4)[:6].tolist()
+    for limit in [*limits, *([0.0, 1.0] if name == "msp" else [])]:
+        module = Flagging(torch.nn.Identity(), 0.4, limits[-1], "float", kind)
+        flags = module(logits, torch.tensor([limit], dtype=torch.float64))[-1]
+        assert np.array_equal(flags.numpy(), kind.is_ood(logits.double().numpy(), 0.4, limit))
 
 
-def export_graph(pkg: package.ModelPackage, threshold: float) -> bytes:
-    from ratioctl.onnx.graph import graph
-
-    return graph(dataclasses.replace(pkg), threshold=threshold)
+def test_the_option_is_refused_where_it_has_no_effect(pets: package.ModelPackage, tmp_path: Path) -> None:
+    for options in ({"layout": "triton"}, {"int8": True}):
+        with pytest.raises(UsageError, match="--threshold-input: cannot be combined"):
+            export.export(pets, output=tmp_path / "x", threshold_input=True, **options)
