@@ -115,6 +115,7 @@ def train(
     settings: Sequence[str] = (),
     resume: bool = False,
     init: Path | None = None,
+    max_time: str | float | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
@@ -129,13 +130,19 @@ def train(
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
         init: a model whose weights are the start.
+        max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
     import pathlib
+    import time
 
     from ratioctl import package as packages
     from ratioctl import recipe as recipes
+    from ratioctl.utils.durations import seconds_of
+
+    began = time.monotonic()
+    limit = None if max_time is None else seconds_of(max_time, "max_time")
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training.loop import fit
 
@@ -147,6 +154,8 @@ def train(
         folder,
         resume=resume,
         init=start,
+        max_time=limit,
+        began=began,
         device=device,
         precision=precision,
         download=download,

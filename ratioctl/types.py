@@ -6,6 +6,7 @@ Field names are those of the JSON the command line writes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -201,6 +202,14 @@ class ScoreRow(_ShortRepr):
     duplicate: bool | None = None
     notes: str | None = None
     pixels_sha256: str | None = None
+
+    def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
+        """The row of `ood-score --format jsonl`, without a worst case; `labels` adds p:<class> each."""
+        names = ("path", "label", "confidence", "ood_score", "is_ood", "error")
+        row: dict[str, Any] = {name: getattr(self, name) for name in names}
+        each = self.probabilities or [None] * len(labels or ())
+        row |= {f"p:{label}": p for label, p in zip(labels or (), each, strict=bool(labels))}
+        return {key: float(f"{v:.9g}") if isinstance(v, float) else v for key, v in row.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -24,13 +24,13 @@ ROOT = Path(ratioctl.__file__).parent
 ORDER = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package"),
     *("data", "models", "attacks", "training", "calibration", "onnx", "scoring", "counterfactuals"),
-    *("evaluation", "report", "api", "classifier", "__init__", "cli", "__main__"),
+    *("evaluation", "report", "api", "classifier", "__init__", "server", "cli", "__main__"),
 )
 # Features that know nothing of each other.
 INDEPENDENT = ("training", "calibration", "onnx", "counterfactuals", "report")
 TORCH_FREE = (
     *("errors", "_version", "utils", "recipe", "types", "images", "metrics", "scores", "package", "scoring"),
-    *("report", "api", "classifier", "cli", "onnx.runtime", "counterfactuals.epsilons"),
+    *("report", "api", "classifier", "server", "cli", "onnx.runtime", "counterfactuals.epsilons"),
 )
 MAX_MODULE, MAX_FUNCTION = 600, 80  # lines
 LONGER: dict[str, str] = {}  # "attacks/pgd.py" or "attacks/pgd.py:search" -> why it may be longer

@@ -27,6 +27,7 @@ COMMANDS = (
     "ood-score",
     "export",
     "parity",
+    "serve",
     "package",
     "inspect",
     "verify",

@@ -1,4 +1,4 @@
-"""The progress reporter of the command line, and how durations and rates are written."""
+"""The progress reporter of the command line, and how rates are written."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from ratioctl.utils.durations import duration
+
 if TYPE_CHECKING:
     from ratioctl.cli._common import Context
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "3 min", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def rate(per_second: float) -> str:

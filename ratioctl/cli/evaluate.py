@@ -12,7 +12,8 @@ import typer
 
 from ratioctl import scores
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
-from ratioctl.cli._progress import Progress, duration
+from ratioctl.cli._progress import Progress
+from ratioctl.utils.durations import duration
 
 if TYPE_CHECKING:
     from ratioctl.types import Evaluation

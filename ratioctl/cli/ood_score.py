@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ratioctl.cli._common import BitDepth, Context, Score, command, emit_json
-from ratioctl.cli._progress import Progress, duration, rate
+from ratioctl.cli._progress import Progress, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.durations import duration
 
 if TYPE_CHECKING:
     from ratioctl.cli._flagged import Flagged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,23 @@ from ratioctl.cli._common import Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
 from ratioctl.cli.calibrate import alert_chance
 from ratioctl.errors import DiskError, Interrupted
+from ratioctl.utils.durations import duration, seconds_of
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        metavar="TIME",
+        help="Shorten the schedule to end within this time, such as 8m or 1h30m.",
+    ),
+]
+RecipeSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed [default: the recipe's]."),
+]
 
 
 @command
@@ -36,15 +51,13 @@ def train(
     init: Annotated[
         str | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model.")
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed [default: the recipe's]."
-        ),
-    ] = None,
+    max_time: MaxTime = None,
+    seed: RecipeSeed = None,
     download: Download = False,
 ) -> int | None:
     """Train a model from a recipe, package it and calibrate it."""
+    began = time.monotonic()
+    limit = None if max_time is None else seconds_of(max_time, "--max-time")
     from ratioctl import recipe as recipes
 
     changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
@@ -70,6 +83,8 @@ def train(
                 folder,
                 resume=resume,
                 init=start,
+                max_time=limit,
+                began=began,
                 device=context.device,
                 precision=context.precision,
                 download=download,
@@ -130,6 +145,14 @@ class _Events:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             self._leaks(event)
+        elif event["event"] == "schedule":
+            share = event["epochs"] / event["recipe_epochs"]
+            fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
+            self.progress.note(
+                f"{event['update_s']:.2g} s an update: {event['updates']:,} updates, {fits} into "
+                f"{duration(event['seconds'])}; {duration(event['reserved_s'])} are reserved for validation, "
+                "saving and calibration"
+            )
         elif event["event"] == "validation":
             self.last = {k: v for k, v in event.items() if k != "event"}
             parts = [f"clean {event['validation.clean']:.1%}"]

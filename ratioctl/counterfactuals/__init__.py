@@ -12,7 +12,7 @@ loaded only when the search begins, so that wrong usage is reported at once.
 from ratioctl.counterfactuals.pipeline import explain
 from ratioctl.counterfactuals.request import SCHEMA, CounterfactualRequest, PreparedRequest, prepare
 from ratioctl.counterfactuals.rounding import distances, round_into_ball
-from ratioctl.counterfactuals.search import run_searches, search_target, seed_of
+from ratioctl.counterfactuals.search import Preview, run_searches, search_target, seed_of
 from ratioctl.counterfactuals.sources import Picture, Source, files_of, load
 from ratioctl.counterfactuals.targets import resolve_targets
 
@@ -21,6 +21,7 @@ __all__ = [
     "CounterfactualRequest",
     "Picture",
     "PreparedRequest",
+    "Preview",
     "Source",
     "distances",
     "explain",

@@ -13,6 +13,7 @@ import numpy as np
 from ratioctl import metrics, recipe
 from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
 from ratioctl.counterfactuals.search import (
+    Preview,
     SearchRequest,
     TargetSearch,
     plain,
@@ -37,6 +38,7 @@ def explain(
     on_error: Callable[[str, ImageError], None] | None = None,
     on_picture: Callable[[Picture], None] | None = None,
     callback: Callable[[float], None] | None = None,
+    on_preview: Callable[[Preview], None] | None = None,
     together: int | None = None,
 ) -> Iterator[Explanation]:
     """Carry out a request, image by image; models in the outer order.
@@ -46,6 +48,7 @@ def explain(
             ImageError is raised.
         on_picture: called with each image when it is read for the first time.
         callback: called with the number of images done, over all models; fractions while searching.
+        on_preview: called a few times per second with points of the running searches, for display.
         together: how many images and targets share a batch; None chooses. With 1 nothing depends on the
             companions, not even rounding.
     """
@@ -91,7 +94,8 @@ def explain(
                 callback(reported)
 
         norm = recipe.norm_name(request.p) if len(prepared.norms) > 1 else None
-        explanations = _Explanations(spec, request, compute, packages.index(id(spec)), progress, together)
+        index = packages.index(id(spec))
+        explanations = _Explanations(spec, request, compute, index, progress, together, on_preview)
         for explanation in explanations.of(itertools.chain([first], readable)):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
@@ -129,13 +133,20 @@ class _Explanations:
         index: int,
         progress: Callable[[float], None],
         together: int | None,
+        on_preview: Callable[[Preview], None] | None,
     ) -> None:
         from ratioctl.counterfactuals.batches import BatchSearch, jobs_together
         from ratioctl.models.predict import predictor
 
         self.spec, self.request, self.index, self.progress = spec, request, index, progress
         self.predict = predictor(spec, compute.device)
-        self.search = BatchSearch(self.predict, spec, request, compute)
+
+        def show(target: int, eps: float, image: np.ndarray, confidence: float) -> None:
+            if on_preview is not None:
+                label = spec.label_names[target]
+                on_preview(Preview(model=index, target=label, eps=eps, image=image, confidence=confidence))
+
+        self.search = BatchSearch(self.predict, spec, request, compute, show if on_preview else None)
         self.together = together or jobs_together(compute, request, spec.input_size[1])
         self.done = 0.0
         self.pending: deque[_Pending] = deque()

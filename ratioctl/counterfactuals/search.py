@@ -27,6 +27,7 @@ FLIP_RADII, FLIP = 5, 0.1  # radii of a flip search, and the share of `steps` of
 _NEIGHBORS = 3  # larger radii whose points are tried in a ball
 _PROBES = 16  # points per segment
 _LEAD = 2.5e-4  # a flip needs this lead: two backends differ by up to 1e-4 in every probability
+LADDER_STAGES = 5  # the first stages of a search; the ones after them look for the smallest radius
 _SATURATED = 1 - 1e-4  # no further search of a radius whose confidence is this high
 
 
@@ -49,6 +50,24 @@ class SearchRequest:
     random: bool = False
     init: np.ndarray | None = None
     work: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Preview:
+    """A point of a search that is still running: neither the best one nor rounded into the ball.
+
+    Attributes:
+        model: index into the requested models.
+        target: the class; eps: the radius that is searched.
+        image: uint8 (H, W, C).
+        confidence: p_target at the point, in the precision of the search.
+    """
+
+    model: int
+    target: str
+    eps: float
+    image: np.ndarray
+    confidence: float
 
 
 Step = SearchRequest | np.ndarray  # or images (N, H, W, C) uint8 or (N, C, H, W) float32 to be scored

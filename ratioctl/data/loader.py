@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -201,7 +201,7 @@ def stream(
     start: int,
     stop: int,
     device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches `start` to `stop - 1`, the next one prepared in a thread while the current one is used."""
 
     def make(updates: Sequence[int]) -> Batch:

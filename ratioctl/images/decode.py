@@ -104,6 +104,7 @@ def decode(
     *,
     name: str | None = None,
     bit_depth: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Decoded:
     """The model's 8-bit input of an encoded image, the same for every backend and command.
 
@@ -117,6 +118,7 @@ def decode(
         channels: 3 or 1.
         name: what messages call the image; the path by default.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel; None takes the file's range.
+        max_pixels: an image with more is refused before it is decoded; at most MAX_PIXELS.
     Returns:
         `pixels` (size, size, channels) uint8, fresh and writable, and notes of what was done.
     Raises:
@@ -133,7 +135,7 @@ def decode(
         name = "image" if name is None else name
         data = sized(_drain(source, name) if hasattr(source, "read") else bytes(source), name)  # type: ignore[arg-type]
     if dicom.is_dicom(data):
-        image, shape, notes = dicom.read(data, name, MAX_PIXELS)
+        image, shape, notes = dicom.read(data, name, max_pixels)
         pixels, more = _fit(image, image.size, size, channels)
         return Decoded(pixels=pixels, format="DICOM", mode=image.mode, **shape, notes=(*notes, *more))
     plugin = next((p for p in _PLUGINS if p[1](data)), None)
@@ -146,7 +148,7 @@ def decode(
         _hush_libtiff()
     try:
         with _no_pillow_warnings() if noisy else contextlib.nullcontext():
-            return _decode(opener, data, size, channels, kind, name, bit_depth)
+            return _decode(opener, data, size, channels, kind, name, bit_depth, max_pixels)
     except ImageError:
         raise
     except MemoryError as e:
@@ -190,14 +192,15 @@ def _decode(
     kind: str,
     name: str,
     bit_depth: int | None,
+    max_pixels: int,
 ) -> Decoded:
     # Called directly because Image.open warns about large images, and warnings are global state.
     with opener(io.BytesIO(data)) as im:
         width, height = im.size
         if width < 1 or height < 1:
             raise ImageError(name, "has no pixels")
-        if width * height > MAX_PIXELS:
-            reason = f"has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that are decoded"
+        if width * height > max_pixels:
+            reason = f"has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded"
             raise ImageError(name, reason, "Make it smaller first.")
         with _ONE_LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
             return _to_square(im, size, channels, kind, name, bit_depth)

@@ -103,6 +103,38 @@ def write_counterfactuals(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Rendered:
+    """What `write_counterfactuals` writes, in memory.
+
+    Attributes:
+        document: counterfactuals.json.
+        pictures: PNG bytes by name, grids included.
+        page: index.html.
+    """
+
+    document: dict[str, Any]
+    pictures: dict[str, bytes]
+    page: str
+
+
+def render(
+    header: Mapping[str, Any], explanations: Iterable[Explanation], *, cards: Sequence[str | None] = ()
+) -> Rendered:
+    """The files of these explanations without a folder; arguments as for `write_counterfactuals`."""
+    pictures: dict[str, bytes] = {}
+    place, done = _places(), []
+    for explanation in explanations:
+        labels = header["models"][explanation.model]["labels"]
+        norm, home = explanation.norm or header["norm"], place(explanation.path)
+        done.append(_put_pictures(explanation, home, labels, norm, pictures.__setitem__, None))
+    document = {**header, **document_body(done, ())}
+    shown = {name: data for name, data in pictures.items() if not name.endswith("/grid.png")}
+    notes = [explanation.notes for explanation in done]
+    page = counterfactual_page.page(document, shown, notes=notes, cards=cards)
+    return Rendered(document=document, pictures=pictures, page=page)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Output:
     """The files of a run.
 

@@ -186,6 +186,7 @@ def rows_of(
     explainer: Explainer | None = None,
     checks: bool = False,
     bit_depth: int | None = None,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> list[ScoreRow]:
     """The rows of items that are predicted together, in their order; `duplicate` is not filled in."""
     channels, size, _ = model.spec.input_size
@@ -198,7 +199,9 @@ def rows_of(
             if isinstance(item, Unreadable):
                 reasons.append(item.reason)
                 continue
-            decoded = images.decode(item.read(), size, channels, name=item.path, bit_depth=bit_depth)
+            decoded = images.decode(
+                item.read(), size, channels, name=item.path, bit_depth=bit_depth, max_pixels=max_pixels
+            )
             pixels[readable] = decoded.pixels
             more.append(input_checks(decoded) if checks else {})
             for note in decoded.notes:

@@ -22,6 +22,7 @@ from ratioctl.errors import PackageError, RecipeError, TrainingError, UsageError
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
+from ratioctl.training.schedule import Pace
 from ratioctl.utils import atomic_files as files
 
 FORMAT = 1
@@ -37,16 +38,20 @@ class State:
         momentum: SGD's velocity by parameter name.
         best_score, best_update, best: score, update and weights of the best validation so far.
         init: name, digest and data split of the package whose weights were the start, or None.
+        pace: which epoch of the recipe every update belongs to.
+        time_limit: the decisions of `train --max-time` so far (`TimeLimit.decision`).
     """
 
     update: int
     model: Classifier
     average: dict[str, Tensor] | None
     momentum: dict[str, Tensor]
+    pace: Pace
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
     init: dict[str, str] | None = None
+    time_limit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def final_weights(state: State) -> dict[str, Tensor]:
@@ -84,6 +89,8 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
         "best_score": state.best_score if state.best is not None else None,
         "best_update": state.best_update,
         "init": state.init,
+        "pace": dataclasses.asdict(state.pace),
+        "time_limit": state.time_limit,
         "device": str(compute.device.type),
         "bf16": compute.bf16,
         "threads": torch.get_num_threads(),
@@ -138,6 +145,9 @@ def _fill(
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])
     state.best_update = int(root["best_update"])
     state.init = root.get("init")
+    if "pace" in root:  # earlier versions had one pace
+        state.pace = Pace(**root["pace"])
+    state.time_limit = list(root.get("time_limit", ()))
     state.update = int(root["update"])
 
 

@@ -8,6 +8,7 @@ for each update:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -15,7 +16,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,8 @@ from ratioctl.training import memory
 from ratioctl.training.checkpoint import MetricsLog, State, final_weights, restore, save
 from ratioctl.training.objective import losses
 from ratioctl.training.packaging import architecture_options, normalization, write_package
-from ratioctl.training.schedule import (
-    learning_rate,
-    schedule_attacks,
-    total_updates,
-    validation_updates,
-)
+from ratioctl.training.schedule import full_pace, learning_rate, schedule_attacks, total_updates
+from ratioctl.training.time_limit import TimeLimit
 from ratioctl.utils import atomic_files as files
 from ratioctl.utils.seeding import seed_from_key
 
@@ -58,6 +54,7 @@ class _Run:
     Attributes:
         folder: the checkpoint's.
         stopped: the number of the signal that asks the run to stop, or None.
+        limit: the time that the run may take, or None.
     """
 
     recipe: Recipe
@@ -67,6 +64,7 @@ class _Run:
     log: MetricsLog
     stopped: Callable[[], int | None]
     callback: Callback
+    limit: TimeLimit | None
 
 
 def fit(
@@ -75,6 +73,8 @@ def fit(
     *,
     resume: bool = False,
     init: packages.ModelPackage | None = None,
+    max_time: float | None = None,
+    began: float | None = None,
     device: str = "auto",
     precision: str = "auto",
     download: bool = False,
@@ -88,15 +88,20 @@ def fit(
     Args:
         resume: continue from `checkpoint/`; without one, start.
         init: a package whose weights are the starting point (fine-tuning).
+        max_time: seconds from `began` (of `time.monotonic`, now by default) until the package is written and
+            calibrated; the schedule is fitted to them (`time_limit`).
         callback: called with a dictionary: once with the result of the leak check ("event": "leaks"), per
-            validation ("event": "validation") and about once a second between ("event": "progress").
+            validation ("event": "validation"), about once a second between ("event": "progress"), and when
+            the schedule is fitted to the time ("event": "schedule").
 
     Raises:
-        UsageError: a run is already in `out` and `resume` is false, or `init` does not fit.
+        UsageError: a run is already in `out` and `resume` is false, `init` does not fit, or `max_time` is too
+            short.
         RecipeError: `resume` with a recipe other than the run's.
         TrainingError: the loss is not finite; the last good checkpoint is kept.
         Interrupted: SIGINT or SIGTERM, after saving.
     """
+    began = time.monotonic() if began is None else began
     compute = select_device(device, precision)
     folder = out / "checkpoint"
     _refuse_second_run(out, resume)
@@ -113,7 +118,7 @@ def fit(
         _refuse_second_run(out, resume)  # another run may have started while the data were loaded
         if resume and (folder / "state.json").exists():
             restore(folder, state, recipe, compute)
-        if state.update >= total_updates(recipe, len(splits.train)) and (target / "config.json").is_file():
+        if state.update >= state.pace.total and (target / "config.json").is_file():
             done = packages.read(target)
             if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
                 return done  # finished earlier; its measurements and export stay
@@ -128,6 +133,7 @@ def fit(
             log=log,
             stopped=stopped,
             callback=callback,
+            limit=None if max_time is None else _limit(recipe, splits, state, compute, max_time, began),
         )
         _train(run, state)
         package = write_package(recipe, state, splits, target, mean, std, leaks)
@@ -150,71 +156,138 @@ def _interrupted(out: Path, signum: int, when: str) -> Interrupted:
     return Interrupted(out, reason, step, signum=signum)
 
 
+def _limit(
+    recipe: Recipe, splits: loader.Splits, state: State, compute: ComputeConfig, seconds: float, began: float
+) -> TimeLimit:
+    """The limit of a run that may take `seconds` from `began`."""
+    start = time.monotonic()
+    calibration = loader.held_out(recipe, splits.train.label_names)  # as the calibration will read them
+    validated = min(len(splits.held_out), recipe.optim.validate_images)
+    inside = recipe.objective.inside
+    steps = inside.attack.steps * inside.attack.restarts if inside.attack and inside.robust > 0 else 0
+    outside = 0 if splits.outside_test is None else min(len(splits.outside_test), validated)
+    weights = sum(value.nbytes for value in final_weights(state).values())
+    return TimeLimit(
+        recipe=recipe,
+        seconds=seconds,
+        began=began,
+        train_images=len(splits.train),
+        calibration_images=len(calibration),
+        validation_work=validated * (1 + 2 * steps) + outside,
+        written_bytes=weights * (5 + (state.average is not None)),  # a checkpoint and two packages
+        reading_s=time.monotonic() - start,
+        slowdown=4.0 if compute.bf16 else 1.0,
+        synchronize=(lambda: torch.cuda.synchronize(compute.device))
+        if compute.device.type == "cuda"
+        else _no_wait,
+    )
+
+
+def _no_wait() -> None:
+    pass
+
+
 def _train(run: _Run, state: State) -> None:
     """All updates from `state.update` on, with validations and checkpoints."""
-    recipe, optim, compute = run.recipe, run.recipe.optim, run.compute
+    recipe, compute, limit = run.recipe, run.compute, run.limit
     images = len(run.splits.train)
-    per_epoch = loader.updates_per_epoch(images, optim.batch_size)
-    total, validations = total_updates(recipe, images), validation_updates(recipe, images)
     model = state.model
     sgd = _optimizer(recipe, state, compute)
     eval_net = models.fold_batchnorm(model)
     logits_of, train_logits = in_precision(eval_net, compute), in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
-    started, first_update = time.monotonic(), state.update
-    last_save = last_progress = started
-    for batch in loader.stream(
+    progress = _Progress(run, state.update)
+    last_save = progress.started
+    if limit is not None:
+        limit.start(state.update)
+    batches = loader.stream(
         recipe,
         run.splits.train,
         run.splits.outside,
         fill,
         start=state.update,
-        stop=total,
+        stop=total_updates(recipe, images) if state.update < state.pace.total else state.update,
         device=compute.device,
-    ):
-        epoch = state.update / per_epoch
-        objective, shrink = schedule_attacks(recipe, epoch)
-        for group in sgd.param_groups:
-            group["lr"] = learning_rate(recipe, epoch)
-        generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, state.update, 3))
-        models.sync_folded(eval_net, model)
-        model.train()
-        named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
-        validating = state.update + 1 in validations
-        _step(run, state, sgd, named["total"], check=validating or state.update % _NAN_EVERY == 0)
-        named = {k: v.detach() for k, v in named.items()}
+    )
+    with contextlib.closing(batches):
+        for batch in batches:
+            epoch = state.pace.at(state.update)
+            objective, shrink = schedule_attacks(recipe, epoch)
+            for group in sgd.param_groups:
+                group["lr"] = learning_rate(recipe, epoch)
+            generator = torch.Generator(compute.device)
+            generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
+            models.sync_folded(eval_net, model)
+            model.train()
+            named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
+            checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
+            _step(run, state, sgd, named["total"], check=checked)
+            _fit_schedule(run, state)
+            named = {k: v.detach() for k, v in named.items()}
+            progress.update(state, batch, named)
+            now, validating = time.monotonic(), state.pace.validates(state.update)
+            if validating:
+                row = progress.row(state) | {"lr": learning_rate(recipe, epoch)}
+                _validation(run, state, row | {k: float(v) for k, v in named.items()}, progress.started)
+                if limit is not None:
+                    limit.spent(time.monotonic() - now, validation=True)
+            signum = run.stopped()
+            if validating or signum is not None or now - last_save > _SAVE_EVERY_S:
+                last_save = time.monotonic()
+                save(run.folder, state, recipe, compute)
+                if limit is not None:
+                    limit.spent(time.monotonic() - last_save)
+            if signum is not None:
+                when = f"after update {state.update} of {state.pace.total}, saved"
+                raise _interrupted(run.folder.parent, signum, when)
+            if state.update >= state.pace.total:
+                break
+
+
+def _fit_schedule(run: _Run, state: State) -> None:
+    """Fit the schedule to the time that is left; record and report decisions that change it by over 2 %."""
+    if run.limit is None:
+        return
+    before, state.pace = state.pace, run.limit.fit(state.update, state.pace)
+    if not run.limit.known:
+        return
+    if run.limit.decided and abs(state.pace.total - before.total) <= 0.02 * before.total:
+        return
+    run.limit.decided = True
+    decision = run.limit.decision(state.update, state.pace)
+    state.time_limit.append(decision)
+    run.log.write({"update": state.update, "max_time": {k: v for k, v in decision.items() if k != "update"}})
+    run.callback({"event": "schedule", **decision})
+
+
+class _Progress:
+    """Reports about once a second how far the run is; `started` is the time of its first update."""
+
+    def __init__(self, run: _Run, first_update: int) -> None:
+        self.run, self.first = run, first_update
+        self.started = self.last = time.monotonic()
+
+    def row(self, state: State) -> dict[str, Any]:
+        """Where the run is: updates done and in all, epochs through the images."""
+        per_epoch = loader.updates_per_epoch(len(self.run.splits.train), self.run.recipe.optim.batch_size)
+        return {"update": state.update, "updates": state.pace.total, "epoch": state.update / per_epoch}
+
+    def update(self, state: State, batch: loader.Batch, named: dict[str, Tensor]) -> None:
         now = time.monotonic()
-        if now - last_progress > 1:
-            last_progress = now
-            pace = (state.update - first_update) / (now - started)
-            batch_images = optim.batch_size + (0 if batch.x_out is None else len(batch.x_out))
-            run.callback(
-                {
-                    "event": "progress",
-                    "update": state.update,
-                    "updates": total,
-                    "epoch": state.update / per_epoch,
-                    "images_per_s": pace * batch_images,
-                    "remaining_s": (total - state.update) / pace,
-                    **{k: float(v) for k, v in named.items()},
-                }
-            )
-        if validating:
-            row = {
-                "event": "validation",
-                "update": state.update,
-                "updates": total,
-                "epoch": state.update / per_epoch,
-                "lr": learning_rate(recipe, epoch),
-                **{k: float(v) for k, v in named.items()},
+        if now - self.last <= 1:
+            return
+        self.last = now
+        pace = (state.update - self.first) / (now - self.started)
+        images = len(batch.x_in) + (0 if batch.x_out is None else len(batch.x_out))
+        self.run.callback(
+            {
+                "event": "progress",
+                **self.row(state),
+                "images_per_s": pace * images,
+                "remaining_s": (state.pace.total - state.update) / pace,
+                **{k: float(v) for k, v in named.items()},  # waits for the device
             }
-            _validation(run, state, row, started)
-        signum = run.stopped()
-        if validating or signum is not None or now - last_save > _SAVE_EVERY_S:
-            last_save = now
-            save(run.folder, state, recipe, compute)
-        if signum is not None:
-            raise _interrupted(run.folder.parent, signum, f"after update {state.update} of {total}, saved")
+        )
 
 
 def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.SGD:
@@ -261,7 +334,7 @@ def _validation(run: _Run, state: State, row: dict[str, Any], started: float) ->
         raise TrainingError(
             f"update {state.update}", "a weight is not finite", f"The checkpoint in {run.folder} is kept."
         )
-    row |= _validate(run.recipe, state, run.splits, run.compute)
+    row |= {"event": "validation", **_validate(run.recipe, state, run.splits, run.compute)}
     row["seconds"] = time.monotonic() - started
     if row["score"] > state.best_score or run.recipe.optim.select == "last":
         state.best_score, state.best_update = row["score"], state.update
@@ -372,7 +445,8 @@ def _initial_state(
         data = init.config["ratio"].get("provenance", {}).get("data", {})
         split = {key: str(data.get(key, "")) for key in ("train_source", "held_out")}
         start = {"name": init.name, "digest": init.digest, **split}
-    return State(update=0, model=model, average=average, momentum={}, init=start)
+    pace = full_pace(recipe, len(train))
+    return State(update=0, model=model, average=average, momentum={}, pace=pace, init=start)
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
@@ -397,7 +471,7 @@ def _leaked_by(init: dict[str, str] | None, splits: loader.Splits) -> dict[str, 
     return {"init": len(held) if same_data and init.get("held_out") != held.fingerprint else 0}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], int | None]]:
     """SIGINT and SIGTERM set a flag that the loop reads; a second one acts as usual."""
     caught: list[int] = []

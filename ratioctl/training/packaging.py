@@ -134,6 +134,7 @@ def _provenance(recipe: Recipe, state: State, splits: loader.Splits, leaks: dict
         "selected_update": state.best_update,
         "validation_score": state.best_score,
         "init": state.init,
+        **({"max_time": state.time_limit[-1]} if state.time_limit else {}),
         "versions": {
             "ratioctl": __version__,
             "torch": torch.__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from ratioctl.data import loader
@@ -65,10 +66,58 @@ def _term_at(term: Term, epoch: float, drops: int) -> tuple[Term, float]:
     return term.model_copy(update={"attack": attack}), shrink
 
 
-def validation_updates(recipe: Recipe, train_images: int) -> frozenset[int]:
-    """Updates after which the model is validated: every `optim.validate_every` epochs, and the last."""
-    total = total_updates(recipe, train_images)
-    every = recipe.optim.validate_every * loader.updates_per_epoch(train_images, recipe.optim.batch_size)
-    return frozenset(
-        min(total, math.ceil(k * every)) for k in range(1, min(total, int(total / every) + 1) + 1)
-    ) | {total}
+def work(recipe: Recipe, epoch: float) -> float:
+    """Cost of an update in forward passes of one image; a pass for the input's gradient costs one more, one
+    for all gradients two more.
+    """
+    objective, _ = schedule_attacks(recipe, epoch)
+    sides = (objective.inside, recipe.optim.batch_size), (objective.outside, recipe.optim.batch_size_out)
+    total = 0.0
+    for term, images in sides:
+        if term is None:
+            continue
+        total += 3.0 * images * ((term.clean > 0 or term.against == "clean") + (term.robust > 0))
+        if term.robust > 0 and term.attack is not None:
+            total += images * term.attack.restarts * (2 * term.attack.steps + 1)
+    return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Which (fractional) epoch of the recipe every update belongs to.
+
+    A run that has too little time for the recipe goes through its epochs faster than through the images:
+    learning rate, milestones, ramps and validations keep their place in the schedule.
+
+    Attributes:
+        update, epoch: where this pace begins.
+        per_epoch: updates for an epoch of the recipe.
+        total: number of updates of the whole run.
+        validate_every: epochs of the recipe between validations.
+    """
+
+    update: int = 0
+    epoch: float = 0.0
+    per_epoch: float
+    total: int
+    validate_every: float
+
+    def at(self, update: int) -> float:
+        """The epoch of the recipe before update number `update`, counted from 0."""
+        return self.epoch + (update - self.update) / self.per_epoch
+
+    def validates(self, update: int) -> bool:
+        """Whether the model is validated when `update` updates are done: every `validate_every` epochs, and
+        at the end.
+        """
+        now, before = (math.floor(self.at(u) / self.validate_every + 1e-9) for u in (update, update - 1))
+        return now > before or update >= self.total
+
+
+def full_pace(recipe: Recipe, train_images: int) -> Pace:
+    """The pace of a run that has time for the whole recipe."""
+    return Pace(
+        per_epoch=loader.updates_per_epoch(train_images, recipe.optim.batch_size),
+        total=total_updates(recipe, train_images),
+        validate_every=recipe.optim.validate_every,
+    )

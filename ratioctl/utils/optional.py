@@ -15,6 +15,7 @@ EXTRAS = {
     ),
     "medical": ("pydicom",),
     "openvino": ("openvino",),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "uvloop"),
     "sign": ("minisign",),
 }
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from ratioctl import package
 from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.cli import main
-from ratioctl.cli._progress import duration
 from ratioctl.cli.evaluate import default_folder
 from ratioctl.evaluation import SUITES, Suite
+from ratioctl.utils.durations import duration
 
 TINY = Suite(
     name="quick",

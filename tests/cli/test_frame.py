@@ -21,7 +21,7 @@ from ratioctl.cli._common import Context, emit_json
 
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
-    "train": {"--out", "--set", "--resume", "--init", "--download"},
+    "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
     "calibrate": {
         *("--data", "--objective", "--out", "--download", "--score"),
         *("--ood", "--threshold", "--per-class", "--keep-temperature"),
@@ -44,6 +44,10 @@ OPTIONS: dict[str, set[str]] = {
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
         *("--data", "--download", "--threshold-input"),
+    },
+    "serve": {
+        *("--host", "--port", "--token", "--allow-host"),
+        *("--max-body", "--max-pixels", "--max-queue", "--timeout"),
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),

@@ -18,12 +18,12 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("thresholds", "parity", "package", "inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = ("thresholds", "parity", "serve", "package", "inspect", "verify", "sign", "models")
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
 OPTIONS = {
-    "train": ("--out", "--set", "--resume", "--init", "--download"),
+    "train": ("--out", "--set", "--resume", "--init", "--max-time", "--download"),
     "calibrate": ("--data", "--objective", "--out", "--download"),
     "evaluate": ("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
     "counterfactual": (
@@ -35,6 +35,7 @@ OPTIONS = {
         *("--fail-on-ood", "--skip-errors", "--bit-depth"),
     ),
     "export": ("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
+    "serve": ("--host", "--port", "--token"),
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),
     "inspect": (),
     "thresholds": ("--out",),

@@ -8,7 +8,7 @@ import pytest
 
 from ratioctl import recipe as recipes
 from ratioctl.recipe import Recipe
-from ratioctl.training.schedule import learning_rate, schedule_attacks, total_updates, validation_updates
+from ratioctl.training.schedule import full_pace, learning_rate, schedule_attacks, total_updates, work
 
 
 def tiny(*more: str) -> Recipe:
@@ -70,4 +70,24 @@ def test_number_of_updates() -> None:
 
 
 def test_the_last_update_is_always_validated() -> None:
-    assert validation_updates(tiny("optim.epochs=2", "optim.validate_every=0.75"), 320) == {8, 15, 20}
+    def validated(recipe: Recipe, images: int) -> list[int]:
+        pace = full_pace(recipe, images)
+        return [update for update in range(1, pace.total + 1) if pace.validates(update)]
+
+    assert validated(tiny("optim.epochs=2", "optim.validate_every=0.75"), 320) == [8, 15, 20]
+    assert validated(tiny("optim.epochs=0.3", "optim.validate_every=0.1"), 960) == [3, 6, 9]
+    assert validated(tiny("optim.epochs=2", "optim.validate_every=1e9"), 320) == [20]
+
+
+def test_work_counts_the_passes_of_an_update() -> None:
+    settings = [
+        "optim.batch_size_out=8",
+        "objective.inside.attack.steps=4",
+        "objective.outside.attack.steps=7",
+    ]
+    recipe = tiny(*settings, "objective.inside.ramp_epochs=2", "objective.inside.ramp_steps_from=1")
+    assert recipe.objective.outside is not None
+    assert (recipe.objective.inside.clean, recipe.objective.outside.clean) == (0, 0)
+    assert work(recipe, 2) == 32 * (2 * 4 + 1 + 3) + 8 * (2 * 7 + 1 + 3)
+    assert work(recipe, 0) == 32 * (2 * 1 + 1 + 3) + 8 * (2 * 7 + 1 + 3)
+    assert work(recipes.load("digits-plain", ["optim.batch_size=32"]), 0) == 32 * 3

@@ -1,0 +1,112 @@
+"""`ratioctl serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ratioctl.cli._common import Context, command, emit_json
+from ratioctl.utils.defaults import DEFAULT_MODEL
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL|FILE.onnx...",
+        help="Packages, bundled models or exported files. [default: cifar10-ratio]",
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host", metavar="HOST", help="Address to listen on; another than this machine's own needs a token."
+    ),
+]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port; 0 takes a free one.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar="RATIOCTL_SERVE_TOKEN",
+        show_envvar=False,
+        help="Require this token of every request. Others can see a command line: better set "
+        "RATIOCTL_SERVE_TOKEN.",
+    ),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", metavar="NAME", help="A further host name of the server, for example behind a proxy."
+    ),
+]
+MaxBody = Annotated[
+    int, typer.Option("--max-body", min=1, max=1024, metavar="MIB", help="Largest request, in MiB.")
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        "--max-pixels", min=1, max=89, metavar="MILLIONS", help="Largest image, in millions of pixels."
+    ),
+]
+MaxQueue = Annotated[
+    int, typer.Option("--max-queue", min=1, metavar="N", help="Images that may wait to be scored.")
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=0.1, metavar="SECONDS", help="Time for sending a request, and for answering it."
+    ),
+]
+
+
+@command
+def serve(
+    context: Context,
+    models: Models = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token: Token = None,
+    allow_host: AllowHost = None,
+    max_body: MaxBody = 32,
+    max_pixels: MaxPixels = 50,
+    max_queue: MaxQueue = 512,
+    timeout: Timeout = 30.0,
+) -> int | None:
+    """Serve models: a page for people and an HTTP API."""
+    from ratioctl.server import Settings
+
+    settings = Settings(
+        host=host,
+        port=port,
+        token=token,
+        allowed_hosts=tuple(allow_host or ()),
+        max_body=max_body * 2**20,
+        max_held=8 * max_body * 2**20,
+        max_pixels=max_pixels * 1_000_000,
+        max_queue=max_queue,
+        timeout=timeout,
+    )
+    from ratioctl.server import run
+    from ratioctl.server.service import Service
+
+    listening = run.listen(settings)
+    with listening:
+        service = Service(
+            models or [DEFAULT_MODEL], settings, device=context.device, precision=context.precision
+        )
+        url = run.url_of(listening)
+        names = list(service.models)
+        if context.json:
+            emit_json({"url": url, "port": listening.getsockname()[1], "models": names})
+        context.note(f"Serving {', '.join(names)} at {url} (Ctrl-C stops)")
+        for served in service.models.values():
+            if (why_not := served.unexplained()) is not None:
+                context.note(f"No counterfactuals: {why_not}")
+        try:
+            run.serve(service, listening)
+        finally:
+            service.close()
+    return None
