@@ -200,8 +200,9 @@ def _write(
     if others or package.score != kind.name or package.score_thresholds:
         changes |= {"score": kind.config_name, "score_thresholds": others}
     warnings = result.warnings
-    known = {name: result.thresholds.get(name) for name in package.thresholds}
-    same = (result.temperature, known) == (package.temperature, package.thresholds)
+    stored = package.thresholds_of(scores.DEFAULT)
+    known = {name: result.thresholds.get(name) for name in stored}
+    same = (result.temperature, known) == (package.temperature, stored)
     if package.config["ratio"].get("metrics") and not same:
         changes["metrics"] = {}
         warnings += ("its measurements were made with another temperature or thresholds and are removed",)

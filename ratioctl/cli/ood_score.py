@@ -243,12 +243,8 @@ def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked:
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
         context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
-    classes = [getattr(value, "classes", None) for value in (own, bound)]
-    if own is not None and (abs(own - bound) > 1e-6 or classes[0] != classes[1]):
-        stored = spec.thresholds_of(opened.score).items()
-        same = [
-            name for name, value in stored if (value, getattr(value, "classes", None)) == (own, classes[0])
-        ]
+    if own is not None and (abs(own - bound) > 1e-6 or own.classes != getattr(bound, "classes", None)):
+        same = [name for name, value in spec.thresholds_of(opened.score).items() if value == own]
         context.note(
             f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
             f"Give --threshold {same[0] if same else f'{own:.9g}'} for the file's own flags."

@@ -42,7 +42,7 @@ class Runtime:
     path: Path
     spec: Spec
     input_type: Literal["float", "uint8"]
-    threshold: float | None
+    threshold: Threshold | None
     session: Any = dataclasses.field(repr=False)
 
     def predict(self, images: np.ndarray) -> np.ndarray:

@@ -35,6 +35,13 @@ class Threshold(float):
         made.classes = classes
         return made
 
+    def __eq__(self, other: object) -> bool:
+        """Equal numbers, and equal thresholds of the classes: it is a key of what is scored together."""
+        return float(self) == other and getattr(other, "classes", None) == self.classes
+
+    def __hash__(self) -> int:
+        return hash(float(self)) if self.classes is None else hash((float(self), self.classes))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OodScore:

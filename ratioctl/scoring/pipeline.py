@@ -60,7 +60,7 @@ class Model:
         default=None, repr=False
     )
     worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
-    own_threshold: float | None = None
+    own_threshold: registry.Threshold | None = None
 
 
 def ood_score(

@@ -220,7 +220,9 @@ def test_classes_with_few_images_use_the_common_threshold() -> None:
     out = scored(rng.uniform(0.3, 0.6, 120), predicted=np.repeat([0, 1], [100, 20]))
     common, _ = by_rule(rules.parse("t=pass:0.1@out"), MSP, inside, {"out": out})
     found, reasons = by_rule(rules.parse("t=pass:0.1@out"), MSP, inside, {"out": out}, ["a", "b", "c"])
-    assert found == common
+    assert float(found) == float(common)
+    assert found != common
+    assert len({found, common, float(common), scores.Threshold(common)}) == 2
     assert found.classes is not None
     assert found.classes[0] != common
     assert found.classes[1:] == (common, common)

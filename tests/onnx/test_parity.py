@@ -158,8 +158,7 @@ def test_thresholds_per_class_are_the_default_of_an_optional_input(
     assert [value.name for value in model.graph.input] == ["image", "threshold"]
     assert model.ir_version == 8
     loaded = runtime.load(tmp_path / "m.onnx")
-    assert loaded.threshold == 0.5
-    assert loaded.threshold.classes == limit.classes
+    assert loaded.threshold == limit != 0.5
     images = parity.sample_images(once)
     found = parity.agreement(images, predictor(once).predict, loaded, once, loaded.threshold)
     assert (found.n, found.labels, found.flags) == (256, 0, 0)
