@@ -40,7 +40,8 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         metavar="tpr95|tpr99|FLOAT",
-        help="Confidence below which an image is OOD; for another --score the value above which it is.",
+        help="A stored name (see `ratioctl thresholds`), or the confidence below which an image is OOD; for "
+        "another --score the value above which it is.",
     ),
 ]
 RowFormat = Annotated[

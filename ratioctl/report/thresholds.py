@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ratioctl.package import Spec
-from ratioctl.package.records import AcceptanceQuantiles, Acceptances, acceptances, records
+from ratioctl.package.records import (
+    AcceptanceQuantiles,
+    Acceptances,
+    ThresholdRecord,
+    acceptances,
+    records,
+)
 from ratioctl.report import figures
 from ratioctl.report.html import safe_lines, templates
 from ratioctl.report.table import Table
@@ -18,8 +25,8 @@ _NOTE = (
     "intervals. ID: in distribution; OOD: out of distribution."
 )
 _OLD = (
-    "This model was calibrated before acceptance rates were stored; `ratioctl calibrate` stores them. "
-    "`ratioctl evaluate` measures them on images of yours."
+    "This model was calibrated before acceptance rates were stored; `ratioctl calibrate` stores them. Rates "
+    "shown here are those that `ratioctl evaluate` measured, on its test images."
 )
 MARK = "<!-- ratioctl thresholds -->"
 
@@ -48,26 +55,50 @@ def document(spec: Spec) -> dict[str, Any]:
 
 
 def table(spec: Spec) -> Table:
-    """A row for every threshold and set."""
+    """A row for every threshold and set: of the calibration images, or else of what `evaluate` measured."""
     rows: list[tuple[str, ...]] = []
     known = {record.name: record for record in records(spec)}
     for name, value in spec.thresholds_of(spec.score).items():
-        shown = f"{value:.6g}" + (" (per class)" if value.classes is not None else "")
         record = known.get(name)
-        if record is None:
-            rows.append((name, "-", shown, "-", "-", "-", "-"))
-            continue
-        for k, part in enumerate((record.id, *record.ood)):
-            head = (name, record.rule, shown) if k == 0 else ("", "", "")
-            low, high = (f"{100 * end:.1f}" for end in part.interval)
-            title = f"{part.title} ({'OOD' if k else 'ID'})"
-            rows.append((*head, title, f"{100 * part.rate:.1f}", f"{low} to {high}", f"{part.n:,}"))
+        rates = _measured(spec, name) if record is None else _calibrated(record)
+        head = (name, "-" if record is None else record.rule, f"{value:.6g}")
+        head = head if value.classes is None else (*head[:2], f"{head[2]} (per class)")
+        rows += [(*head, *cells) if k == 0 else ("", "", "", *cells) for k, cells in enumerate(rates)]
+        rows += [] if rates else [(*head, "-", "-", "-", "-")]
     return Table(
         title=f"Thresholds of {spec.name}, score {spec.score}",
         header=("threshold", "rule", "value", "images", "accepted, %", "95 % interval", "n"),
         rows=tuple(rows),
         note=_NOTE if known else _OLD,
     )
+
+
+def _calibrated(record: ThresholdRecord) -> list[tuple[str, ...]]:
+    return [
+        _cells(f"{part.title} ({'OOD' if k else 'ID'})", part.rate, part.interval, part.n)
+        for k, part in enumerate((record.id, *record.ood))
+    ]
+
+
+def _measured(spec: Spec, name: str) -> list[tuple[str, ...]]:
+    """Rates that `evaluate --write` stored; parts that are damaged are left out."""
+    found = spec.config["ratio"].get("metrics")
+    stored = found.get("measurements") if isinstance(found, dict) else None
+    rows = []
+    for row in stored if isinstance(stored, list) else ():
+        for prefix, kind in (("kept_at_", "ID"), ("let_through_at_", "OOD")):
+            if isinstance(row, dict) and row.get("name") == prefix + name and row.get("dataset") != "mean":
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    ball = row["ball"]
+                    attacked = f", attacked in l{ball['p']} {ball['eps']:.4g}" if ball else ""
+                    title = f"{row['dataset']}{attacked} ({kind})"
+                    rows.append(_cells(title, row["value"], row["interval"], row["n"]))
+    return rows
+
+
+def _cells(title: str, rate: float, interval: Sequence[float], n: int) -> tuple[str, ...]:
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    return title, f"{100 * rate:.1f}", f"{low} to {high}", f"{n:,}"
 
 
 def statements(spec: Spec) -> list[str]:

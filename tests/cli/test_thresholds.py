@@ -113,6 +113,16 @@ def test_the_page(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
+def test_the_card_names_rules_and_rates(recorded: Path) -> None:
+    card = (recorded / "README.md").read_text()
+    assert "- tpr95, rule keep:0.95: accepts 95.0% of 200 ID images (colors; " in card
+    assert "of 200 OOD images (&lt;grey&gt;, attacked in l2 0.5; " in card
+    damaged = package.update(
+        package.read(recorded), config_changes={"ratio": {"threshold_records": [{"name": "a"}, 3]}}
+    )
+    assert "Acceptance rates" not in str(damaged.card)
+
+
 def test_models_without_records_or_thresholds(
     tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +131,19 @@ def test_models_without_records_or_thresholds(
     assert "tpr99" in captured.out
     assert "before acceptance rates were stored" in captured.out
     assert "has no plot" in captured.err
+    rate = {"value": 0.25, "n": 40, "interval": [0.1, 0.4], "dataset": "svhn"}
+    rows = [
+        {"name": "let_through_at_tpr99", **rate, "ball": None},
+        {"name": "let_through_at_tpr99", **rate, "ball": {"p": "2", "eps": 1.0}},
+        {"name": "let_through_at_tpr99", "dataset": "damaged"},
+    ]
+    package.update(package.read(tiny_package), config_changes={"ratio": {"metrics": {"measurements": rows}}})
+    assert main(["thresholds", str(tiny_package)]) == 0
+    shown = capsys.readouterr().out
+    assert "svhn (OOD)" in shown
+    assert "svhn, attacked in l2 1 (OOD)" in shown
+    assert "10.0 to 40.0" in shown
+    assert "damaged" not in shown
     bare = package.update(package.read(tiny_package), config_changes={"ratio": {"thresholds": {}}})
     assert main(["thresholds", str(bare.path)]) == 5
     assert "ratioctl calibrate" in capsys.readouterr().err
