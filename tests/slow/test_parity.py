@@ -1,4 +1,4 @@
-"""Flags of many images: `ood-score`, torch and the exported graph, on the default model and a saturated one."""
+"""Flags of many images with `ood-score`, torch and the exported graph, also of a saturated model."""
 
 from __future__ import annotations
 
