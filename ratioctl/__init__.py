@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 from ratioctl._version import __version__
 
 if TYPE_CHECKING:
-    from ratioctl.api import calibrate, counterfactual, evaluate, export, load_model, ood_score, train
+    from ratioctl.api import (
+        calibrate,
+        counterfactual,
+        evaluate,
+        export,
+        load_model,
+        ood_score,
+        package_checkpoint,
+        train,
+    )
     from ratioctl.attacks import goals
     from ratioctl.attacks.engine import perturb
     from ratioctl.classifier import Classifier, ImageExplanation, Predictions
@@ -47,7 +56,7 @@ if TYPE_CHECKING:
     )
 
 _NAMES = {
-    "ratioctl.api": "calibrate counterfactual evaluate export load_model ood_score train",
+    "ratioctl.api": "calibrate counterfactual evaluate export load_model ood_score package_checkpoint train",
     "ratioctl.attacks.engine": "perturb",
     "ratioctl.attacks.goals": "goals",
     "ratioctl.classifier": "Classifier ImageExplanation Predictions",
@@ -90,6 +99,7 @@ __all__ = [
     "goals",
     "load_model",
     "ood_score",
+    "package_checkpoint",
     "perturb",
     "train",
 ]

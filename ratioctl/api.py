@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from ratioctl.calibration.calibrate import Calibrated
+    from ratioctl.models.packaging import Packaged
     from ratioctl.onnx.export import Exported
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.sources import Images
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PARAMETER_OF = {"set": "settings", "input": "input_type"}  # options whose parameter has another name
+_PARAMETER_OF = {
+    "set": "settings",
+    "input": "input_type",
+    "arch_option": "arch_options",
+}  # options whose parameter has another name
 _TEXT = (str, os.PathLike)
 _NUMBER = (int, float)
 # What these parameters may be, checked here because they would fail far from the caller: types of a single
@@ -48,6 +53,11 @@ _ACCEPTED: dict[str, tuple[tuple[type, ...], bool, str]] = {
     "worst_case": (_NUMBER, False, "a radius above 0"),
     "until": (_NUMBER, False, "a confidence between 0 and 1"),
     "out": (_TEXT, False, "a folder"),
+    "weights": (_TEXT, False, "a .safetensors, .pt or .pth file"),
+    "arch": ((str,), False, "the name of an architecture"),
+    "labels": (_TEXT, True, "class names, or a file that holds one a line"),
+    "mean": (_NUMBER, True, "a number for each channel, for pixels in [0,1]"),
+    "std": (_NUMBER, True, "a number for each channel, for pixels in [0,1]"),
 }
 
 
@@ -423,6 +433,61 @@ def export(
         opset=opset,
         threshold_input=threshold_input,
         data=data,
+        download=download,
+    )
+
+
+@verb
+def package_checkpoint(
+    weights: Path,
+    *,
+    arch: str,
+    labels: Path | Sequence[str],
+    out: Path,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    input_size: int | None = None,
+    data: str | None = None,
+    arch_options: Sequence[str] = (),
+    ema: bool | None = None,
+    force: bool = False,
+    download: bool = False,
+) -> Packaged:
+    """Make a package of a classifier trained elsewhere: the command `ratioctl package`.
+
+    Args:
+        weights: a .safetensors file, or a .pt/.pth state dict. It is read with `weights_only=True`.
+        arch: "resnet18", ..., "torchvision:NAME" or "timm:NAME".
+        labels: class names in the order of the outputs, or a file that holds one a line.
+        out: the package folder to write.
+        mean, std: normalization of pixels in [0,1], one number for each channel or for all; needed unless
+            the checkpoint holds it.
+        input_size: side of the input in pixels. Networks of libraries need it unless their weights fit one
+            size only; the default of ours is 32.
+        data: images to check the normalization and the labels on.
+        arch_options: "KEY=VALUE" each, options of the network that its weights do not determine.
+        ema: take the averaged (EMA) weights where the file has both; None takes the plain ones and says so.
+        force: replace a package that `out` holds.
+
+    Returns:
+        `package`, which is not calibrated, `notes`, `warnings`, and what `data` says (`checked`).
+
+    Raises: see `ratioctl.models.packaging.package_checkpoint`. Nothing is written then.
+    """
+    from ratioctl.models.packaging import package_checkpoint as run
+
+    return run(
+        weights,
+        arch=arch,
+        labels=labels,
+        out=out,
+        mean=mean,
+        std=std,
+        input_size=input_size,
+        data=data,
+        arch_options=arch_options,
+        ema=ema,
+        force=force,
         download=download,
     )
 

@@ -140,7 +140,7 @@ class Classifier:
         Args:
             images: a file name, PIL image, encoded bytes, uint8 array (H, W) or (H, W, C), or float array or
                 tensor (C, H, W) in [0,1]; or a sequence of these, or an array with a leading axis N. Any
-                size: the centre square is resized to the model's input. Floats that have the model's size
+                size: the center square is resized to the model's input. Floats that have the model's size
                 already are used as they are; all others are rounded to 8 bits.
             threshold: a stored name, or a confidence in [0,1]; None uses "tpr95" where there is one.
 
@@ -429,10 +429,13 @@ class ImageExplanation:
         return grid(self.explanation, self.explanation.targets[0], labels=labels, norm=self.header["norm"])
 
     def __repr__(self) -> str:
+        return f"<ImageExplanation of {self._in_words()}>"
+
+    def _in_words(self) -> str:
         radii = ", ".join(f"{one.eps:g}: {one.confidence:.3f}" for one in self.counterfactuals[:8])
         more = ", ..." if len(self.counterfactuals) > 8 else ""
         norm = self.header["norm"]
-        return f"<{self.explanation.path!r} towards {self.target!r}, confidence at l{norm} {radii}{more}>"
+        return f"{self.explanation.path!r} towards {self.target!r}, confidence at l{norm} {radii}{more}"
 
     def _repr_png_(self) -> bytes:
         from ratioctl.report.pictures import png_of
@@ -442,6 +445,6 @@ class ImageExplanation:
     def _repr_html_(self) -> str:
         """For notebooks: the grid, and what it shows in words."""
         uri = base64.b64encode(self._repr_png_()).decode("ascii")
-        said = html.escape(repr(self)[1:-1])
+        said = html.escape(self._in_words())
         picture = f'<img src="data:image/png;base64,{uri}" alt="{said}">'
         return f"<figure>{picture}<figcaption>{said}</figcaption></figure>"

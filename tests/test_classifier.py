@@ -198,6 +198,8 @@ def test_notebooks_show_a_picture_and_words(explained: ImageExplanation) -> None
     page = explained._repr_html_()
     assert page.startswith('<figure><img src="data:image/png;base64,')
     assert "towards &#x27;dog&#x27;, confidence at l2 0.25: " in page
+    assert repr(explained).startswith("<ImageExplanation of '")
+    assert "ImageExplanation" not in page
     assert len(repr(explained)) < 200
 
 

@@ -132,22 +132,22 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(
 
 
 def test_pickled_arrays_where_numbers_belong_are_damage(tmp_path: Path) -> None:
-    """In the journal of finished batches, and in the cache of decoded data."""
+    """In the cache of finished batches, and in that of decoded data."""
     from ratioctl.utils.result_cache import ResultCache
 
     mark = tmp_path / "ran"
     harm = np.array([Harm(mark)], dtype=object)
     buffer = io.BytesIO()
     np.savez(buffer, x=harm)
-    results = ResultCache(tmp_path / "journal")
-    (tmp_path / "journal" / "key.npz").write_bytes(buffer.getvalue())
+    results = ResultCache(tmp_path / "results")
+    (tmp_path / "results" / "key.npz").write_bytes(buffer.getvalue())
     assert results.get_or_compute("key", lambda: {"x": np.ones(1)})["x"] == 1
     assert not mark.exists()
     lying = io.BytesIO()
     with zipfile.ZipFile(lying, "w") as archive:
         head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
-    (tmp_path / "journal" / "lie.npz").write_bytes(lying.getvalue())
+    (tmp_path / "results" / "lie.npz").write_bytes(lying.getvalue())
     assert results.get_or_compute("lie", lambda: {"x": np.ones(1)})["x"] == 1
 
 

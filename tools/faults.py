@@ -286,7 +286,7 @@ def content(root: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = str(path.relative_to(root))
-        if ".journal" not in path.parts:
+        if ".result-cache" not in path.parts:
             found[name] = _timeless(name, path.read_bytes())
     return found
 

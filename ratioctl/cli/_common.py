@@ -34,21 +34,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ratioctl import scores
-from ratioctl.errors import DiskError, OutputError, RatioctlError, UsageError
+from ratioctl.errors import DiskError, Interrupted, OutputError, RatioctlError, UsageError
 from ratioctl.utils.text import reason_of, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MODEL_HELP = "A package folder or the name of a bundled model (see `ratioctl models`)."
-SOURCE_HELP = (
-    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named source such as cifar10:test, "
-    "digits, noise:smooth or hf:PATH (Hugging Face data set or Parquet)"
-)
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 BitDepth = Annotated[
     int | None,
@@ -62,7 +57,7 @@ BitDepth = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, of training and searches."),
+    typer.Option("--precision", metavar="PRECISION", help="auto, fp32 or bf16, for training and searches."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")]
 Score = Annotated[
@@ -94,6 +89,12 @@ def registered(module: str, function: str) -> str:
     """Names of a registry as the metavar of an option: "a|b|c". The module must be light to import."""
     names: list[str] = getattr(importlib.import_module(module), function)()
     return "|".join(names)
+
+
+SOURCE_HELP = (
+    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named source, also with :ARGUMENT: "
+    + registered("ratioctl.data.registry", "names").replace("|", ", ")
+)
 
 
 class Terminated(KeyboardInterrupt):
@@ -302,7 +303,8 @@ def _report(error: BaseException, *, json: bool) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
         else:
-            typer.echo(_colored("Error:", "1;31", sys.stderr) + " " + _lines(str(known)), err=True)
+            head = ("Interrupted:", "33") if isinstance(known, Interrupted) else ("Error:", "1;31")
+            typer.echo(_colored(*head, sys.stderr) + " " + _lines(str(known)), err=True)
         if json and not _emitted:
             emit_json(
                 {
@@ -330,8 +332,8 @@ def _as_known(error: BaseException) -> RatioctlError:
         signum = getattr(error, "signum", 2)
         how = "stopped by " + ("SIGTERM" if signum == 15 else "Ctrl-C")
         step = f"Nothing is half-written. Start again with: {_typed(_args)}"
-        known = RatioctlError("Interrupted", how, step)
-        known.exit_code = 128 + signum
+        known = Interrupted(" ".join(["ratioctl", *_args[:1]]), how, step, signum=signum)
+        known.headline = how
         return known
     if callable(getattr(error, "show", None)) and callable(getattr(error, "format_message", None)):
         return _parser_error(error)

@@ -70,7 +70,8 @@ def values(row: ScoreRow, names: Sequence[str]) -> list[Value]:
 def opened(
     output: Path | None, kind: Format, names: Sequence[str], labels: Sequence[str], *, csv_safe: bool = False
 ) -> Iterator[Write]:
-    """A function that writes rows to `output`, else to stdout; the header is written at once.
+    """A function that writes rows to `output`, else to stdout; a header comes with the first rows, or at the
+    end where there are none.
 
     CSV in a file holds every name exactly. On stdout, which may lead to a terminal through a pipe, control
     characters are escaped, in CSV as in a table; JSON lines are ASCII.
@@ -96,15 +97,19 @@ def opened(
         elif kind == "csv":
             header, encode = _csv_with(names, str if exact else safe_text, csv_safe=csv_safe)
         else:
-            header, encode = _table(names, labels)
-        stream.write(header.encode("utf-8", "backslashreplace"))
-        stream.flush()
+            header, encode = "", _Table(names, labels)
+        started = False
 
         def put(rows: Sequence[ScoreRow]) -> None:
-            stream.write(encode(rows).encode("utf-8", "backslashreplace"))
+            nonlocal started
+            text = encode(rows) if started else header + encode(rows)
+            started = True
+            stream.write(text.encode("utf-8", "backslashreplace"))
             stream.flush()
 
         yield put
+        if not started:
+            put(())
 
 
 def refuse_foreign(output: Path | None) -> None:
@@ -146,27 +151,32 @@ def _csv_with(names: Sequence[str], shown: Callable[[str], str], *, csv_safe: bo
     return _csv([[cell(name) for name in names]]), encode
 
 
-def _table(names: Sequence[str], labels: Sequence[str]) -> tuple[str, Encode]:
-    """Columns of fixed width, because rows are written as they come; a longer path pushes its row."""
-    heads = [clipped(name) for name in names]
-    widths = [PATH_WIDTH, *(len(head) for head in heads[1:])]
-    widths[1] = max(len("label"), *(len(clipped(label)) for label in labels))
-    for k, name in enumerate(names):
-        if name not in TEXTS | FLAGS | COUNTS:
-            widths[k] = max(widths[k], len("0.123456789"))
+class _Table:
+    """Columns of fixed width, because rows are written as they come: the first ones set the width of the
+    path, and a longer path pushes its row.
+    """
 
-    def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        return "  ".join(padded).rstrip() + "\n"
+    def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
+        self._names, self._begun = names, False
+        self._heads = [clipped(name) for name in names]
+        self._widths = [PATH_WIDTH, *(len(head) for head in self._heads[1:])]
+        self._widths[1] = max(len("label"), *(len(clipped(label)) for label in labels))
+        for k, name in enumerate(names):
+            if name not in TEXTS | FLAGS | COUNTS:
+                self._widths[k] = max(self._widths[k], len("0.123456789"))
 
-    def encode(rows: Sequence[ScoreRow]) -> str:
-        lines = []
+    def __call__(self, rows: Sequence[ScoreRow]) -> str:
+        lines = [] if self._begun else [self._heads]
         for row in rows:
-            path, label, *rest = (_text(value) for value in values(row, names))
-            lines.append(line([safe_text(path), clipped(label), *map(safe_text, rest)]))
-        return "".join(lines)
+            path, label, *rest = (_text(value) for value in values(row, self._names))
+            lines.append([safe_text(path), clipped(label), *map(safe_text, rest)])
+        if not self._begun:
+            self._begun, self._widths[0] = True, max(PATH_WIDTH, *(len(cells[0]) for cells in lines), 0)
+        return "".join(map(self._line, lines))
 
-    return line(heads), encode
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=True)]
+        return "  ".join(padded).rstrip() + "\n"
 
 
 def _text(value: Value) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, Score, command, emit_json
 from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
@@ -131,7 +132,7 @@ def _print_result(context: Context, result: Calibrated) -> None:
     context.out.print(f"Accuracy {result.accuracy:.2%} of {result.n} held-out images ({record['source']})")
     for name, thresholds in {"": result.thresholds, f" of {result.score}": result.score_thresholds}.items():
         if not name or result.score != "msp":
-            shown = ", ".join(f"{k} {v:.6f}" for k, v in thresholds.items())
+            shown = ", ".join(f"{k} {threshold_text(v, '.6f')}" for k, v in thresholds.items())
             context.out.print(f"Thresholds{name}: {shown}")
     if len(result.records) > 2:
         context.out.print("`ratioctl thresholds` shows their acceptance rates with intervals.")

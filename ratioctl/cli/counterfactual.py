@@ -24,9 +24,7 @@ MAX_PREVIEWS = 4  # images and targets previewed in the terminal
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of them.")]
 TargetClass = Annotated[
     str,
-    typer.Option(
-        "--target", metavar="CLASS[,CLASS...]", help="Classes to move to, or predicted, second or all."
-    ),
+    typer.Option("--target", metavar="CLASS[,CLASS...]", help="Target classes, or predicted, second or all."),
 ]
 Models = Annotated[
     list[str] | None,
@@ -62,7 +60,7 @@ Until = Annotated[
 Region = Annotated[
     str | None,
     typer.Option(
-        "--region", metavar="X,Y,W,H|MASK", help="Change nothing outside this box or a mask's white."
+        "--region", metavar="X,Y,W,H|MASK", help="Change only this box, or the white part of a mask image."
     ),
 ]
 RegionSpace = Annotated[
@@ -70,7 +68,7 @@ RegionSpace = Annotated[
     typer.Option(
         "--region-space",
         metavar="input|image",
-        help="What the box counts: pixels of the model's input, or of the photograph.",
+        help="Pixels in which the box is given: those of the model's input, or of the image as displayed.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Explain at most N images.")]

@@ -19,7 +19,7 @@ from ratioctl.cli._common import (
     registered,
 )
 from ratioctl.utils.defaults import DEFAULT_MODEL
-from ratioctl.utils.text import safe_text
+from ratioctl.utils.text import milliseconds, safe_text, threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.onnx.export import Exported
@@ -103,7 +103,7 @@ def _show(context: Context, done: Exported) -> None:
     for file in done.files:
         show(safe_text(file))
     size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
-    show(f"{size}, out of distribution below confidence {done.threshold:.4g}")
+    show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
@@ -114,8 +114,8 @@ def _show(context: Context, done: Exported) -> None:
         _show_cost(context, done.cost)
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
-        times = ", ".join(f"{name} {done.latency_ms[name][batch]:.3g} ms" for name in backends)
-        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2f}x)")
+        times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)
+        show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2g} times as fast)")
 
 
 def _show_cost(context: Context, cost: Cost) -> None:

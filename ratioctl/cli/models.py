@@ -42,7 +42,7 @@ def models(context: Context) -> int | None:
         )
         return None
     if not rows:
-        context.note("No models are bundled with this install.")
+        context.note("No models are installed with ratioctl.")
         return None
     from rich.table import Table
 

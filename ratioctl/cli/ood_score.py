@@ -18,6 +18,7 @@ from ratioctl.cli._progress import Progress, rate
 from ratioctl.errors import Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.durations import duration
+from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.cli._flagged import Flagged
@@ -193,7 +194,8 @@ def ood_score(
 
 def _check_format(context: Context, row_format: str, output: Path | None) -> None:
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
-        raise UsageError("--format parquet", "cannot be shown on a terminal", "Name a file with --output.")
+        step = "Name a file with --output, or redirect the output to one."
+        raise UsageError("--format parquet", "cannot be shown on a terminal", step)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -230,7 +232,7 @@ class _Tally:
         name += " per class" if getattr(bound, "classes", None) is not None else ""
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
-            f"{self.ood:,} out of distribution ({rule} {bound:.4g}{name}), "
+            f"{self.ood:,} out of distribution ({rule} {threshold_text(bound)}{name}), "
             f"{self.unreadable:,} could not be read."
         )
 

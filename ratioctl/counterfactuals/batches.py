@@ -83,28 +83,25 @@ class BatchSearch:
             restarts=first.restarts,
             start="random" if first.random else "centre",
         )
-        points = self._in_memory(rows, init, attack, progress)
+
+        def part(start: int, end: int) -> np.ndarray:
+            begin = None if init is None else init[start:end]
+            share = (end - start) / len(rows)
+            return self._points(
+                rows[start:end], begin, attack, lambda done: progress(start / len(rows) + done * share)
+            )
+
+        points = self._in_memory(len(rows), part)
         return np.split(points, np.cumsum([len(request.radii) for _, request in requests])[:-1])
 
-    def _in_memory(
-        self,
-        rows: Sequence[tuple[Job, float]],
-        init: np.ndarray | None,
-        attack: Attack,
-        progress: Progress,
-    ) -> np.ndarray:
-        """`_batch` on parts that fit into memory."""
+    def _in_memory(self, count: int, part: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        """`part(start, end)` of `count` rows, in parts that fit into memory."""
         parts: list[np.ndarray] = []
         start = 0
-        while start < len(rows):
-            end = min(start + self.most, len(rows))
-
-            def part_done(share: float, start: int = start, end: int = end) -> None:
-                progress((start + (end - start) * share) / len(rows))
-
+        while start < count:
+            end = min(start + self.most, count)
             try:
-                begin = None if init is None else init[start:end]
-                parts.append(self._batch(rows[start:end], begin, attack, part_done))
+                parts.append(part(start, end))
             except torch.OutOfMemoryError:
                 if end - start == 1:
                     raise
@@ -114,7 +111,7 @@ class BatchSearch:
             start = end
         return np.concatenate(parts)
 
-    def _batch(
+    def _points(
         self,
         rows: Sequence[tuple[Job, float]],
         init: np.ndarray | None,

@@ -25,16 +25,16 @@ def parse_range(text: str, option: str = "--eps") -> tuple[float, ...]:
     first_text, _, last_text = ends.partition("..")
     first, last = (_number(part, text, option) for part in (first_text, last_text))
     if not first < last:
-        raise UsageError(f"{option} {text}", "the range does not grow", HELP)
+        raise UsageError(f"{option} {text}", "the range does not increase", HELP)
     if not colon:
         step, count = (last - first) / (SPACED - 1), SPACED
     else:
         step = _number(step_text, text, option)
         if step > last - first:
-            raise UsageError(f"{option} {text}", "the step is longer than the range", HELP)
+            raise UsageError(f"{option} {text}", "the step is larger than the range", HELP)
         steps = (last - first) / step
         if steps >= MOST:
-            raise UsageError(f"{option} {text}", f"names more than {MOST} budgets", "Take a longer step.")
+            raise UsageError(f"{option} {text}", f"has more than {MOST} budgets", "Use a larger step.")
         count = math.floor(steps + 1e-9) + 1
     # Ten digits hide the rounding of repeated addition: 0.5 + 2 * 0.05 is meant to be 0.6.
     spaced = [float(f"{first + k * step:.10g}") for k in range(count)]
@@ -53,20 +53,20 @@ def check_budgets(budgets: Sequence[float], option: str = "--eps") -> tuple[floa
     if not values:
         raise UsageError(option, "names no budget", HELP)
     if len(values) > MOST:
-        raise UsageError(f"{option} {shown}", f"names more than {MOST} budgets", HELP)
+        raise UsageError(f"{option} {shown}", f"has more than {MOST} budgets", HELP)
     for value in values:
         if not math.isfinite(value) or value <= 0:
             raise UsageError(f"{option} {shown}", f"{value:g} is not a positive, finite number", HELP)
     for before, after in itertools.pairwise(values):
         if not before < after:
             raise UsageError(
-                f"{option} {shown}", f"the budgets do not grow: {after:g} follows {before:g}", HELP
+                f"{option} {shown}", f"the budgets do not increase: {after:g} follows {before:g}", HELP
             )
         if f"{before:g}" == f"{after:g}":
             raise UsageError(
                 f"{option} {shown}",
                 f"{before!r} and {after!r} cannot be told apart in file names",
-                "Let them differ within six digits.",
+                "They must differ within six digits.",
             )
     return values
 

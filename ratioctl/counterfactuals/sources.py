@@ -95,7 +95,7 @@ def _own_folders(folder: str, out: str | os.PathLike[str] | None) -> tuple[str, 
         places = {str(image["input_png"]).rpartition("/")[0] for image in document["images"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ()
-    hidden = (".answers", ".answers.partial", ".interrupted")
+    hidden = (".results", ".results.partial", ".answers", ".answers.partial", ".interrupted")
     return tuple(os.path.join(real, place) + os.sep for place in (*places, *hidden) if place)
 
 

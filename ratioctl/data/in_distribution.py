@@ -97,7 +97,7 @@ def load_labelled(
     unknown = [name for name in loaded.label_names if nfc(name) not in known]
     if unknown:
         hint = did_you_mean(unknown[0], known) or f"The model knows {', '.join(label_names)}."
-        raise SourceError(source, f'its class "{unknown[0]}" is no label of the model', hint)
+        raise SourceError(source, f'its class "{unknown[0]}" is not a label of the model', hint)
     table = np.array([known[nfc(name)] for name in loaded.label_names], dtype=np.int64)
     labels = table[loaded.labels] if len(table) else loaded.labels
     return dataclasses.replace(loaded, labels=labels, label_names=tuple(label_names))

@@ -1,19 +1,19 @@
 """The registry of named data sources: what a SOURCE of the form NAME or NAME:ARGUMENT loads.
 
-A module in `ratioctl/data/sources` that calls `register_source` is found without being listed anywhere.
+A module in `ratioctl/data/sources` that calls `register_source` is found without being listed anywhere. These
+modules import NumPy and libraries only where they load: `--help` shows the names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import SourceError
+from ratioctl.utils.registry import import_modules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,9 +106,13 @@ def find(source: str) -> Source | None:
     return None if Path(source).exists() else registered().get(name)
 
 
+def names() -> list[str]:
+    """Names of all sources, sorted."""
+    return list(registered())
+
+
 @cache
 def registered() -> dict[str, Source]:
     """All sources by name, sorted, after every module of `sources` has been imported."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent / "sources")]):
-        importlib.import_module(f"ratioctl.data.sources.{module.name}")
+    import_modules("ratioctl.data.sources")
     return dict(sorted(_SOURCES.items()))

@@ -32,7 +32,7 @@ from ratioctl.models.environment import environment
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
-from ratioctl.utils.atomic_files import lock, make_folder
+from ratioctl.utils.atomic_files import lock, make_folder, writing
 from ratioctl.utils.result_cache import ResultCache
 from ratioctl.utils.suggest import one_of
 
@@ -104,7 +104,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.enter_context(lock(folder))
-        cache = ResultCache(None if folder is None else folder / ".journal", keep=resume)
+        cache = ResultCache(None if folder is None else _cache_folder(folder), keep=resume)
         saved = AttackedImages(folder / "adversarial") if save_adversarial and folder else None
         datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
         plan, contexts = Plan((), callback or (lambda event: None)), []
@@ -121,6 +121,15 @@ def run(
             _write_measurements(one.package, part.report, evaluation, one.data)
         cache.finish()
     return evaluation
+
+
+def _cache_folder(out: Path) -> Path:
+    """Where finished batches are kept. Before version 0.3 the folder was called .journal."""
+    folder, earlier = out / ".result-cache", out / ".journal"
+    if earlier.is_dir() and not folder.exists():
+        with writing(folder):
+            earlier.rename(folder)
+    return folder
 
 
 # --- options -----------------------------------------------------------------------------------------------

@@ -27,12 +27,12 @@ def zero_gradients(what: str, stuck: int, attacked: int) -> str | None:
     return None
 
 
-def randomised(first: np.ndarray, second: np.ndarray) -> str | None:
+def randomized(first: np.ndarray, second: np.ndarray) -> str | None:
     """The same images must give the same logits twice."""
     gap = float(np.abs(first - second).max()) if first.size else 0.0
     if gap > 1e-5 * max(1.0, float(np.abs(first).max())):
         return (
-            f"the model is randomised: its logits for the same images differ by up to {gap:.3g}; attacks and "
+            f"the model is randomized: its logits for the same images differ by up to {gap:.3g}; attacks and "
             "measurements would have to average over the randomness"
         )
     return None

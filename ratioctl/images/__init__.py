@@ -1,7 +1,7 @@
 """From files, folders and archives to pixels.
 
 `decode` is the only implementation of the input pipeline: first frame, EXIF orientation, transparency over
-white, RGB, centre square, Pillow bicubic, 8 bits. `walk` lists the images to score, `load_source` decodes a
+white, RGB, center square, Pillow bicubic, 8 bits. `walk` lists the images to score, `load_source` decodes a
 labelled data source into one uint8 array, `near_duplicates` compares two such arrays. Nothing is unpacked to
 disk, and every function may be called from several threads at once. What scoring does not need is imported
 when it is first used.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import bz2
+import functools
 import gzip
 import io
+import logging
 import lzma
 import os
 import stat
@@ -12,6 +15,8 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from ratioctl.errors import ImageError
 from ratioctl.images import files
@@ -47,7 +52,12 @@ class Member:
 
 
 class DamagedArchiveError(Exception):
-    """An archive that cannot be read to its end, with the reason."""
+    """An archive that cannot be read to its end: damaged, unless `refused` for a limit; with the reason."""
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.fault = f"is {'refused' if refused else 'a damaged archive'}: {reason}"
+        self.next_step = "Unpack it yourself if you trust it." if refused else "Fetch or pack it again."
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
@@ -56,8 +66,26 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 
 def archive_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """The entries, streamed; a note is logged at the end where several have the same name."""
     reader = _zip_members if path.lower().endswith(".zip") else _tar_members
-    return reader(path, wanted)
+    hashes = array.array("q")  # eight bytes for each name
+    for member in reader(path, wanted):
+        if member.kind != "folder":
+            hashes.append(hash(member.name))
+        yield member
+    repeated = len(hashes) - len(np.unique(np.frombuffer(hashes, np.int64))) if hashes else 0
+    if repeated:
+        _note_repeated(path, repeated)
+
+
+@functools.cache
+def _note_repeated(path: str, repeated: int) -> None:
+    """Once in a process: archives are read more than once."""
+    logging.getLogger(__name__).warning(
+        "%s: %d of its files repeat an earlier name; all are read, where unpacking would keep the last",
+        shown(path),
+        repeated,
+    )
 
 
 def _opened_tar(path: str) -> BinaryIO:
@@ -113,8 +141,8 @@ class _Xz(io.RawIOBase):
             except lzma.LZMAError as e:
                 if "Memory usage" not in str(e):
                     raise
-                limit = MAX_XZ_MEMORY >> 20
-                raise DamagedArchiveError(f"it needs more than {limit} MiB of memory to unpack") from None
+                reason = f"it needs more than {MAX_XZ_MEMORY >> 20} MiB of memory to unpack"
+                raise DamagedArchiveError(reason, refused=True) from None
             self._input = self._decompressor.unused_data
             if self._decompressor.eof:
                 self._decompressor = None
@@ -132,7 +160,7 @@ class _Limited:
     def add(self, size: int) -> None:
         self.unpacked += size
         if self.unpacked > max(FREE_BYTES, MAX_RATIO * self.packed):
-            raise DamagedArchiveError(f"it unpacks to more than {MAX_RATIO} times its size")
+            raise DamagedArchiveError(f"it unpacks to more than {MAX_RATIO} times its size", refused=True)
 
 
 def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
@@ -302,7 +330,7 @@ def _refuse_overlaps(entries: Sequence[zipfile.ZipInfo]) -> None:
     end = 0
     for info in sorted(entries, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise DamagedArchiveError("its entries overlap")
+            raise DamagedArchiveError("its entries overlap", refused=True)
         end = info.header_offset + 30 + info.compress_size  # at least: the name and more lie between
 
 

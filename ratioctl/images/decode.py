@@ -109,7 +109,7 @@ def decode(
     """The model's 8-bit input of an encoded image, the same for every backend and command.
 
     First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
-    channel, ITU-R 601 grey; centre square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
+    channel, ITU-R 601 grey; center square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
     scale down to twice `size`. An image of the model's size passes unchanged.
 
     Args:
@@ -240,7 +240,7 @@ def _to_square(
 def _fit(
     picture: Image.Image, shape: tuple[int, int], size: int, channels: int
 ) -> tuple[np.ndarray, list[str]]:
-    """The centre square of an L or RGB picture as (size, size, channels) uint8, and notes.
+    """The center square of an L or RGB picture as (size, size, channels) uint8, and notes.
 
     Args:
         shape: (width, height) of the file after orientation; a JPEG may have been decoded at reduced scale.
@@ -252,7 +252,7 @@ def _fit(
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         picture = picture.crop((left, top, left + side, top + side))
-        notes.append(f"cut to the centre square of {shape[0]}x{shape[1]}")
+        notes.append(f"cut to the center square of {shape[0]}x{shape[1]}")
     if min(shape) != size:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
         notes.append(f"resized from {min(shape)}x{min(shape)} to {size}x{size}")

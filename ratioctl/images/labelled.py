@@ -121,7 +121,7 @@ def _listing(source: str, path: str) -> tuple[list[str], list[str]]:
 
 
 def _damaged_source(source: str, e: DamagedArchiveError) -> SourceError:
-    return SourceError(shown(source), f"is a damaged archive: {e}", "Fetch or pack it again.")
+    return SourceError(shown(source), e.fault, e.next_step)
 
 
 @dataclass(frozen=True, kw_only=True)

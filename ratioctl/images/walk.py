@@ -127,7 +127,7 @@ def _expand(argument: str) -> Generator[Item, None, None]:
                 if member.kind == "image" and inside(member.name):
                     yield Item(path=f"{readable(path)}:{member.name}", member=member)
         except DamagedArchiveError as e:
-            yield _broken(path, f"is a damaged archive, not read to its end: {e}")
+            yield _broken(path, f"{e.fault}; not read to its end")
     else:
         yield Item(path=readable(path), member=Member(name=path, file=path))
 

@@ -81,7 +81,8 @@ def read(path: str | Path, *, ema: bool | None = None) -> Checkpoint:
             reason = f'holds "{name}" as {tensor.dtype} in another form than plain numbers'
             raise PackageError(path, reason, "Save float tensors: quantize and prune after the export.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise PackageError(path, f'holds values that are not finite in "{name}"', "Use another epoch's.")
+            reason = f'holds values that are not finite in "{name}"'
+            raise PackageError(path, reason, "Use the weights of another epoch.")
     return Checkpoint(path=path, state=state, nest=nest, sha256=digest, notes=notes)
 
 
@@ -125,7 +126,7 @@ def _plain(tensor: Tensor) -> bool:
 
 def _damaged(path: Path, error: Exception) -> PackageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
-    return PackageError(path, f"is damaged or no PyTorch file ({detail})", "Get it again.")
+    return PackageError(path, f"is damaged or not a PyTorch file ({detail})", "Download or save it again.")
 
 
 def _state(loaded: object, path: Path, ema: bool | None) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
@@ -140,7 +141,7 @@ def _state(loaded: object, path: Path, ema: bool | None) -> tuple[dict[str, Tens
         if average is not None and (plain is not None or len(tensors) > 1) and ema is None:
             taken = "the table itself" if plain is None else f'"{plain}"'
             notes.append(
-                f'holds two sets of weights: took {taken}; --ema takes the averaged ones, "{average}"'
+                f'holds two sets of weights: used {taken}; --ema takes the averaged ones, "{average}"'
             )
         inner = average if average is not None and (ema or (plain is None and len(tensors) < 2)) else plain
         if inner is None and len(tensors) > 1:

@@ -110,10 +110,10 @@ def fit(
             notes.append(f"the checkpoint itself holds another normalization, mean and std {shown}")
     load_weights(classifier, {names[k]: state[k].float() for k in names}, where=str(checkpoint.path))
     if prefix:
-        notes.append(f'took the prefix "{prefix}" off its names')
+        notes.append(f'removed the prefix "{prefix}" from its names')
     renamed = sum(k.removeprefix(prefix) != ours for k, ours in names.items())
     if renamed:
-        notes.append(f"translated {renamed} of its names")
+        notes.append(f"renamed {renamed} of its tensors")
     return Fitted(
         classifier=classifier.eval(), options=chosen, prefix=prefix, renamed=renamed, notes=tuple(notes)
     )
@@ -315,7 +315,7 @@ def check_forward(
         raise UsageError(f"--input-size {input_size}", reason, step) from None
     if not torch.isfinite(logits).all():
         reason = f"computes logits that are not finite with {architecture}"
-        raise LogitsError(checkpoint.path, reason, "Use another epoch's weights, or check --arch and --mean.")
+        raise LogitsError(checkpoint.path, reason, "Use another epoch, or check --arch and --mean.")
 
 
 # --- packaging ----------------------------------------------------------------------------------------------

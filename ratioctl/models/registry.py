@@ -12,19 +12,17 @@ Keyword arguments beyond `num_classes`, `channels` and `input_size` are the arch
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import re
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
+from ratioctl.utils.registry import import_modules
 from ratioctl.utils.suggest import one_of
 
 Builder = Callable[..., nn.Module]
@@ -169,6 +167,5 @@ def _check_option(architecture: Architecture, name: str, key: str, value: object
 @cache
 def _all() -> list[Architecture]:
     """The registry after every module of this folder has been imported."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
+    import_modules("ratioctl.models")
     return _ARCHITECTURES

@@ -19,6 +19,7 @@ from ratioctl.onnx import runtime
 from ratioctl.onnx.graph import finish, quiet
 from ratioctl.onnx.parity import Agreement, between, scratch
 from ratioctl.package import ModelPackage
+from ratioctl.utils.text import milliseconds
 
 MIN_IMAGES = 32  # to quantize on and measure
 
@@ -168,7 +169,8 @@ def int8_warnings(held: Images | None, latency: Mapping[str, Mapping[int, float]
     before, after = (latency[name][32] for name in ("onnxruntime", "onnxruntime int8"))
     if after > before:
         found.append(
-            f"int8 is not faster here: batch 32 takes {after:.3g} ms instead of {before:.3g} ms. It pays on "
-            "wide networks where the processor has instructions for it (VNNI, or ARM's dot products)"
+            f"int8 is not faster here: batch 32 takes {milliseconds(after)} instead of "
+            f"{milliseconds(before)}. It pays on wide networks where the processor has instructions for it "
+            "(VNNI, or ARM's dot products)"
         )
     return tuple(found)

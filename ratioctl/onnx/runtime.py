@@ -120,7 +120,7 @@ def load(
         if status.st_size == 0:
             raise PackageError(path, "is empty", EXPORT)
         if status.st_size > MAX_BYTES:
-            raise PackageError(path, "is larger than 2 GiB, so it is no ONNX file", EXPORT)
+            raise PackageError(path, "is larger than 2 GiB, so it is not an ONNX file", EXPORT)
         data = path.read_bytes()
     except FileNotFoundError:
         raise PackageError(path, "there is no such file", EXPORT) from None
@@ -217,7 +217,7 @@ def _session(data: bytes, path: Path, threads: int | None, device: str) -> Any:
         # Bytes, not the path: what was checked is what is loaded, without access to a folder.
         return onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # onnxruntime's own classes share no base
-        raise PackageError(path, f"is damaged or no ONNX file ({_detail(error)})", EXPORT) from None
+        raise PackageError(path, f"is damaged or not an ONNX file ({_detail(error)})", EXPORT) from None
 
 
 def _spec(metadata: dict[str, str], path: Path) -> Spec:

@@ -23,6 +23,10 @@ _KNOWS = (
     "- It knows only the classes above. The flag is statistical: it misses some out-of-distribution images, "
     "and flags about as many in-distribution ones as the threshold's name says.",
 )
+_NORMALIZES = (
+    "Normalisation is part of the model: give it pixels in [0,1] and nothing else.",
+    "Normalization is part of the model: give it pixels in [0,1] and nothing else.",
+)
 _REACTS = (
     "- Counterfactuals show what this model reacts to, which need not be what is true of the world.",
     "- Counterfactuals show what this model responds to, which need not hold in the real world.",
@@ -44,7 +48,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         _front(spec, ratio.get("objective")),
         ["## Use", "", "```python", "import ratioctl", ""],
         ['model = ratioctl.load_model("path/to/this/folder")  # pixels in [0,1], NCHW, to logits', "```", ""],
-        ["Normalisation is part of the model: give it pixels in [0,1] and nothing else.", ""],
+        [_NORMALIZES[1], ""],
         ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""],
         _calibration(spec, ratio.get("calibration"), ratio.get("threshold_records")),
         ["## Measurements", "", *_measurements(ratio.get("metrics")), ""],
@@ -63,7 +67,7 @@ def rerender(card: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str |
     """The card for the config `new`, with what was appended to the one for `old`; None for another card."""
     rendered = render_card(old)
     tags = next(line for line in rendered.splitlines() if line.startswith("tags: "))
-    for before, after in ((_TAGS, tags), _KEEPS, _KNOWS, _REACTS):
+    for before, after in ((_TAGS, tags), _KEEPS, _NORMALIZES, _KNOWS, _REACTS):
         card = card.replace(before, after, 1)
     return render_card(new) + card.removeprefix(rendered) if card.startswith(rendered) else None
 

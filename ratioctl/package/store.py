@@ -147,7 +147,7 @@ def check_writable(package: ModelPackage) -> None:
 
 
 def _hint(text: str, names: Sequence[str]) -> str:
-    known = f"Bundled models: {', '.join(names)}." if names else "No models are bundled with this install."
+    known = f"Bundled models: {', '.join(names)}." if names else "No models are installed with ratioctl."
     return f"{did_you_mean(text, names)} {known}".lstrip()
 
 

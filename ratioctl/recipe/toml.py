@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +68,21 @@ def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     path = find(name_or_path)
     own = _read(path)
     tree = _inherit(own, path, ())
+    alone = copy.deepcopy(tree)
     if "name" not in tree and path.name.startswith("_"):
         used = f'base = "{path.name}"'
         raise RecipeError(path, "is a base for other recipes and has no name", f"Name a recipe with {used}.")
     data = own.get("data")
     named_here = isinstance(data, dict) and "outside" in data
-    for setting in settings:
-        key = _apply(tree, setting)
-        named_here = named_here or key == "data.outside"
-    recipe = parse(tree, str(path))
+    set_by = {_apply(tree, setting): f"--set {setting}" for setting in settings}
+    try:
+        recipe = Recipe.model_validate(_with_current_names(tree, path))
+    except ValidationError as error:
+        raise _blamed(error, path, alone, set_by) from None
+    named_here = named_here or "data.outside" in set_by
     if recipe.data.outside and recipe.objective.outside is None and (named_here or "objective" not in tree):
         raise RecipeError(
-            path,
+            set_by.get("data.outside", path),
             "data.outside names OOD images, but the objective has no OOD term (objective.outside)",
             "Add an [objective.outside] table (clean = 1.0 for outlier exposure), or remove data.outside.",
         )
@@ -89,7 +94,28 @@ def parse(tree: Tree, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(_with_current_names(tree, where))
     except ValidationError as error:
-        raise RecipeError(where, _explain(error), "Correct the recipe, or the --set option.") from None
+        raise RecipeError(where, _explain(error), "Correct the recipe.") from None
+
+
+def _blamed(error: ValidationError, path: Path, alone: Tree, set_by: Mapping[str, str]) -> RecipeError:
+    """The error of a recipe with settings: of those options where the file `alone` is valid.
+
+    Args:
+        set_by: the option that set each key.
+    """
+    if set_by:
+        with contextlib.suppress(RecipeError):
+            parse(alone)
+            found = [".".join(map(str, item["loc"])) for item in error.errors()]
+            near = [option for key, option in set_by.items() if any(_overlap(key, at) for at in found)]
+            options = ", ".join(near or set_by.values())
+            return RecipeError(options, _explain(error), "Correct the option.")
+    return RecipeError(path, _explain(error), "Correct the recipe.")
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted keys contains the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def loads(text: str, where: str = "recipe.toml") -> Recipe:

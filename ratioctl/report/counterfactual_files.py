@@ -26,7 +26,8 @@ from ratioctl.utils import atomic_files as files
 from ratioctl.utils.text import nfc, safe_stem
 
 DOCUMENT, PAGE = "counterfactuals.json", "index.html"
-GROWING, COMPLETE, STOPPED = ".answers.partial", ".answers", ".interrupted"  # folders of new results
+GROWING, COMPLETE, STOPPED = ".results.partial", ".results", ".interrupted"  # folders of new results
+EARLIER = {".answers.partial": GROWING, ".answers": COMPLETE}  # before version 0.3
 STALE = "stale.json"  # in a complete result: the old files to remove
 OURS = re.compile(r"(input|grid|flip|eps-[0-9.e+-]+)\.png|animation\.(gif|webp)")
 
@@ -69,6 +70,7 @@ def write_counterfactuals(
         with files.writing(folder):
             stack.enter_context(files.lock(folder))
         refuse_foreign(folder)
+        _rename_earlier(folder)
         _take_over(folder)
         _discard(folder / GROWING)
         earlier = (folder / DOCUMENT).exists()
@@ -194,8 +196,16 @@ def _make_room(folder: Path, names: Iterable[str]) -> None:
             )
 
 
+def _rename_earlier(folder: Path) -> None:
+    """Give the folders that an interrupted run of an earlier version left their present names."""
+    for old, new in EARLIER.items():
+        if (folder / old).is_dir() and not (folder / old).is_symlink() and not (folder / new).exists():
+            with files.writing(folder):
+                os.rename(folder / old, folder / new)
+
+
 def _take_over(folder: Path) -> None:
-    """Move a complete result from `folder`/.answers, if there is one, into the place of the old one.
+    """Move a complete result from `folder`/.results, if there is one, into the place of the old one.
 
     The old document is removed first and the new one moved last, so a document always matches the pictures
     beside it. After an interruption in between, the next command moves the rest.
@@ -323,7 +333,7 @@ def _is_ours(folder: Path, name: str) -> bool:
 
 def _places() -> Callable[[str], str]:
     """A function from paths to folder names; "-2", "-3", ... is appended to repeated stems."""
-    used = {DOCUMENT, PAGE, ".lock", GROWING, COMPLETE, STOPPED}
+    used = {DOCUMENT, PAGE, ".lock", GROWING, COMPLETE, STOPPED, *EARLIER}
 
     def place(path: str) -> str:
         base = path.rsplit("/", 1)[-1]

@@ -204,8 +204,8 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
         ("AUROC worst case", "auroc", True),
         ("AUROC ties lost", "conservative_auroc", True),
         ("AUROC ID attacked", "auroc_inside_attacked", True),
-        ("FPR@ 95TPR", "fpr_at_95_tpr", False),
-        ("FPR@ 95TPR worst case", "fpr_at_95_tpr", True),
+        ("FPR95", "fpr_at_95_tpr", False),
+        ("FPR95 worst case", "fpr_at_95_tpr", True),
     ]
     second = [
         ("AUPR OOD", "aupr_out", False),
@@ -217,7 +217,7 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
         f"Worst case: OOD images attacked in {ball_text(ball)}; ties lost: the same, with ties counted as "
         f"errors. ID attacked: ID images attacked in {ball_text(inner)} against unchanged OOD images. "
     )
-    note = f"{attacked if ball else ''}FPR@95TPR: OOD images are the positive class."
+    note = f"{attacked if ball else ''}FPR95: FPR@95TPR, with OOD images as the positive class."
     counts = _COUNTS if ball else _COUNTS[:1]
     first, second = ([column for column in some if ball or not column[2]] for some in (first, second))
     return [
@@ -266,7 +266,7 @@ def _scores(model: Evaluated, suffix: str) -> Table:
     columns = [
         ("AUROC", "auroc", False),
         ("AUROC worst case", "auroc", True),
-        ("FPR@ 95TPR", "fpr_at_95_tpr", False),
+        ("FPR95", "fpr_at_95_tpr", False),
     ]
     columns = [column for column in columns if attacked or not column[2]]
     return measurement_table(

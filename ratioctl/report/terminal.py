@@ -122,6 +122,9 @@ def _counterfactual_table(
     threshold = model.get("threshold")
     if threshold is not None:
         table.add_column("ID radius", justify="right", no_wrap=not compact)
+        table.caption = (
+            f"ID radius: smallest radius found with a confidence of at least {threshold:.3g}, in distribution"
+        )
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"

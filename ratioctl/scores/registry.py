@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import UsageError
+from ratioctl.utils.registry import import_modules
 from ratioctl.utils.suggest import one_of
 
 if TYPE_CHECKING:
@@ -159,6 +157,5 @@ def names() -> tuple[str, ...]:
 @cache
 def _all() -> dict[str, OodScore]:
     """The registry after every module of this folder has been imported."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
+    import_modules("ratioctl.scores")
     return _SCORES

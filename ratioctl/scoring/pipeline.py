@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, ParamSpec
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from ratioctl.scoring.sources import Images, Unreadable, items_of
 from ratioctl.types import ScoreRow
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
+
+P = ParamSpec("P")
 
 MAX_BATCH = 32
 # Images of one batch, in pixels: bounds the network's activations, which every worker holds once.
@@ -63,7 +66,7 @@ class Model:
     own_threshold: registry.Threshold | None = None
 
 
-def ood_score(
+def batches(
     paths: Images,
     model: Model,
     *,
@@ -75,8 +78,10 @@ def ood_score(
     bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
-) -> Iterator[ScoreRow]:
-    """One row per image, in the order of the paths; an image that cannot be read is a row with `error`.
+) -> Generator[list[ScoreRow], None, None]:
+    """One row per image, in the order of the paths, in lists as they are finished.
+
+    An image that cannot be read is a row with `error`. Close the generator to end its threads.
 
     Args:
         paths: images, folders, archives, or `-` for a list on stdin, as for `ratioctl.images.walk`; or
@@ -94,41 +99,6 @@ def ood_score(
         UsageError: a threshold that is neither a name of the model's nor a confidence.
         UncalibratedError: a name, and the model has no thresholds.
     """
-    found = batches(
-        paths,
-        model,
-        threshold=threshold,
-        probabilities=probabilities,
-        explain=explain,
-        checks=checks,
-        limit=limit,
-        bit_depth=bit_depth,
-        stdin=stdin,
-        workers=workers,
-    )
-
-    def rows() -> Iterator[ScoreRow]:
-        with contextlib.closing(found):
-            for batch in found:
-                yield from batch
-
-    return rows()
-
-
-def batches(
-    paths: Images,
-    model: Model,
-    *,
-    threshold: str | float = "tpr95",
-    probabilities: bool = False,
-    explain: bool = False,
-    checks: bool = False,
-    limit: int | None = None,
-    bit_depth: int | None = None,
-    stdin: BinaryIO | None = None,
-    workers: int | None = None,
-) -> Generator[list[ScoreRow], None, None]:
-    """As `ood_score`, in lists as they are finished. Close the generator to end its threads."""
     bound = package.threshold(model.spec, threshold, model.score)
     _, height, width = model.spec.input_size
     if height != width:
@@ -170,6 +140,25 @@ def _marked(found: Generator[list[ScoreRow], None, None]) -> Generator[list[Scor
         for batch in found:
             rows, previous = with_duplicates(batch, previous)
             yield rows
+
+
+def _one_by_one(
+    in_lists: Callable[P, Generator[list[ScoreRow], None, None]],
+) -> Callable[P, Iterator[ScoreRow]]:
+    @functools.wraps(in_lists)
+    def ood_score(*args: P.args, **kwargs: P.kwargs) -> Iterator[ScoreRow]:
+        found = in_lists(*args, **kwargs)  # errors are raised here, not at the first row
+
+        def rows() -> Iterator[ScoreRow]:
+            with contextlib.closing(found):
+                yield from itertools.chain.from_iterable(found)
+
+        return rows()
+
+    return ood_score
+
+
+ood_score = _one_by_one(batches)  # the rows of `batches`, one after the other
 
 
 def batch_size(size: int) -> int:

@@ -127,7 +127,7 @@ def streaming(path: Path) -> Iterator[BinaryIO]:
             return
         unfinished = partial(path)
         if not unfinished.parent.is_dir():
-            raise OutputError(path, "cannot be written: there is no such folder", "Make it first.")
+            raise OutputError(path, "cannot be written: there is no such folder", "Create it first.")
         unfinished.unlink(missing_ok=True)  # nothing is written through a symbolic link
         with unfinished.open("xb") as stream:
             yield stream

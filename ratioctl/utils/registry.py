@@ -1,18 +1,20 @@
-"""Registries of named implementations, one module each, whose names are known before anything is imported.
+"""Registries of named implementations, one module each, which are found without being listed.
 
-A module of the registry's package declares itself with a decorator whose arguments are literals:
+Scores, sources and architectures are found by `import_modules`. Attack methods use `Registry`, whose names
+are known before anything is imported; a module declares itself with a decorator of literal arguments:
 
     @register_attack("pgd", norms=("1", "2", "inf"))
     def pgd(problem, x, attack): ...
 
-The recipe schema, messages and `--help` need the names and options without loading torch, so these are read
-from the source; `get` imports the module.
+The recipe schema checks names and options of attacks and works without torch, which these modules import. So
+they are read from the source; `get` imports the module.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,12 @@ from typing import Any, Generic, TypeVar
 from ratioctl.utils.suggest import nearest
 
 T = TypeVar("T")
+
+
+def import_modules(package: str) -> None:
+    """Import every module of a package, so that it registers what it declares."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(Generic[T]):

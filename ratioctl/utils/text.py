@@ -57,6 +57,17 @@ def clipped(text: object, width: int = 40) -> str:
     return shown if len(shown) <= width else shown[: width - 3] + "..."
 
 
+def milliseconds(value: float) -> str:
+    """ "0.04 ms", "12.3 ms", "1,234 ms": never with an exponent."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} ms"
+
+
+def threshold_text(value: float, form: str = ".4g") -> str:
+    """A threshold as `form` writes it, with nine digits where that would round it to 1."""
+    text = format(value, form)
+    return f"{value:.9g}" if float(text) == 1 else text
+
+
 _FINDINGS = {
     "int_parsing": "is not a whole number",
     "int_from_float": "is not a whole number",

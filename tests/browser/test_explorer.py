@@ -97,6 +97,13 @@ def numbers(value: Any) -> set[float]:
     return {float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
 
 
+def radius(answer: dict[str, Any]) -> float:
+    """The radius that the page states: of an image that is in distribution, where there is one."""
+    if answer["flip_eps"] is None:
+        return math.inf
+    return max(answer["flip_eps"], answer["in_distribution_eps"] or 0)
+
+
 def quiet(opened: Any) -> bool:
     """Nothing was written to the console and nothing but the page itself was asked for."""
     assert opened.complaints == []
@@ -353,7 +360,10 @@ def test_the_overview_says_which_model_does_not_know(tmp_path: Path, open_page: 
     assert known == {("rocket", 0): False, ("rocket", 1): True, ("horse", 0): True, ("horse", 1): True}
     cards = open_page(index(folder), viewport=WIDE).page.locator(".cards li")
     rocket = cards.nth(0).locator(".saw .line").all_inner_texts()
-    assert [text.partition(":")[0] for text in rocket] == ["cifar10-ratio-small", "cifar10-plain"]
+    names = ["cifar10-ratio-small", "cifar10-plain"]
+    assert cards.nth(0).locator(".line.model").all_inner_texts() == names
+    captions = cards.nth(0).locator(".thumbs .small").all_inner_texts()
+    assert captions == ["original", *names]
     assert ["OOD" in text for text in rocket] == [True, False]
     assert cards.nth(1).locator(".tag").count() == 0
 
@@ -479,6 +489,30 @@ def test_the_radius_that_is_shown_is_in_distribution(one: Path, tmp_path: Path, 
     assert page.locator(".flip .tag").text_content() == "OOD"
 
 
+def test_radii_of_the_overview(several: Path, tmp_path: Path, open_page: OpenPage) -> None:
+    """In distribution at some budget, out of distribution at every budget, and the original already."""
+    found = document(several)
+    given = [
+        ({"flip_eps": 0.4, "in_distribution_eps": 0.9}, 1.0, "smallest radius found l₂ 0.9"),
+        ({"flip_eps": 0.4, "in_distribution_eps": None}, 0.1, "smallest radius found l₂ 0.4 (OOD)"),
+        ({"flip_eps": 0, "in_distribution_eps": 0}, 1.0, "predicted in the original"),
+    ]
+    for image, (radii, p, _) in zip(found["images"], given, strict=True):
+        for budget in image["targets"][0]["budgets"]:
+            budget |= {"predicted": "dog", "probabilities": [p] * len(budget["probabilities"])}
+        image["targets"][0] |= radii
+    names = [path.relative_to(several).as_posix() for path in several.rglob("*.png")]
+    made = counterfactual_page.page(found, {name: (several / name).read_bytes() for name in names})
+    (tmp_path / "index.html").write_text(made)
+    page = open_page(tmp_path / "index.html").page
+    assert page.locator(".cards .line .quiet").all_inner_texts() == [said for _, _, said in given]
+    page.get_by_label("Order").select_option("least")
+    assert page.locator(".cards .name").all_text_contents() == ["duck.jpg", "horse.jpg", "coffee.jpg"]
+    page.locator(".cards a").first.click()
+    lead = page.locator(".lead").text_content() or ""
+    assert lead.endswith("Already dog; the counterfactuals raise its confidence.")
+
+
 def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage) -> None:
     opened = open_page(index(several), viewport=PHONE)
     page, images = opened.page, document(several)["images"]
@@ -487,7 +521,7 @@ def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage)
     slider = page.get_by_role("slider", name="Budget of change, all images")
 
     def second_pictures() -> list[bytes]:
-        found = page.locator(".thumbs img:nth-child(2)")
+        found = page.locator(".thumbs > :nth-child(2) img")
         return [bytes_of(url) for url in found.evaluate_all("nodes => nodes.map(node => node.src)")]
 
     for step in (3, 1):
@@ -507,8 +541,8 @@ def test_overview_filters_and_moves_together(several: Path, open_page: OpenPage)
     assert page.get_by_role("status").text_content() == f"{len(seen)} of 3 images"
     page.get_by_label("Predicted").select_option("")
     page.get_by_label("Order").select_option("least")
-    flips = {Path(i["path"]).name: i["targets"][1]["flip_eps"] for i in images}
-    in_order = sorted(flips, key=lambda name: math.inf if flips[name] is None else flips[name])
+    radii = {Path(i["path"]).name: radius(i["targets"][1]) for i in images}
+    in_order = sorted(radii, key=lambda name: radii[name])
     assert names.all_text_contents() == in_order
     page.get_by_label("Order").select_option("unsure")
     sure = {Path(i["path"]).name: i["original"]["confidence"] for i in images}

@@ -56,7 +56,7 @@ def test_the_contract(
         ],
     }
     assert document["errors"] == [{"path": f"{photographs}/broken.png", "error": "is empty (0 bytes)"}]
-    assert "wide.png: cut to the centre square" in captured.err
+    assert "wide.png: cut to the center square" in captured.err
     assert "one.png:" not in captured.err
     names = [image["path"] for image in document["images"]]
     assert names == [f"{photographs}/{name}.png" for name in ("one", "two", "wide")]

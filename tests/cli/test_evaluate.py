@@ -204,7 +204,7 @@ def test_a_killed_evaluation_continues_with_the_same_command(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (out / "report.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
+    before = {path: path.stat().st_mtime_ns for path in (out / ".result-cache").glob("*.npz")}
     assert len(before) == 5
 
     assert main(line(small_package, cats_and_dogs, out, "-q")) == 0

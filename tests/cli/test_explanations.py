@@ -143,14 +143,14 @@ def test_a_killed_run_goes_on_with_the_next_image(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (out / "report.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
+    before = {path: path.stat().st_mtime_ns for path in (out / ".result-cache").glob("*.npz")}
     assert len(before) == 4
     damaged = min(before)
     damaged.write_bytes(b"half a file")
 
     assert main(line(small_package, cats_and_dogs, out, "-q", "--json")) == 0
     document = json.loads(capsys.readouterr().out)
-    after = {path: path.stat().st_mtime_ns for path in (out / ".journal").glob("*.npz")}
+    after = {path: path.stat().st_mtime_ns for path in (out / ".result-cache").glob("*.npz")}
     assert len(after) == 6
     assert all(after[path] == time for path, time in before.items() if path != damaged)
     assert main(line(small_package, cats_and_dogs, tmp_path / "whole", "-q", "--json")) == 0

@@ -66,8 +66,8 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
         "m.onnx",
         "1.0 MiB, opset 18, float input, out of distribution below confidence 0.5",
         "Agrees with torch on 256 images: logits differ by at most 3.0e-07, no label and no flag differs",
-        "Batch 1: torch 4 ms, onnxruntime 2 ms (2.00x)",
-        "Batch 32: torch 60 ms, onnxruntime 50 ms (1.20x)",
+        "Batch 1: torch 4.00 ms, onnxruntime 2.00 ms (2 times as fast)",
+        "Batch 32: torch 60.0 ms, onnxruntime 50.0 ms (1.2 times as fast)",
     ]
     assert asked == [
         {
@@ -93,7 +93,8 @@ def test_what_int8_costs(asked: list[dict[str, Any]], capsys: pytest.CaptureFixt
     assert ["labels", "3", "of", "200", "(1.50%),", "4", "of", "50", "(8.00%)"] in lines
     assert ["flags", "5", "of", "200", "(2.50%),", "1", "of", "50", "(2.00%)"] in lines
     assert ["accuracy", "90.00%", "->", "88.00%"] in lines
-    assert "Batch 32: torch 60 ms, onnxruntime 50 ms, onnxruntime int8 25 ms (2.00x)" in captured.out
+    times = "torch 60.0 ms, onnxruntime 50.0 ms, onnxruntime int8 25.0 ms (2 times as fast)"
+    assert f"Batch 32: {times}" in captured.out
     assert ["AUROC", "95.00%", "->", "94.00%"] in lines
 
 

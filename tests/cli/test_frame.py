@@ -238,10 +238,11 @@ def test_errors_become_a_message_and_an_exit_code(
     fail_with(monkeypatch, error)
     assert main(["models", "--json"]) == code
     captured = capsys.readouterr()
-    assert captured.err.startswith("Error: ")
+    head = "Interrupted: " if code >= 128 else "Error: "
+    assert captured.err.startswith(head)
     assert "Traceback" not in captured.err
     if isinstance(error, errors.RatioctlError):
-        assert captured.err == f"Error: {error}\n"
+        assert captured.err == f"{head}{error}\n"
     assert json.loads(captured.out)["error"]["exit_code"] == code
 
 
@@ -346,7 +347,9 @@ def test_signals_end_with_their_exit_code(number: signal.Signals, code: int) -> 
     )
     done = run("models", program=program)
     assert done.returncode == code
-    assert done.stderr.startswith("Error: Interrupted")
+    assert done.stderr.startswith(
+        f"Interrupted: stopped by {'SIGTERM' if code == 143 else 'Ctrl-C'}. Nothing "
+    )
     assert done.stderr.endswith("Start again with: ratioctl models\n")
     assert done.stdout == ""
 

@@ -341,7 +341,7 @@ def test_onnx_files_that_cannot_be_used(
     (tmp_path / "parts.data").unlink()
     for name, said in (
         ("foreign", 'was not exported by ratioctl: its metadata has no "ratioctl" entry'),
-        ("cut", "is damaged or no ONNX file"),
+        ("cut", "is damaged or not an ONNX file"),
         ("empty", "is empty"),
         ("parts", "keeps its weights in another file"),
     ):
@@ -436,6 +436,18 @@ def test_leftovers_of_odd_names_hinder_no_write(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"1"
 
 
+def test_the_head_of_a_table_stands_over_its_columns(
+    tiny_onnx: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path / "a-folder-with-a-long-name" / "another-one-that-is-as-long"
+    deep.mkdir(parents=True)
+    (deep / "red.png").write_bytes((colors / "red.png").read_bytes())
+    assert run(deep / "red.png", colors / "red.png", "--model", tiny_onnx) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert {row.index("  red  ") + 2 for row in rows} == {head.index("label")}
+    assert {row.index("  0.") + 2 for row in rows} == {head.index("confidence")}
+
+
 def test_an_empty_list_is_no_clean_bill(tiny_package: Path, colors: Path, tmp_path: Path) -> None:
     """A pipe whose first command failed must not end as if everything had been in distribution."""
     for listed in (b"", b"\n\n", b"\0"):
@@ -447,6 +459,7 @@ def test_an_empty_list_is_no_clean_bill(tiny_package: Path, colors: Path, tmp_pa
         )
         assert done.returncode == 2, done.stderr
         assert b"Error: -: the list of paths on standard input is empty" in done.stderr
+        assert done.stdout == b"", "no head without rows"
     file = tmp_path / "rows.csv"
     file.write_text("precious")
     done = subprocess.run(

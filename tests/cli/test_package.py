@@ -46,7 +46,7 @@ def test_a_packaged_model_scores(
     assert run(*line, "--mean", "0.5,0.5,0.5", "--std", "0.25") == 0
     captured = capsys.readouterr()
     assert f"Package: {out} (digest {package.read(out).digest[:12]})" in captured.out
-    assert 'took the prefix "module." off its names' in captured.err
+    assert 'removed the prefix "module." from its names' in captured.err
     assert f"ratioctl calibrate {out}" in captured.err
     read = package.read(out)
     assert read.label_names == ("cat", "dog, the small one", "frog")

@@ -17,8 +17,10 @@ import pytest
 import ratioctl
 from ratioctl.cli import COMMANDS, load
 
-VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export")
-WITHOUT_A_VERB = ("thresholds", "parity", "serve", "package", "inspect", "verify", "sign", "models")
+VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
+WITHOUT_A_VERB = ("thresholds", "parity", "serve", "inspect", "verify", "sign", "models")
+
+FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
 # Options that scripts use; a command may have more of them.
 COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--device", "--precision", "--seed")
@@ -68,6 +70,7 @@ RENAMED = {
     ("train", "--set"): "settings",
     ("export", "--input"): "input_type",
     ("calibrate", "--threshold"): "thresholds",
+    ("package", "--arch-option"): "arch_options",
 }
 # (default of the command line, of the function)
 OTHER_DEFAULT = {
@@ -85,6 +88,9 @@ INCONSISTENT = {
     ("export", "--device"): "tracing and the parity check run on the CPU",
     ("export", "--precision"): "tracing and the parity check run in fp32",
     ("export", "--seed"): "images are chosen with a fixed seed",
+    ("package", "--device"): "a trial forward pass runs on the CPU",
+    ("package", "--precision"): "a trial forward pass runs in fp32",
+    ("package", "--seed"): "nothing is random",
 }
 
 
@@ -95,7 +101,7 @@ def option_of(parameter: Any) -> str:
 
 
 def function_of(verb: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(ratioctl, verb.replace("-", "_"))
+    function: Callable[..., Any] = getattr(ratioctl, FUNCTIONS.get(verb, verb.replace("-", "_")))
     return function
 
 
@@ -148,7 +154,9 @@ def differences(verb: str, function: Callable[..., Any]) -> dict[tuple[str, str]
 
 def test_every_command_is_a_verb_or_listed_without_one() -> None:
     assert set(COMMANDS) == {*VERBS, *WITHOUT_A_VERB}
-    assert {verb.replace("-", "_") for verb in VERBS} | {"load_model"} <= set(ratioctl.__all__)
+    assert {FUNCTIONS.get(verb, verb.replace("-", "_")) for verb in VERBS} | {"load_model"} <= set(
+        ratioctl.__all__
+    )
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -527,7 +527,7 @@ def test_a_planted_link_is_not_written_through(
 
 
 def test_a_box_in_pixels_of_the_photograph(small_package: Path, photographs: Path) -> None:
-    """wide.png is 12x10: its centre square begins at column 1, and 10 pixels become 8."""
+    """wide.png is 12x10: its center square begins at column 1, and 10 pixels become 8."""
     (answer,) = ratioctl.counterfactual(
         photographs / "wide.png",
         target="dog",

@@ -225,9 +225,9 @@ def xz_with_dictionary(exponent):
 def test_an_xz_that_claims_gigabytes_is_refused(tmp_path):
     (tmp_path / "a.tar.xz").write_bytes(xz_with_dictionary(40))  # 4 GiB
     (item,) = images.walk([tmp_path / "a.tar.xz"])
-    with pytest.raises(ImageError, match="needs more than 256 MiB of memory to unpack"):
+    with pytest.raises(ImageError, match="is refused: it needs more than 256 MiB of memory to unpack"):
         item.read()
-    with pytest.raises(SourceError, match="needs more than 256 MiB"):
+    with pytest.raises(SourceError, match="is refused: it needs more than 256 MiB"):
         images.load_source(str(tmp_path / "a.tar.xz"), 8)
 
 
@@ -278,6 +278,29 @@ def test_bombs_are_left_at_the_limit(tmp_path, suffix, monkeypatch):
         images.load_source(str(path), 8)
     honest = {f"{k}.png": np.random.default_rng(k).bytes(200_000) for k in range(10)}
     assert len(list(images.walk([pack(tmp_path / f"honest{suffix}", honest)]))) == 10
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_occur_twice_are_read_and_noted_once(tmp_path, suffix, caplog):
+    path = tmp_path / f"a{suffix}"
+    for k, name in enumerate(("a.png", "b.png", "a.png")):
+        if suffix == ".zip":
+            with zipfile.ZipFile(path, "a") as packed:
+                packed.writestr(name, PNG)
+        else:
+            with tarfile.open(path, "a") as packed:
+                info = tarfile.TarInfo(name)
+                info.size = len(PNG)
+                packed.addfile(info, io.BytesIO(PNG))
+        if k == 1:
+            assert len(list(images.walk([path]))) == 2
+            assert caplog.text == ""
+    assert sorted(item.path.rpartition(":")[2] for item in images.walk([path])) == ["a.png", "a.png", "b.png"]
+    assert images.load_source(str(path), 8).names == ("a.png", "a.png", "b.png")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 1 of its files repeat an earlier name; all are read, where unpacking would keep the last"
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])

@@ -51,7 +51,7 @@ def test_centre_square_then_bicubic(width, height):
     expected = square.resize((32, 32), Image.Resampling.BICUBIC)
     decoded = images.decode(encoded(im), 32)
     np.testing.assert_array_equal(decoded.pixels, np.asarray(expected))
-    assert (f"cut to the centre square of {width}x{height}" in decoded.notes) == (width != height)
+    assert (f"cut to the center square of {width}x{height}" in decoded.notes) == (width != height)
     assert (f"resized from {side}x{side} to 32x32" in decoded.notes) == (side != 32)
 
 
@@ -65,7 +65,7 @@ def test_large_jpegs_are_decoded_at_reduced_scale_but_at_least_twice_the_size():
     decoded = images.decode(data, 32)
     np.testing.assert_array_equal(decoded.pixels, np.asarray(expected))
     assert (decoded.width, decoded.height) == (640, 480)
-    assert "cut to the centre square of 640x480" in decoded.notes
+    assert "cut to the center square of 640x480" in decoded.notes
     assert "resized from 480x480 to 32x32" in decoded.notes
     full = images.decode(encoded(Image.open(io.BytesIO(data))), 32).pixels
     assert np.abs(full.astype(int) - decoded.pixels).mean() < 2
@@ -84,7 +84,7 @@ def test_exif_orientation(kind, turn):
     np.testing.assert_array_equal(decoded.pixels, images.decode(encoded(upright), 32).pixels)
     assert any("orientation" in n for n in decoded.notes) == (turn != 1)
     seen = "41x50" if turn >= 5 else "50x41"
-    assert f"cut to the centre square of {seen}" in decoded.notes
+    assert f"cut to the center square of {seen}" in decoded.notes
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

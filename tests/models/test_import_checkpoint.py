@@ -81,12 +81,12 @@ def test_usual_forms_of_checkpoints_load(narrow: nn.Module, tmp_path: Path, kind
         fitted.notes
         == {
             "plain": (),
-            "data parallel": ('took the prefix "module." off its names',),
-            "nested": ('took the prefix "model." off its names',),
-            "twice nested": ('took the prefix "module.model." off its names',),
-            "compiled": ('took the prefix "_orig_mod." off its names',),
-            "behind a normalization": ('took the prefix "1." off its names',),
-            "torchvision's names": ("translated 17 of its names",),
+            "data parallel": ('removed the prefix "module." from its names',),
+            "nested": ('removed the prefix "model." from its names',),
+            "twice nested": ('removed the prefix "module.model." from its names',),
+            "compiled": ('removed the prefix "_orig_mod." from its names',),
+            "behind a normalization": ('removed the prefix "1." from its names',),
+            "torchvision's names": ("renamed 17 of its tensors",),
             "half precision": (),
             "without counters": (),
         }[kind]
@@ -149,9 +149,9 @@ def test_files_that_are_no_checkpoints(
     monkeypatch.chdir(tmp_path)
     whole = saved(tmp_path / "whole.pt", narrow.state_dict()).read_bytes()
     cases: dict[str, tuple[bytes, type[Exception], str]] = {
-        "cut.pt": (whole[: len(whole) // 2], PackageError, "is damaged or no PyTorch file"),
-        "text.pth": (b"hello, I am text", PackageError, "is damaged or no PyTorch file"),
-        "empty.pt": (b"", PackageError, "is damaged or no PyTorch file"),
+        "cut.pt": (whole[: len(whole) // 2], PackageError, "is damaged or not a PyTorch file"),
+        "text.pth": (b"hello, I am text", PackageError, "is damaged or not a PyTorch file"),
+        "empty.pt": (b"", PackageError, "is damaged or not a PyTorch file"),
         "evil.pt": (pickle.dumps(Evil(), protocol=2), PackageError, "holds more than tensors|damaged"),
         "short.safetensors": (b"abc", PackageError, "header too small"),
         "w.h5": (b"", UsageError, "unknown kind"),
@@ -315,7 +315,7 @@ def peers(state: dict[str, Tensor]) -> dict[str, object]:
     ("tool", "note"),
     [
         ("MadryLab", "left out 102: module.attacker.model"),
-        ("AveragedModel", 'took the prefix "module."'),
+        ("AveragedModel", 'removed the prefix "module."'),
         ("Lightning", "left out criterion.weight, which the network does not use"),
         ("tensors beside", None),
         ("timm", None),
@@ -335,7 +335,7 @@ def test_checkpoints_of_other_tools(narrow: nn.Module, tmp_path: Path, tool: str
 
 def test_two_sets_of_weights_are_named_and_chosen(narrow: nn.Module, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pt", peers(narrow.state_dict())["timm"])
-    both = 'holds two sets of weights: took "state_dict"; --ema takes the averaged ones, "state_dict_ema"'
+    both = 'holds two sets of weights: used "state_dict"; --ema takes the averaged ones, "state_dict_ema"'
     for ema, nest, notes in (
         (None, "state_dict", (both,)),
         (False, "state_dict", ()),

@@ -185,8 +185,8 @@ def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
     whole = graph().SerializeToString()
     cases: list[tuple[bytes, str]] = [
         (b"", "is empty"),
-        (b"this is no graph at all", "damaged or no ONNX file"),
-        (whole[: len(whole) // 2], "damaged or no ONNX file"),
+        (b"this is no graph at all", "damaged or not an ONNX file"),
+        (whole[: len(whole) // 2], "damaged or not an ONNX file"),
         (graph(config=None).SerializeToString(), 'no "ratioctl" entry'),
         (graph(config="{").SerializeToString(), "not valid JSON"),
         (graph(config="[" * 50_000).SerializeToString(), "not valid JSON"),

@@ -70,7 +70,9 @@ def test_tags_follow_the_objective_and_the_calibration(
 def test_a_card_of_an_earlier_version_is_brought_up_to_date(pkg: package.ModelPackage) -> None:
     assert pkg.card is not None
     earlier = re.sub(r"tags: .*", rerendered._TAGS, pkg.card, count=1)
-    for before, after in (rerendered._KEEPS, rerendered._KNOWS, rerendered._REACTS):
+    for before, after in (
+        *(rerendered._KEEPS, rerendered._NORMALIZES, rerendered._KNOWS, rerendered._REACTS),
+    ):
         assert after in earlier
         earlier = earlier.replace(after, before)
     old = package.update(pkg, card=earlier + "\n## Intended use\n\nNone.\n")

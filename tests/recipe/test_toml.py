@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ratioctl import recipe as recipes
+from ratioctl.errors import RecipeError
 from ratioctl.recipe import Recipe
 from tests.recipe.helpers import INSIDE, MINIMAL, refusal
 
@@ -95,6 +96,26 @@ def test_the_last_set_wins_and_changes_the_digest(write: Callable[..., Path]) ->
 )
 def test_a_wrong_set_is_explained(write: Callable[..., Path], setting: str, says: str) -> None:
     assert says in refusal(write(MINIMAL), setting)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "blamed"),
+    [
+        (MINIMAL, ["optim.epochs=ten", "seed=1"], "--set optim.epochs=ten"),
+        (MINIMAL, ["seed=1", "optimm.epochs=3"], "--set optimm.epochs=3"),
+        (MINIMAL, ["data.outside=noise:uniform"], "--set data.outside=noise:uniform"),
+        (MINIMAL + "[optim]\nepochs = 0\n", ["seed=1"], None),
+        (MINIMAL + "[optim]\nepochs = 0\n", ["seed=ten"], None),
+        (MINIMAL, [], None),
+    ],
+)
+def test_the_option_or_the_file_is_blamed(
+    write: Callable[..., Path], text: str, settings: list[str], blamed: str | None
+) -> None:
+    path = write(text + ("" if settings else "nmae = 1\n"))
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path, settings)
+    assert caught.value.thing == (str(path) if blamed is None else blamed)
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,8 @@ def test_at_every_moment_of_a_rerun_the_document_speaks_of_the_pictures_beside_i
         there = contents(work)
         document = there.get(report.DOCUMENT)
         if document is None:
-            assert all(name in there or f".answers/{name}" in there for name in after), "both are gone"
+            present = [name in there or f"{report.COMPLETE}/{name}" in there for name in after]
+            assert all(present), "both are gone"
             seen.append("neither")
         else:
             whole = after if document == after[report.DOCUMENT] else before
@@ -295,6 +296,21 @@ def test_at_every_moment_of_a_rerun_the_document_speaks_of_the_pictures_beside_i
     assert [what for what, _ in itertools.groupby(seen)] == ["old", "neither", "new"]
     assert seen.count("old") > 20
     assert contents(work) == after
+
+
+def test_a_rerun_that_an_earlier_version_left_is_finished(
+    answers: tuple[Path, Path, Callable[[Path], None]], tmp_path: Path
+) -> None:
+    """Version 0.2 called the folder of a complete result .answers."""
+    old, new, _ = answers
+    work = Path(shutil.copytree(old, tmp_path / "work"))
+    shutil.copytree(new, work / ".answers", ignore=lambda folder, names: [n for n in names if n == ".lock"])
+    stale = sorted(set(contents(old)) - set(contents(new)))
+    (work / ".answers" / report.STALE).write_text(json.dumps(stale))
+    report._rename_earlier(work)
+    report._take_over(work)
+    assert contents(work) == contents(new)
+    assert not (work / ".answers").exists()
 
 
 def test_a_disk_that_fails_in_a_rerun_costs_nothing(

@@ -120,7 +120,7 @@ def test_the_harness_notices_other_pictures_than_the_document_s(
         ("calibrate", r"config\.json", signal.SIGTERM),
         ("counterfactual", r"digit 1/.*flip|digit 1/3", signal.SIGINT),
         ("export", r"model", signal.SIGINT),
-        ("evaluate", r"\.journal", signal.SIGTERM),
+        ("evaluate", r"\.result-cache", signal.SIGTERM),
     ],
 )
 def test_signals_save_and_say_how_to_go_on(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ratioctl.utils.text import nfc, readable, safe_stem, shown
+from ratioctl.utils.text import milliseconds, nfc, readable, safe_stem, shown, threshold_text
 
 LONG = os.fsdecode("Фотография_серой_кошки_на_подоконнике_в_старом_доме_у_реки".encode("cp1251") * 2)
 
@@ -35,3 +35,14 @@ def test_stems_have_no_separators_and_no_escapes() -> None:
 def test_shown_bytes() -> None:
     assert shown(b"\xff\n.png") == "\\xff\\n.png"
     assert shown("\ud800") == "?"
+
+
+def test_times_have_three_digits_and_no_exponent() -> None:
+    shown = [milliseconds(value) for value in (0.0412, 9.999, 12.34, 123.4, 1234.5)]
+    assert shown == ["0.04 ms", "10.00 ms", "12.3 ms", "123 ms", "1,234 ms"]
+
+
+def test_a_threshold_below_1_does_not_read_as_1() -> None:
+    assert [threshold_text(value) for value in (0.32648, 0.9999998, 1.0)] == ["0.3265", "0.9999998", "1"]
+    assert threshold_text(0.326484, ".6f") == "0.326484"
+    assert threshold_text(-3.25) == "-3.25"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from ratioctl.data.image_set import Images
 from ratioctl.data.registry import SourceRequest, register_source
+
+if TYPE_CHECKING:
+    from ratioctl.data.image_set import Images
 
 
 @register_source(
@@ -13,6 +15,7 @@ from ratioctl.data.registry import SourceRequest, register_source
 )
 def digits(request: SourceRequest) -> Images:
     """Every fifth image of a class (in order) belongs to the test split."""
+    import numpy as np
     from sklearn.datasets import load_digits
 
     split = request.choose("train", "test", "")

@@ -14,19 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ratioctl.data.image_set import Images
 from ratioctl.data.registry import SourceRequest, register_source
 from ratioctl.errors import ImageError, SourceError
-from ratioctl.images import decode, read_file, shown
 from ratioctl.utils import resources
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.suggest import did_you_mean
-from ratioctl.utils.text import nfc
+from ratioctl.utils.text import nfc, shown
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+
+    from ratioctl.data.image_set import Images
 
 _IMAGES, _LABELS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class", "target")
 _SPLIT = re.compile(r"(.+?)-\d+(-of-\d+)?\.parquet|(.+)\.parquet")
@@ -39,6 +38,8 @@ _ROWS = 64  # of a batch that is decoded at once
     description="a local Hugging Face data set (`save_to_disk`) or Parquet files of images",
 )
 def huggingface(request: SourceRequest) -> Images:
+    import numpy as np
+
     folder, files = _files(request)
     with _errors_of(request.source):
         columns = _columns(request.source, _schema(files[0]))
@@ -94,7 +95,7 @@ def _errors_of(source: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise SourceError(
-            source, f"is damaged or no data set of images: {reason}", "Save it again."
+            source, f"is damaged or not a data set of images: {reason}", "Save it again."
         ) from None
 
 
@@ -227,6 +228,8 @@ def _rows(files: Sequence[Path], columns: _Columns) -> Iterator[_Row]:
 
 def _decoded(row: _Row, request: SourceRequest, folder: Path) -> np.ndarray | str:
     """(H, W, C) uint8, or why the image cannot be read."""
+    from ratioctl.images import decode, read_file
+
     try:
         data = row.data
         if data is None and row.path:
@@ -245,6 +248,8 @@ def _labels(
     source: str, values: Sequence[Any], columns: _Columns
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """(N,) int64 labels and their names; None for a data set without labels (no column, or all are -1)."""
+    import numpy as np
+
     if columns.label is None or all(value is None or value == -1 for value in values):
         return None, ()
     names = columns.class_names

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from ratioctl.data.image_set import Images
 from ratioctl.data.registry import SourceRequest, register_source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ratioctl.data.image_set import Images
 
 NOISE_IMAGES = 2000  # where the caller names no number
 PHOTO_CROPS = 4000
@@ -32,6 +36,8 @@ def photos(request: SourceRequest) -> Images:
 
 def uniform_noise(count: int, size: int, channels: int, seed: int) -> np.ndarray:
     """(count, size, size, channels) uint8, every value drawn uniformly: the paper's "Uni. Noise"."""
+    import numpy as np
+
     rng = np.random.default_rng([seed, 0x01])
     return rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
@@ -43,6 +49,7 @@ def smooth_noise(count: int, size: int, channels: int, seed: int) -> np.ndarray:
     The paper smooths uniform noise and permuted training pixels; permuted pixels need a training set,
     so the built-in set is the uniform half.
     """
+    import numpy as np
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng([seed, 0x02])
@@ -58,6 +65,7 @@ def smooth_noise(count: int, size: int, channels: int, seed: int) -> np.ndarray:
 
 def photo_crops(name: str, count: int, size: int, channels: int, seed: int) -> np.ndarray:
     """Random square crops of a scikit-learn sample photograph, side `size` to 240 pixels, resized."""
+    import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_image
 

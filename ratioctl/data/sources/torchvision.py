@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ratioctl.data.image_set import Images
 from ratioctl.data.registry import SourceRequest, register_source
 from ratioctl.errors import SourceError
-from ratioctl.images import cache_dir
+
+if TYPE_CHECKING:
+    from ratioctl.data.image_set import Images
 
 
 def _load(request: SourceRequest, class_name: str) -> Images:
+    import numpy as np
     import torchvision.datasets as sets
+
+    from ratioctl.images import cache_dir
 
     split = request.choose("train", "test")
     name = request.source.partition(":")[0]

@@ -42,7 +42,7 @@ def run(context: Context, results: Results) -> None:
     index = np.arange(len(logits))
     results.examples.add(data.name, index, "clean", data.labels, predicted, confidences, right)
     first, second = (context.subject.predictor.predict(data.inside.pixels[:64]) for _ in range(2))
-    results.warnings += [sanity_checks.randomised(first, second), sanity_checks.probabilities(logits)]
+    results.warnings += [sanity_checks.randomized(first, second), sanity_checks.probabilities(logits)]
     results.stored_clean = Clean(logits=logits, confidences=confidences, predicted=predicted, parts=parts)
 
 

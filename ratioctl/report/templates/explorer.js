@@ -126,21 +126,29 @@ const oodNotice = (column, what) => el("p", { className: "notice" }, el("b", { t
   number(column.entry.original.confidence), ` (${safe(column.entry.original.label)}), is below the threshold of `,
   number(column.model.threshold), ".");
 
+// The radius that sentences state: of a picture that is in distribution, where there is one. Null: none reaches the target.
+const reachOf = (column, target) => {
+  const answer = answerOf(column, target);
+  if (answer.flip_eps == null) return null;
+  const accepted = answer.budgets.some(point => point.predicted === target && !isOod(column, point));
+  const eps = accepted ? Math.max(answer.flip_eps, answer.in_distribution_eps ?? 0) : answer.flip_eps;
+  return { eps, flip: answer.flip_eps, ood: !accepted };
+};
+
 const lead = (column, target) => {
-  const { original } = column.entry, answer = answerOf(column, target), name = title(column);
+  const { original } = column.entry, reach = reachOf(column, target), name = title(column);
   const line = el("p", { className: "lead" });
   if (name) line.append(el("b", { className: "model", textContent: name }), ": ");
   line.append(name ? "predicted " : "Predicted ", labeled(original.label, original.confidence), ". ");
   const goal = el("b", { className: "hit", textContent: safe(target) });
-  if (answer.flip_eps === null) line.append("No budget reaches ", goal, ...until(), ".");
-  else if (answer.flip_eps === 0) line.append("Already ", goal, ...until(), "; the counterfactuals raise its confidence.");
+  if (!reach) line.append("No budget reaches ", goal, ...until(), ".");
+  else if (reach.eps === 0) line.append("Already ", goal, ...until(), "; the counterfactuals raise its confidence.");
+  else if (reach.flip === 0) line.append("Already ", goal, ...until(), "; in distribution from ", size(column.norm), " ", number(reach.eps, three), " on.");
   else {
-    const accepted = answer.budgets.some(point => point.predicted === target && !isOod(column, point));
-    const inside = accepted ? answer.in_distribution_eps ?? answer.flip_eps : answer.flip_eps;
-    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(inside, three));
-    if (!accepted) line.append("; out of distribution at every budget.");
-    else if (inside === answer.flip_eps) line.append(".");
-    else line.append("; out of distribution from ", number(answer.flip_eps, three), " to there.");
+    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(reach.eps, three));
+    if (reach.ood) line.append("; out of distribution at every budget.");
+    else if (reach.eps === reach.flip) line.append(".");
+    else line.append("; out of distribution from ", number(reach.flip, three), " to there.");
   }
   return [original.is_ood ? oodNotice(column, name ? `Out of distribution for ${name}.` : "Out of distribution.") : null, line];
 };
@@ -154,10 +162,10 @@ const enlarge = (what, draw, alt) => el("button", {
 // What each model predicts for the original; norms of one model share a line.
 const predictions = columns => {
   const models = columns.filter((column, index) => columns.findIndex(other => other.model === column.model) === index);
-  return models.map(({ entry }) => el("span", { className: "line" }, names.length > 1 ? `${names[entry.model]}: ` : "predicted ",
-    labeled(entry.original.label, entry.original.confidence),
-    entry.original.is_ood ? [" ", oodTag()] : null));
+  return models.map(column => prediction(column, names.length > 1 ? `${names[column.entry.model]}: ` : "predicted "));
 };
+const prediction = ({ entry }, before) => el("span", { className: "line" }, before,
+  labeled(entry.original.label, entry.original.confidence), entry.original.is_ood ? [" ", oodTag()] : null);
 
 const originalFigure = columns => {
   const { entry, model } = columns[0], alt = `The original, ${stem(entry.path)}`;
@@ -264,6 +272,7 @@ const curve = (column, target) => {
   const steps = answerOf(column, target)?.budgets.length ?? 0;
   const points = [...Array(steps + 1).keys()].map(step => pointAt(column, target, step, steps));
   const last = points.at(-1).eps || 1, level = doc.until ?? 0.5, threshold = column.model.threshold, answer = answerOf(column, target);
+  const reach = answer && reachOf(column, target);
   const frame = svg("svg", { role: "img", "aria-label": `Confidence in ${safe(target)} over the budget: ` +
     points.map(point => `${six(point.eps)}: ${two(point.confidence)}`).join(", ") });
   const now = svg("g", { class: "now" });
@@ -297,7 +306,7 @@ const curve = (column, target) => {
       }
     });
     if (threshold != null) frame.append(svg("line", { class: "threshold", x1: left, x2: width - right, y1: y(threshold), y2: y(threshold) }));
-    if (answer?.flip_eps) frame.append(svg("path", { class: "flip", d: `M${x(answer.flip_eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
+    if (reach?.eps) frame.append(svg("path", { class: "flip", d: `M${x(reach.eps).toFixed(1)} ${y(0)}l-5 8h10z` }));
     frame.append(svg("path", { class: "highest", d: path(point => Math.max(...point.probabilities)) }),
       svg("path", { class: "target", d: path(point => point.confidence) }), now,
       ...points.map(point => svg("circle", { class: point.predicted === target ? "dot reached" : "dot", cx: x(point.eps), cy: y(point.confidence), r: 3 })));
@@ -316,7 +325,7 @@ const curve = (column, target) => {
   return el("figure", { className: "curve" }, box, el("figcaption", {}, key("target", safe(target)), key("highest", "highest of any class"),
     doc.until == null ? null : key("half", "requested ", number(doc.until)),
     threshold != null ? key("threshold", "OOD below ", number(threshold)) : null,
-    answer?.flip_eps ? key("flip", doc.until == null ? "smallest radius found " : "reached at ", number(answer.flip_eps, three)) : null));
+    reach?.eps ? key("flip", doc.until == null ? "smallest radius found " : "reached at ", number(reach.eps, three), reach.ood ? " (OOD)" : "") : null));
 };
 
 // All classes, or the most relevant ones where there are many, in a fixed order.
@@ -582,7 +591,7 @@ const openEnlarged = (what, draw, alt) => {
 
 const filters = { label: "", target: "", ood: "", order: "" };
 const orders = {  // sort keys, ascending
-  least: (group, target) => Math.min(...columnsOf(group, target).map(column => answerOf(column, target)?.flip_eps ?? Infinity)),
+  least: (group, target) => Math.min(...columnsOf(group, target).map(column => reachOf(column, target)?.eps ?? Infinity)),
   unsure: group => Math.min(...group.columns.map(column => column.entry.original.confidence)),
 };
 const showOverview = () => {
@@ -609,21 +618,33 @@ const showOverview = () => {
   };
   const card = (group, index) => {
     const target = filters.target || targetsOf(group)[0], steps = stepsOf(group, target);
-    const enough = column => answerOf(column, target)?.flip_eps;
-    const images = columnsOf(group, target).map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
+    const columns = columnsOf(group, target);
+    const enough = column => {
+      const reach = reachOf(column, target), already = doc.until == null ? "predicted in the original" : "reached in the original";
+      if (!reach) return "";
+      if (!reach.eps) return el("span", { className: "quiet" }, already);
+      return el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(reach.eps, three), reach.ood ? " (OOD)" : "");
+    };
+    const images = columns.map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
     watching(() => {
       for (const { column, image, value } of images) {
         const point = pointAt(column, target, Math.round(state.step / Math.max(most, 1) * steps), steps);
         if (image.dataset.name !== point.png) image.src = source(image.dataset.name = point.png);
-        value.replaceChildren(title(column) ? `${title(column)}: ` : "", labeled(target, point.confidence, point.predicted === target),
-          ...(enough(column) ? [" ", el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(enough(column), three), answerOf(column, target).flip_is_ood ? " (OOD)" : "")] : []));
+        value.replaceChildren(norms.size > 1 ? `${size(column.norm)}: ` : "", labeled(target, point.confidence, point.predicted === target), " ", enough(column));
       }
     });
-    const { entry } = group.columns[0];
+    const { entry } = columns[0];
+    // Below each model's name, once, what it predicts for the original and what its counterfactuals reach.
+    const said = [...new Set(columns.map(column => column.model))].map(model => {
+      const own = images.filter(one => one.column.model === model);
+      return [names.length > 1 ? el("span", { className: "line model" }, names[own[0].column.entry.model]) : null,
+        el("span", { className: "saw quiet" }, prediction(own[0].column, "predicted ")), ...own.map(one => one.value)];
+    });
+    const many = columns.length > 1, small = text => many ? el("span", { className: "quiet small" }, text) : null;
     return el("li", {}, el("a", { href: `#${index + 1}/${encodeURIComponent(target)}` },
-      el("span", { className: "thumbs" }, picture(entry.input_png, ""), images.map(one => one.image)),
-      el("b", { className: "name", textContent: stem(group.path) }),
-      el("span", { className: "saw quiet" }, predictions(group.columns)), images.map(one => one.value)));
+      el("span", { className: "thumbs" }, el("span", {}, picture(entry.input_png, ""), small("original")),
+        images.map(({ image, column }) => el("span", {}, image, small(title(column))))),
+      el("b", { className: "name", textContent: stem(group.path) }), ...said.flat()));
   };
   const fill = () => {
     watchers = [];
