@@ -19,6 +19,7 @@ from ratioctl.package.records import (
 from ratioctl.report import figures
 from ratioctl.report.html import safe_lines, templates
 from ratioctl.report.table import Table
+from ratioctl.utils.text import threshold_text
 
 _NOTE = (
     "Shares of the calibration images that each threshold accepts, with exact (Clopper-Pearson) 95 % "
@@ -61,7 +62,7 @@ def table(spec: Spec) -> Table:
     for name, value in spec.thresholds_of(spec.score).items():
         record = known.get(name)
         rates = _measured(spec, name) if record is None else _calibrated(record)
-        head = (name, "-" if record is None else record.rule, f"{value:.6g}")
+        head = (name, "-" if record is None else record.rule, threshold_text(value, ".6g"))
         head = head if value.classes is None else (*head[:2], f"{head[2]} (per class)")
         rows += [(*head, *cells) if k == 0 else ("", "", "", *cells) for k, cells in enumerate(rates)]
         rows += [] if rates else [(*head, "-", "-", "-", "-")]

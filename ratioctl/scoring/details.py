@@ -13,6 +13,7 @@ import numpy as np
 from ratioctl import scores as registry
 from ratioctl.images import Decoded
 from ratioctl.package import Spec
+from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.package.records import AcceptanceQuantiles
@@ -72,7 +73,7 @@ class Explainer:
         limit = float(self.threshold if classes is None else classes[label])
         names = self.spec.label_names
         if self.score.name == registry.DEFAULT:
-            parts = [f"confidence {p:.4g} in {names[label]} is below {limit:.4g}"]
+            parts = [f"confidence {p:.4g} in {names[label]} is below {threshold_text(limit)}"]
         else:
             parts = [f"{self.score.name} {score:.4g} is above {limit:.4g}"]
         if second > CLOSE * p:
