@@ -37,6 +37,9 @@ class Threshold(float):
         """Equal numbers, and equal thresholds of the classes: it is a key of what is scored together."""
         return float(self) == other and getattr(other, "classes", None) == self.classes
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(float(self)) if self.classes is None else hash((float(self), self.classes))
 
