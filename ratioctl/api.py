@@ -186,6 +186,7 @@ def calibrate(
     thresholds: Sequence[str] | Mapping[str, str] = (),
     per_class: bool = False,
     keep_temperature: bool = False,
+    weights: Literal["fp16"] | None = None,
     device: str = "auto",
     download: bool = False,
 ) -> Calibrated:
@@ -205,6 +206,7 @@ def calibrate(
         thresholds=thresholds,
         per_class=per_class,
         keep_temperature=keep_temperature,
+        weights=weights,
         device=device,
         download=download,
     )
@@ -414,6 +416,7 @@ def export(
     input_type: Literal["float", "uint8"] = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
+    weights: Literal["fp32", "fp16"] | None = None,
     layout: str = "file",
     opset: int | None = None,
     threshold_input: bool = False,
@@ -429,6 +432,7 @@ def export(
         input_type=input_type,
         threshold=threshold,
         int8=int8,
+        weights=weights,
         layout=layout,
         opset=opset,
         threshold_input=threshold_input,

@@ -19,6 +19,7 @@ from ratioctl.data import in_distribution, loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.models.device import select_device
+from ratioctl.models.network import from_package
 from ratioctl.models.normalization import other_order
 from ratioctl.models.predict import predictor
 from ratioctl.package import ModelPackage
@@ -77,6 +78,7 @@ def calibrate(
     thresholds: Sequence[str] | Mapping[str, str] = (),
     per_class: bool = False,
     keep_temperature: bool = False,
+    weights: Literal["fp16"] | None = None,
     device: str = "auto",
     download: bool = False,
     on_search: Callable[[int], object] | None = None,
@@ -98,6 +100,8 @@ def calibrate(
         per_class: choose the thresholds of the rules for every predicted class too.
         keep_temperature: leave the package's temperature as it is.
         on_search: called with the number of images before they are attacked, for the rule "worst-pass".
+        weights: "fp16" stores the weights of the new package, which needs `out`, in half the bytes; they are
+            computed with in fp32.
 
     Raises:
         SourceError: no data, or class folders that are no labels of the model.
@@ -105,6 +109,10 @@ def calibrate(
         OutputError: a bundled model, and no `out`. PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
+    if weights is not None and (out is None or out.resolve() == package.path.resolve()):
+        raise UsageError(
+            f"--weights {weights}", "makes another model", "Write it to a new folder with --out."
+        )
     if out is None:
         packages.check_writable(package)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
@@ -114,7 +122,8 @@ def calibrate(
     sets = named.ood_sources(ood, data)
     wanted = rules.parse_all(thresholds, sets, per_class=per_class)
     images, source = _images(package, recipe, data, download)
-    network = predictor(package, select_device(device, "fp32", reason="scores always are").device)
+    compute = select_device(device, "fp32", reason="scores always are")
+    network = predictor(from_package(package, compute.device, weights_as=weights or "fp32"), compute.device)
     logits = network.predict(images.pixels)
     kept = package.temperature if keep_temperature else None
     temperature, before, after, warnings = _temperature(package, logits, images, spec, kept)
@@ -145,7 +154,7 @@ def calibrate(
         warnings=(*warnings, *chosen.warnings),
         unreadable=len(images.errors),
     )
-    return _write(result, spec, source, images.fingerprint, out)
+    return _write(result, spec, source, images.fingerprint, out, half=weights is not None)
 
 
 def _temperature(
@@ -165,7 +174,7 @@ def _temperature(
 
 
 def _write(
-    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None
+    result: Calibrated, spec: Calibration, source: str, fingerprint: str, out: Path | None, *, half: bool
 ) -> Calibrated:
     """Write a calibration to its package, or to a copy of it in `out`."""
     package = result.package
@@ -203,11 +212,12 @@ def _write(
     stored = package.thresholds_of(scores.DEFAULT)
     known = {name: result.thresholds.get(name) for name in stored}
     same = (result.temperature, known) == (package.temperature, stored)
-    if package.config["ratio"].get("metrics") and not same:
+    if package.config["ratio"].get("metrics") and (half or not same):
         changes["metrics"] = {}
-        warnings += ("its measurements were made with another temperature or thresholds and are removed",)
+        what = "weights" if half else "temperature or thresholds"
+        warnings += (f"its measurements were made with other {what} and are removed",)
     if out is not None:
-        package = _copy(package, out)
+        package = _copy(package, out, half=half)
     written = packages.update(package, config_changes={"ratio": changes})
     return dataclasses.replace(result, package=written, warnings=warnings)
 
@@ -266,14 +276,18 @@ def _images(
     return found, f"{recipe.data.train} (held out, seed {recipe.seed})"
 
 
-def _copy(package: ModelPackage, out: Path) -> ModelPackage:
-    """A package of the same content in another folder."""
+def _copy(package: ModelPackage, out: Path, *, half: bool = False) -> ModelPackage:
+    """A package of the same content in another folder, its weights in fp16 if `half`."""
     if out.exists() and out.resolve() == package.path.resolve():
         return package
     return packages.write(
         out,
         config=packages.portable_config(package),
-        weights=package.weights_path.read_bytes(),
+        weights=(
+            packages.to_half(packages.read_weights(package), package.weights_path)
+            if half
+            else package.weights_path.read_bytes()
+        ),
         recipe_text=package.recipe_text,
         card=None,
     )

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, Score, command, emit_json
+from ratioctl.cli._common import (
+    MODEL_HELP,
+    SOURCE_HELP,
+    Context,
+    Download,
+    Score,
+    command,
+    emit_json,
+)
 from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import threshold_text
 
@@ -36,6 +44,12 @@ PerClass = Annotated[
 ]
 KeepTemperature = Annotated[
     bool, typer.Option("--keep-temperature", help="Leave the temperature as it is; choose thresholds only.")
+]
+StoredAs = Annotated[
+    Literal["fp16"] | None,
+    typer.Option(
+        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+    ),
 ]
 
 
@@ -68,6 +82,7 @@ def calibrate(
     thresholds: Thresholds = None,
     per_class: PerClass = False,
     keep_temperature: KeepTemperature = False,
+    weights: StoredAs = None,
     download: Download = False,
 ) -> int | None:
     """Choose temperature and thresholds on held-out data.
@@ -89,6 +104,7 @@ def calibrate(
         thresholds=thresholds or (),
         per_class=per_class,
         keep_temperature=keep_temperature,
+        weights=weights,
         device=context.device,
         download=download,
         on_search=lambda n: context.note(f"Attacking {n:,} images for the worst case; this takes a while."),

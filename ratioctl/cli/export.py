@@ -26,6 +26,25 @@ if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
 
 
+Weights = Annotated[
+    Literal["fp32", "fp16"] | None,
+    typer.Option(
+        "--weights",
+        metavar="fp32|fp16",
+        help="How weights are stored; fp16 halves the file, which computes in fp32. Default: as MODEL.",
+    ),
+]
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
+    ),
+]
+
+
 @command(unused=COMPUTE)
 def export(
     context: Context,
@@ -45,6 +64,7 @@ def export(
         ),
     ] = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
+    weights: Weights = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -60,14 +80,7 @@ def export(
             "--threshold-input", help="Add the optional input threshold, whose default is --threshold."
         ),
     ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help=f"Images to quantize on and measure: {SOURCE_HELP}. Default: the recipe's calibration data.",
-        ),
-    ] = None,
+    data: Data = None,
     download: Download = False,
 ) -> int | None:
     """Write one self-contained ONNX file with the flags inside."""
@@ -81,6 +94,7 @@ def export(
         input_type=input_type,
         threshold=threshold,
         int8=int8,
+        weights=weights,
         layout=layout,
         opset=opset,
         threshold_input=threshold_input,
@@ -102,7 +116,8 @@ def _show(context: Context, done: Exported) -> None:
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
-    size = f"{done.bytes / 2**20:.1f} MiB, opset {done.opset}, {done.input_type} input"
+    halves = ", fp16 weights" if done.weights == "fp16" else ""
+    size = f"{done.bytes / 2**20:.1f} MiB{halves}, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"

@@ -35,11 +35,14 @@ def inspect(
         if loaded.threshold is not None:
             per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"
+        stored = loaded.weights
     else:
         found = spec = package.resolve(model)
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}
+        stored = package.stored_as(found.weights_path)
         if found.edited:
             context.warn(f"{found.path}/config.json was edited after packaging: its recorded digest differs.")
+    about["weights"] = stored if context.json or stored == "fp32" else "fp16, computed in fp32"
     if context.json:
         emit_json({**spec.config, "name": spec.name, **about, "calibrated": spec.calibrated})
         return None

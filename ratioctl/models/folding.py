@@ -41,6 +41,16 @@ def sync_folded(twin: Classifier, model: Classifier) -> None:
     twin.load_state_dict(state)
 
 
+def fold_scales(model: Classifier) -> dict[str, Tensor]:
+    """Names of the folded convolutions to the factors (D,) that their kernels are multiplied by."""
+    scales = {}
+    for conv_name, norm_name in _fold_pairs(model):
+        norm = model.get_submodule(norm_name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        scales[conv_name] = _scale(norm)
+    return scales
+
+
 def _fold_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Full names of every convolution and the batch norm that directly follows it."""
     pairs = []
@@ -72,9 +82,13 @@ def _folds(module: nn.Module) -> tuple[tuple[str, str], ...]:
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    scale = _scale(norm)
     shift = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
         shift = shift + conv.bias * scale
     return conv.weight * scale.view(-1, 1, 1, 1), shift
+
+
+def _scale(norm: nn.BatchNorm2d) -> Tensor:
+    assert norm.running_var is not None
+    return norm.weight / torch.sqrt(norm.running_var + norm.eps)

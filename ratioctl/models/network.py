@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.registry import build_network
-from ratioctl.package import ModelPackage, read_weights
+from ratioctl.package import ModelPackage, Stored, read_weights, to_half
 
 
 class Classifier(nn.Module):
@@ -61,13 +61,20 @@ def build(
     return Classifier(network, mean, std)
 
 
-def from_package(package: ModelPackage, device: torch.device | str = "cpu") -> Classifier:
-    """The package's classifier in eval mode, weights in fp32.
+def from_package(
+    package: ModelPackage, device: torch.device | str = "cpu", *, weights_as: Stored = "fp32"
+) -> Classifier:
+    """The package's classifier in eval mode, computing in fp32.
+
+    Args:
+        weights_as: "fp16" rounds the weights to what a file with fp16 weights holds.
 
     Raises:
         PackageError: weights that do not fit the architecture (missing and unexpected keys named).
     """
     weights = read_weights(package)
+    if weights_as == "fp16":
+        weights = to_half(weights, package.weights_path)
     labels = len(package.label_names)
     if not any(labels in array.shape for array in weights.values()):
         reason = f"there are {labels} labels, and no weight has a side of that length"

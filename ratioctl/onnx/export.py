@@ -18,12 +18,13 @@ from typing import Any
 from ratioctl import package as packages
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, UsageError
+from ratioctl.models import from_package
 from ratioctl.models.predict import predictor
 from ratioctl.onnx.graph import OPSET, graph
 from ratioctl.onnx.layouts import DEFAULT, Input, Layout, find_layout, safe_name
 from ratioctl.onnx.parity import Agreement, agreement, check_parity, latency_ms, sample_images, scratch
 from ratioctl.onnx.quantize import Cost, held_out, int8_warnings, quantize
-from ratioctl.package import ModelPackage
+from ratioctl.package import ModelPackage, Stored
 from ratioctl.utils.atomic_files import make_folder, write_files
 
 
@@ -35,6 +36,7 @@ class Exported:
         files: in the order in which they were written; `path`, the ONNX file, is the first.
         package: the package that contains the file; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
+        weights: how the file stores the weights.
         parity: onnxruntime against torch; None for a quantized file (see `cost`).
         latency_ms: "torch", "onnxruntime" and, for a quantized file, "onnxruntime int8" to
             {batch size: median milliseconds}.
@@ -48,6 +50,7 @@ class Exported:
     layout: str
     opset: int
     threshold: float
+    weights: Stored
     bytes: int
     parity: Agreement | None
     cost: Cost | None
@@ -62,6 +65,7 @@ def export(
     input_type: Input = "float",
     threshold: str | float = "tpr95",
     int8: bool = False,
+    weights: Stored | None = None,
     layout: str = DEFAULT,
     opset: int | None = None,
     threshold_input: bool = False,
@@ -75,11 +79,13 @@ def export(
         model: a package, its folder, or a bundled model's name.
         output: the file, or for a server's layout the folder in which `<name>/` is created (default: the
             current one). None writes the file into the package, so that `ood-score` needs no torch; where the
-            package is bundled or read-only, or the file differs from it (`int8`, another threshold), it is
-            `<name>.onnx` in the current folder.
+            package is bundled or read-only, or the file differs from it (`int8`, another threshold, weights
+            stored otherwise), it is `<name>.onnx` in the current folder.
         input_type: "float" for float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: what `is_ood` compares with: a stored name, or a confidence.
         int8: quantize, calibrated on `data`, or on the held-out images of the package's recipe.
+        weights: how the file stores them; None as the package does. With "fp16" it is half as large and still
+            computes in fp32.
         opset: the ONNX operator set; default OPSET.
         threshold_input: let clients give another threshold, see `ratioctl.onnx.graph.graph`.
         data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
@@ -95,11 +101,13 @@ def export(
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
+    stored = packages.stored_as(package.weights_path)
+    weights = _stored(weights, stored, int8)
     chosen = find_layout(layout)
     _check_options(chosen, data=data, int8=int8, threshold_input=threshold_input)
     name = safe_name(package.name)
-    plain = not int8 and not threshold_input and threshold == "tpr95"
-    default = output is None and not chosen.is_folder and plain
+    usual = (int8, threshold, weights, threshold_input) == (False, "tpr95", stored, False)
+    default = output is None and not chosen.is_folder and usual
     inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
     target = Path(output) if output is not None else Path("." if chosen.is_folder else f"{name}.onnx")
     if not inside:
@@ -107,9 +115,9 @@ def export(
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    options: dict[str, Any] = {"opset": opset or OPSET, "threshold_input": threshold_input}
-    content = graph(package, threshold=limit, input_type=input_type, **options)
-    content, measured = _measured(package, limit, content, held)
+    options: dict[str, Any] = {"weights": weights, "threshold_input": threshold_input}
+    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, **options)
+    content, measured = _measured(package, limit, content, held, weights)
     if inside:
         written = packages.update(package, onnx=content)
         assert written.onnx_path is not None
@@ -128,18 +136,27 @@ def export(
         layout=layout,
         opset=opset or OPSET,
         threshold=limit,
+        weights=weights,
         bytes=len(content),
         **measured,
     )
 
 
+def _stored(asked: Stored | None, stored: Stored, int8: bool) -> Stored:
+    """How the file stores its weights, given how the package does."""
+    if int8 and asked == "fp16":
+        reason = "is for files that are not quantized"
+        raise UsageError("--weights fp16", reason, "Leave out --int8, or this.")
+    return asked or ("fp32" if int8 else stored)
+
+
 def _measured(
-    package: ModelPackage, threshold: float, content: bytes, held: Images | None
+    package: ModelPackage, threshold: float, content: bytes, held: Images | None, weights: Stored
 ) -> tuple[bytes, dict[str, Any]]:
     """The file, quantized where there are `held` images, and the measured fields of `Exported`."""
     cost = None
     with scratch(content) as (path, loaded):
-        reference = predictor(package, "cpu").predict
+        reference = predictor(from_package(package, weights_as=weights), "cpu").predict
         sample = sample_images(package)
         parity = agreement(sample, reference, loaded, package, threshold)
         check_parity(parity, reference(sample))

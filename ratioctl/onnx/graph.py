@@ -5,6 +5,9 @@
 
 The metadata hold the package's config under "ratioctl" and, under "ratioctl.export", the threshold that
 `is_ood` compares with.
+
+With fp16 weights the file holds the kernels as the package does, before a batch norm was folded into them,
+and casts and scales them: onnxruntime does so once, while it loads, and computes in fp32.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -23,10 +27,10 @@ from torch import Tensor, nn
 
 from ratioctl import package as packages
 from ratioctl.errors import RatioctlError, UsageError
-from ratioctl.models import fold_batchnorm, from_package
+from ratioctl.models import Classifier, fold_batchnorm, fold_scales, from_package
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
-from ratioctl.package import ModelPackage, Spec
+from ratioctl.package import ModelPackage, Spec, Stored
 from ratioctl.scores import DEFAULT, OodScore, Threshold, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
@@ -85,11 +89,13 @@ def graph(
     threshold: float,
     input_type: Input = "float",
     opset: int = OPSET,
+    weights: Stored = "fp32",
     threshold_input: bool = False,
 ) -> bytes:
     """The ONNX file of a package, checked by `onnx.checker`, with its config as metadata.
 
     Args:
+        weights: how the file stores them.
         threshold_input: add the input "threshold", float64 [1], or [K] for thresholds per class. Its default
             is `threshold`: clients that do not give it get the same answers as without.
 
@@ -99,7 +105,8 @@ def graph(
     refused = UsageError(f"--opset {opset}", "cannot be written", f"Try {OPSET}, the default, or above.")
     if opset < OPSET:
         raise refused
-    network = fold_batchnorm(from_package(package))
+    model = from_package(package, weights_as=weights)
+    network = fold_batchnorm(model)
     channels, height, width = package.input_size
     if input_type == "uint8":
         example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
@@ -131,16 +138,47 @@ def graph(
             package.name, f"torch cannot export this network: {type(error).__name__}", "Please report it."
         ) from error
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    if {entry.domain: entry.version for entry in model.opset_import}.get("") != opset:
+    exported: onnx.ModelProto = program.model_proto
+    if {entry.domain: entry.version for entry in exported.opset_import}.get("") != opset:
         raise refused
+    if weights == "fp16":
+        _store_halves(exported, model)
     if threshold_input:  # an initializer with the name of an input is its default
         default = numpy_helper.from_array(flagging.threshold.numpy(), runtime.THRESHOLD)
-        model.graph.initializer.append(default)
-    return finish(model, package, threshold)
+        exported.graph.initializer.append(default)
+    return finish(exported, package, threshold, weights)
 
 
-def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
+@torch.no_grad()
+def _store_halves(exported: onnx.ModelProto, model: Classifier) -> None:
+    """Replace initializers that are fp16 kernels, or these times a batch norm's factors; others stay."""
+    scales = fold_scales(model)
+    kernels = {name: value for name, value in model.named_parameters() if value.dim() > 1}
+    nodes: list[onnx.NodeProto] = []
+    for tensor in list(exported.graph.initializer):
+        key = next((name for name in kernels if tensor.name.endswith(name)), None)
+        if tensor.data_type != onnx.TensorProto.FLOAT or key is None:
+            continue
+        half = kernels[key].half()
+        scale = scales.get(key.removesuffix(".weight"))
+        value = half.float() if scale is None else half.float() * scale.view(-1, *(1,) * (half.dim() - 1))
+        stored = numpy_helper.to_array(tensor)
+        if stored.shape != tuple(value.shape) or not np.array_equal(stored, value.numpy()):
+            continue  # the exporter changed it
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half.numpy(), f"{name}.fp16"))
+        cast = name if scale is None else f"{name}.fp32"
+        nodes.append(helper.make_node("Cast", [f"{name}.fp16"], [cast], to=onnx.TensorProto.FLOAT))
+        if scale is not None:
+            factors = scale.view(-1, *(1,) * (half.dim() - 1)).numpy()
+            exported.graph.initializer.append(numpy_helper.from_array(factors, f"{name}.scale"))
+            nodes.append(helper.make_node("Mul", [cast, f"{name}.scale"], [name]))
+    nodes += exported.graph.node
+    del exported.graph.node[:]
+    exported.graph.node.extend(nodes)
+
+
+def finish(model: onnx.ModelProto, package: Spec, threshold: float, weights: Stored = "fp32") -> bytes:
     """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata:
     the package's config, and beside it the threshold that the graph compares with.
     """
@@ -156,6 +194,7 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float) -> bytes:
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
     about: dict[str, Any] = {"threshold": float(threshold)}
+    about |= {"weights": weights} if weights == "fp16" else {}
     if isinstance(threshold, Threshold) and threshold.classes is not None:
         about["classes"] = list(threshold.classes)
     metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: about}

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, parse_config, parse_document, resolve
+from ratioctl.package import ModelPackage, Spec, Stored, parse_config, parse_document, resolve
 from ratioctl.scores import Threshold
 from ratioctl.utils import resources
 
@@ -36,6 +36,7 @@ class Runtime:
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
         threshold: the threshold of the graph's `is_ood`, with those per class where it has them; None in
             files that do not record it.
+        weights: how the file stores the weights; it computes in fp32 with either.
         session: the onnxruntime session.
     """
 
@@ -43,6 +44,7 @@ class Runtime:
     spec: Spec
     input_type: Literal["float", "uint8"]
     threshold: Threshold | None
+    weights: Stored
     session: Any = dataclasses.field(repr=False)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -141,6 +143,7 @@ def load(
         spec=spec,
         input_type=input_type,
         threshold=_threshold(metadata),
+        weights=_weights(metadata),
         session=session,
     )
 
@@ -239,6 +242,13 @@ def _threshold(metadata: dict[str, str]) -> Threshold | None:
         return Threshold(float(about["threshold"]), None if classes is None else tuple(map(float, classes)))
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # optional
+
+
+def _weights(metadata: dict[str, str]) -> Stored:
+    try:
+        return "fp16" if json.loads(metadata[ABOUT])["weights"] == "fp16" else "fp32"
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return "fp32"
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

@@ -27,7 +27,7 @@ from ratioctl.package.store import (
     update,
     write,
 )
-from ratioctl.package.weights import parse_weights
+from ratioctl.package.weights import Stored, parse_weights, stored_as, to_half
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "FORMAT",
     "ModelPackage",
     "Spec",
+    "Stored",
     "bundled",
     "check",
     "check_writable",
@@ -50,7 +51,9 @@ __all__ = [
     "read_weights",
     "render_card",
     "resolve",
+    "stored_as",
     "threshold",
+    "to_half",
     "update",
     "write",
 ]

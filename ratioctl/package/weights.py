@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ratioctl.errors import PackageError
+
+Stored = Literal["fp32", "fp16"]
 
 _AGAIN = "Get the package again, or package it again from its checkpoint."
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -57,3 +61,28 @@ def serialize(tensors: Mapping[str, np.ndarray]) -> bytes:
 
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     return save(arrays, metadata={"format": "pt"})
+
+
+def to_half(tensors: Mapping[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
+    """Kernels and matrices in float16; vectors (biases, batch statistics) as they are.
+
+    Raises:
+        PackageError: a value beyond 65504, which float16 lacks.
+    """
+    halved = {}
+    for name, array in tensors.items():
+        if array.ndim > 1 and array.dtype.kind == "f":
+            if array.size and np.abs(array).max() > np.finfo(np.float16).max:
+                raise PackageError(where, f'holds values in "{name}" that fp16 lacks', "Keep fp32 weights.")
+            array = array.astype(np.float16)
+        halved[name] = array
+    return halved
+
+
+def stored_as(path: Path) -> Stored:
+    """ "fp16" for a weights file with float16 tensors, else "fp32"; either is computed with in fp32."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        names = list(file.keys())
+        return "fp16" if any(file.get_slice(name).get_dtype() == "F16" for name in names) else "fp32"

@@ -23,7 +23,7 @@ COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision",
 OPTIONS: dict[str, set[str]] = {
     "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
     "calibrate": {
-        *("--data", "--objective", "--out", "--download", "--score"),
+        *("--data", "--objective", "--out", "--download", "--score", "--weights"),
         *("--ood", "--threshold", "--per-class", "--keep-temperature"),
     },
     "thresholds": {"--out"},
@@ -43,7 +43,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download", "--threshold-input"),
+        *("--data", "--download", "--threshold-input", "--weights"),
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),

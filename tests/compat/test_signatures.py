@@ -212,6 +212,7 @@ def test_differences_are_found() -> None:
         ("calibrate", "--threshold"): "not in Python",
         ("calibrate", "--per-class"): "not in Python",
         ("calibrate", "--keep-temperature"): "not in Python",
+        ("calibrate", "--weights"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
         ("calibrate", "--seed"): "not in Python",
         ("calibrate", "threads"): "not on the command line",

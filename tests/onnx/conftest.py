@@ -54,16 +54,9 @@ def traced() -> Callable[..., bytes]:
     original = export.graph
 
     @functools.cache
-    def graph(
-        digest: str, folder: Path, threshold: float, input_type: Any, opset: int, threshold_input: bool
-    ) -> bytes:
-        return original(
-            package.read(folder),
-            threshold=threshold,
-            input_type=input_type,
-            opset=opset,
-            threshold_input=threshold_input,
-        )
+    def graph(digest: str, folder: Path, *options: Any) -> bytes:
+        names = ("threshold", "input_type", "opset", "weights", "threshold_input")
+        return original(package.read(folder), **dict(zip(names, options, strict=True)))
 
     return lambda pkg, **options: graph(pkg.digest, pkg.path, *options.values())
 
@@ -86,12 +79,13 @@ def pets(
     monkeypatch.setattr(
         export,
         "graph",
-        lambda pkg, *, threshold, input_type="float", opset=export.OPSET, threshold_input=False: traced(
+        lambda pkg, *, threshold, input_type="float", opset=export.OPSET, **more: traced(
             dataclasses.replace(once, config=pkg.config),
             threshold=threshold,
             input_type=input_type,
             opset=opset,
-            threshold_input=threshold_input,
+            weights=more.get("weights", "fp32"),
+            threshold_input=more.get("threshold_input", False),
         ),
     )
     monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
