@@ -109,24 +109,16 @@ def calibrate(
         OutputError: a bundled model, and no `out`. PackageError: the package cannot be read.
     """
     package = packages.resolve(model)
-    if weights is not None and (out is None or out.resolve() == package.path.resolve()):
-        raise UsageError(
-            f"--weights {weights}", "makes another model", "Write it to a new folder with --out."
-        )
-    if out is None:
-        packages.check_writable(package)
+    _check_out(package, out, weights)
     recipe = None if package.recipe_text is None else recipes.loads(package.recipe_text, str(package.path))
-    spec = recipe.calibration if recipe is not None else Calibration()
-    if objective is not None:
-        spec = spec.model_copy(update={"objective": objective})
+    spec = _spec(recipe, objective)
     sets = named.ood_sources(ood, data)
     wanted = rules.parse_all(thresholds, sets, per_class=per_class)
     images, source = _images(package, recipe, data, download)
     compute = select_device(device, "fp32", reason="scores always are")
     network = predictor(from_package(package, compute.device, weights_as=weights or "fp32"), compute.device)
     logits = network.predict(images.pixels)
-    kept = package.temperature if keep_temperature else None
-    temperature, before, after, warnings = _temperature(package, logits, images, spec, kept)
+    temperature, before, after, warnings = _temperature(package, logits, images, spec, keep_temperature)
     labels = np.asarray(images.labels)
     scored = named.ScoredSets(
         package=package,
@@ -157,14 +149,29 @@ def calibrate(
     return _write(result, spec, source, images.fingerprint, out, half=weights is not None)
 
 
+def _spec(recipe: Recipe | None, objective: str | None) -> Calibration:
+    spec = recipe.calibration if recipe is not None else Calibration()
+    return spec if objective is None else spec.model_copy(update={"objective": objective})
+
+
+def _check_out(package: ModelPackage, out: Path | None, weights: str | None) -> None:
+    """Refuse an output that cannot be written, before the images are scored."""
+    if weights is not None and (out is None or out.resolve() == package.path.resolve()):
+        step = "Write it to a new folder with --out."
+        raise UsageError(f"--weights {weights}", "makes another model", step)
+    if out is None:
+        packages.check_writable(package)
+
+
 def _temperature(
-    package: ModelPackage, logits: np.ndarray, images: Images, spec: Calibration, kept: float | None
+    package: ModelPackage, logits: np.ndarray, images: Images, spec: Calibration, keep: bool
 ) -> tuple[float, dict[str, float], dict[str, float], tuple[str, ...]]:
-    """The temperature (`kept` if given), the errors before and after it, and warnings."""
+    """The temperature (the package's with `keep`), the errors before and after it, and warnings."""
     labels = images.labels
     assert labels is not None
-    useful = kept is not None or improves_held_out(logits, labels, spec)
-    temperature = kept or (find_temperature(logits, labels, spec) if useful else 1.0)
+    useful = keep or improves_held_out(logits, labels, spec)
+    found = find_temperature(logits, labels, spec) if useful and not keep else 1.0
+    temperature = package.temperature if keep else found
     before = calibration_errors(logits, labels, 1.0, spec)
     after = calibration_errors(logits, labels, temperature, spec)
     order = other_order(logits.argmax(1), labels, package.label_names)

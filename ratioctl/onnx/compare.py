@@ -19,6 +19,7 @@ import torch
 from ratioctl import package as packages
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.errors import PackageError, SourceError
+from ratioctl.models import from_package
 from ratioctl.models.device import select_device
 from ratioctl.models.environment import environment
 from ratioctl.models.predict import predictor
@@ -82,6 +83,8 @@ def certify(
 ) -> dict[str, Any]:
     """Compare files with the package they were exported from, on every image; the certificate.
 
+    Files that store weights in fp16 are compared with torch on these weights.
+
     A label or flag counts as explained where the difference of the logits is large enough to change it: an
     image may lie exactly on a threshold. A file passes where its logits differ by at most the tolerance and
     no label or flag differs unexplained.
@@ -101,8 +104,14 @@ def certify(
     package = packages.resolve(model)
     loaded = [_load(package, file) for file in files]
     sets = _sets(package, data, limit, download)
-    reference = predictor(package, "cpu").predict
-    expected = {part.name: reference(part.pixels) for part in sets}
+    references = {
+        weights: predictor(from_package(package, "cpu", weights_as=weights), "cpu").predict
+        for weights in dict.fromkeys(file.weights for file in loaded)
+    }
+    expected = {
+        weights: {part.name: reference(part.pixels) for part in sets}
+        for weights, reference in references.items()
+    }
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     times: list[dict[str, Any]] = []
@@ -110,11 +119,11 @@ def certify(
         for backend, opened in _backends(file, skipped):
             on_step(f"{file.path.name} with {backend}")
             for part in sets:
-                row = _result(package, file, opened, part, expected[part.name], tolerance)
+                row = _result(package, file, opened, part, expected[file.weights][part.name], tolerance)
                 results.append({"file": os.fspath(file.path), "backend": backend, **row})
     if timing:
         on_step("latency and throughput")
-        times = list(_timing(package, loaded, reference, sets[0].pixels))
+        times = list(_timing(loaded, references[loaded[0].weights], sets[0].pixels))
     document = {
         "schema": certificate.SCHEMA,
         "ok": all(row["ok"] is not False for row in results),
@@ -241,7 +250,6 @@ def _file_facts(file: runtime.Runtime, package: ModelPackage) -> dict[str, Any]:
 
 
 def _timing(
-    package: ModelPackage,
     files: Sequence[runtime.Runtime],
     reference: Callable[[np.ndarray], np.ndarray],
     pixels: np.ndarray,

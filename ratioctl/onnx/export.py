@@ -107,23 +107,20 @@ def export(
     _check_options(chosen, data=data, int8=int8, threshold_input=threshold_input)
     name = safe_name(package.name)
     usual = (int8, threshold, weights, threshold_input) == (False, "tpr95", stored, False)
-    default = output is None and not chosen.is_folder and usual
-    inside = default and not packages.is_bundled(package) and os.access(package.path, os.W_OK)
+    inside = output is None and not chosen.is_folder and usual and _writable(package)
     target = Path(output) if output is not None else Path("." if chosen.is_folder else f"{name}.onnx")
     if not inside:
         _check_target(target, chosen)
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    options: dict[str, Any] = {"weights": weights, "threshold_input": threshold_input}
-    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, **options)
+    more: dict[str, Any] = {"weights": weights, "threshold_input": threshold_input}
+    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, **more)
     content, measured = _measured(package, limit, content, held, weights)
-    if inside:
-        written = packages.update(package, onnx=content)
-        assert written.onnx_path is not None
-        files = [written.onnx_path]
+    written = packages.update(package, onnx=content) if inside else None
+    if written is not None:
+        files = [written.onnx_path or written.path / "model.onnx"]
     else:
-        written = None
         contents = chosen.contents(target, name, content, package, input_type)
         files = list(contents)
         make_folder(files[0].parent)
@@ -140,6 +137,10 @@ def export(
         bytes=len(content),
         **measured,
     )
+
+
+def _writable(package: ModelPackage) -> bool:
+    return not packages.is_bundled(package) and os.access(package.path, os.W_OK)
 
 
 def _stored(asked: Stored | None, stored: Stored, int8: bool) -> Stored:
