@@ -58,7 +58,11 @@ def load(name: str) -> Any:
     body = getattr(importlib.import_module(f"ratioctl.cli.{attribute}"), attribute)
     one = typer.Typer(add_completion=False, rich_markup_mode=None)
     one.command(name, context_settings=SETTINGS)(body)
-    return typer.main.get_command(one)
+    found = typer.main.get_command(one)
+    for parameter in found.params:
+        if parameter.param_type_name == "argument":  # Typer would show its Python type, "<list[str]>"
+            vars(parameter)["display_type_rich"] = lambda ctx: None
+    return found
 
 
 # Plain help instead of rich's boxes: measured at 0.1 s of 0.25 s, and it pipes, greps and wraps well.

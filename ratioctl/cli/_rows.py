@@ -26,7 +26,7 @@ TEXTS = frozenset(("path", "label", "error", "runner_up", "reason", "notes", "pi
 FLAGS = frozenset(("is_ood", "worst_case_is_ood", "blank", "saturated", "duplicate"))
 COUNTS = frozenset(("width", "height"))
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
-PATH_WIDTH = 40
+PATH_WIDTH, MAX_PATH_WIDTH = 40, 100  # of a table's column; a longer path pushes its row
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
 
 Format = Literal["table", "csv", "jsonl", "parquet"]
@@ -153,7 +153,7 @@ def _csv_with(names: Sequence[str], shown: Callable[[str], str], *, csv_safe: bo
 
 class _Table:
     """Columns of fixed width, because rows are written as they come: the first ones set the width of the
-    path, and a longer path pushes its row.
+    path within limits.
     """
 
     def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
@@ -171,7 +171,8 @@ class _Table:
             path, label, *rest = (_text(value) for value in values(row, self._names))
             lines.append([safe_text(path), clipped(label), *map(safe_text, rest)])
         if not self._begun:
-            self._begun, self._widths[0] = True, max(PATH_WIDTH, *(len(cells[0]) for cells in lines), 0)
+            longest = max(len(cells[0]) for cells in lines)
+            self._begun, self._widths[0] = True, min(max(PATH_WIDTH, longest), MAX_PATH_WIDTH)
         return "".join(map(self._line, lines))
 
     def _line(self, cells: Sequence[str]) -> str:

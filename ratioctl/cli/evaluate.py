@@ -101,7 +101,7 @@ def evaluate(
     score: FurtherScores = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and OOD detection.
+    """Measure accuracy, robustness, calibration and detection.
 
     Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
     where it stopped when the same command is given again.

@@ -82,7 +82,7 @@ def archive_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member
 def _note_repeated(path: str, repeated: int) -> None:
     """Once in a process: archives are read more than once."""
     logging.getLogger(__name__).warning(
-        "%s: %d of its files repeat an earlier name; all are read, where unpacking would keep the last",
+        "%s: repeated file names: %d; every copy is read, where unpacking would keep the last",
         shown(path),
         repeated,
     )

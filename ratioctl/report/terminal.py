@@ -122,9 +122,7 @@ def _counterfactual_table(
     threshold = model.get("threshold")
     if threshold is not None:
         table.add_column("ID radius", justify="right", no_wrap=not compact)
-        table.caption = (
-            f"ID radius: smallest radius found with a confidence of at least {threshold:.3g}, in distribution"
-        )
+        table.caption = f"ID radius: smallest radius found that is also in distribution (confidence at least {threshold:.3g})"
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"

@@ -299,7 +299,7 @@ def test_names_that_occur_twice_are_read_and_noted_once(tmp_path, suffix, caplog
     assert sorted(item.path.rpartition(":")[2] for item in images.walk([path])) == ["a.png", "a.png", "b.png"]
     assert images.load_source(str(path), 8).names == ("a.png", "a.png", "b.png")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: 1 of its files repeat an earlier name; all are read, where unpacking would keep the last"
+        f"{path}: repeated file names: 1; every copy is read, where unpacking would keep the last"
     ]
 
 
