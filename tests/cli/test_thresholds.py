@@ -238,7 +238,7 @@ def test_checks_of_the_input(tiny_onnx: Path, tmp_path: Path) -> None:
         "f": (False, False, False),
     }
     assert (rows["f"].width, rows["f"].height) == (20, 10)
-    assert rows["f"].notes == "cut to the centre square of 20x10; resized from 10x10 to 4x4"
+    assert rows["f"].notes == "cut to the center square of 20x10; resized from 10x10 to 4x4"
     assert rows["a"].pixels_sha256 == rows["b"].pixels_sha256
 
 
