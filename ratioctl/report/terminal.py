@@ -122,7 +122,8 @@ def _counterfactual_table(
     threshold = model.get("threshold")
     if threshold is not None:
         table.add_column("ID radius", justify="right", no_wrap=not compact)
-        table.caption = f"ID radius: smallest radius found that is also in distribution (confidence at least {threshold:.3g})"
+        least = f"confidence at least {threshold:.3g}"
+        table.caption = f"ID radius: smallest radius found that is also in distribution ({least})"
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"
