@@ -309,7 +309,8 @@ def counterfactual(
         images: files, folders or archives, or images as values, see `ood_score`; one or several.
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
-        model: package folders or names of bundled models.
+        model: package folders, names of bundled models, or files of `export(..., explain=True)`, which are
+            searched by onnxruntime: torch is not imported.
         norm: of the ball in which the change stays: "2", "1.5", "1" or "inf"; or several of them to compare.
         until: look for the smallest change that reaches this confidence, not for the one that flips.
         region: "X,Y,W,H", a mask image, or a bool array (H, W).
@@ -420,10 +421,15 @@ def export(
     layout: str = "file",
     opset: int | None = None,
     threshold_input: bool = False,
+    explain: bool = False,
+    norm: str | float = "2",
     data: str | None = None,
     download: bool = False,
 ) -> Exported:
-    """Write an ONNX file that computes the OOD flag itself; see `ratioctl.onnx.export.export`."""
+    """Write an ONNX file that computes the OOD flag itself, or with `explain` counterfactuals.
+
+    See `ratioctl.onnx.export.export`.
+    """
     from ratioctl.onnx.export import export as run
 
     return run(
@@ -436,6 +442,8 @@ def export(
         layout=layout,
         opset=opset,
         threshold_input=threshold_input,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
     )

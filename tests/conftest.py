@@ -157,6 +157,26 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_graph(small_package: Path) -> bytes:
+    """The small package as ONNX; tracing takes seconds."""
+    from ratioctl import package
+    from ratioctl.onnx.graph import graph
+
+    return graph(package.read(small_package), threshold=0.5)
+
+
+@pytest.fixture(scope="session")
+def small_explain(small_package: Path, small_graph: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `export --explain` of the small package, in l2."""
+    from ratioctl import package
+    from ratioctl.onnx.graph import explain
+
+    path = tmp_path_factory.mktemp("explain") / "explain.onnx"
+    path.write_bytes(explain(small_graph, package.read(small_package), threshold=0.5, p=2.0))
+    return path
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A folder of three PNGs of noise: two of 8x8, one of 12x10."""

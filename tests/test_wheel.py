@@ -135,6 +135,20 @@ def test_the_light_installation_scores_photographs(light: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_the_light_installation_explains_with_an_onnx_file(light: Path, tmp_path: Path) -> None:
+    done = run(ROOT, tmp_path, "export", "--explain")
+    assert done.returncode == 0, done.stderr
+    (packages,) = (light.parent.parent / "lib").glob("python*/site-packages")
+    photo = str(packages / "ratioctl/assets/samples/cat.jpg")
+    line = ["counterfactual", photo, "--target", "dog", "--model", "explain.onnx", "--steps", "20"]
+    done = lightly(light, tmp_path, "-m", "ratioctl", *line)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "counterfactuals" / "counterfactuals.json").read_text())
+    assert document["images"][0]["targets"][0]["budgets"][-1]["confidence"] > 0.95
+    assert (tmp_path / "counterfactuals" / "index.html").is_file()
+
+
+@pytest.mark.slow
 def test_the_light_installation_names_the_full_one(light: Path, tmp_path: Path) -> None:
     (packages,) = (light.parent.parent / "lib").glob("python*/site-packages")
     photo = str(packages / "ratioctl/assets/samples/cat.jpg")

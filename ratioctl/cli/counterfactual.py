@@ -11,11 +11,12 @@ import typer
 
 from ratioctl.cli._common import BitDepth, Context, command, emit_json
 from ratioctl.cli._progress import Progress
-from ratioctl.errors import ImageError, Interrupted
+from ratioctl.errors import ImageError, Interrupted, UsageError
 from ratioctl.utils.defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ratioctl.counterfactuals import Picture, PreparedRequest
+    from ratioctl.report.live import Live
     from ratioctl.types import Explanation
 
 MAX_NOTES = 8  # images whose conversion to the model's input is reported one by one
@@ -31,7 +32,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A package folder or a bundled model; repeat it to compare. [default: cifar10-ratio]",
+        help="A package folder, a bundled model, or a file of `export --explain`, which needs no torch; "
+        "repeat it to compare. [default: cifar10-ratio]",
     ),
 ]
 Eps = Annotated[
@@ -78,6 +80,15 @@ PictureFormat = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for pictures, JSON and page.")]
 OpenPage = Annotated[bool, typer.Option("--open", help="Open the page when done.")]
+LiveFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--live",
+        metavar="DIR",
+        help="Let the page search other classes, radii and images itself: the folder dist of the npm package "
+        "onnxruntime-web. Needs a file of `export --explain` as --model.",
+    ),
+]
 
 
 @command
@@ -98,6 +109,7 @@ def counterfactual(
     picture_format: PictureFormat = "png",
     out: Out = Path("counterfactuals"),
     open_page: OpenPage = False,
+    live: LiveFolder = None,
 ) -> int | None:
     """Show how an image must change to become another class."""
     from ratioctl import counterfactuals
@@ -119,6 +131,7 @@ def counterfactual(
         bit_depth=bit_depth,
         out=out,
     )
+    searching = None if live is None else _live(live, prepared)
     for warning in prepared.warnings:
         context.warn(warning)
     earlier = (out / report.DOCUMENT).exists()
@@ -134,6 +147,7 @@ def counterfactual(
                 inputs=counterfactuals.files_of(prepared.sources),
                 animation=None if picture_format == "png" else picture_format,
                 cards=prepared.cards,
+                live=searching,
             )
         except KeyboardInterrupt as stop:
             raise _interrupted(stop, context, f"{run.finished} of {total}", out) from None
@@ -153,6 +167,18 @@ def counterfactual(
 
         webbrowser.open((out / report.PAGE).resolve().as_uri())
     return 3 if run.errors else None
+
+
+def _live(folder: Path, prepared: PreparedRequest) -> Live:
+    """What the page needs to search itself. Raises UsageError unless the model is one exported file."""
+    from ratioctl.package import ModelPackage
+    from ratioctl.report import live
+
+    (spec, request), *others = prepared.models
+    if others or isinstance(spec, ModelPackage):
+        step = "Write one with `ratioctl export MODEL --explain`."
+        raise UsageError("--live", "needs one file of `export --explain` as --model", step)
+    return live.load(folder, spec.path, spec.input_size, request.eps)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from ratioctl.onnx.quantize import Cost
 
 
+Threshold = Annotated[
+    str,
+    typer.Option(
+        "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Write a file that searches counterfactuals, explain.onnx by default."),
+]
+Norm = Annotated[str, typer.Option("--norm", metavar="2|inf", help="The norm that --explain searches in.")]
 Weights = Annotated[
     Literal["fp32", "fp16"] | None,
     typer.Option(
@@ -57,12 +68,7 @@ def export(
         Literal["float", "uint8"],
         typer.Option("--input", metavar="float|uint8", help="float32 NCHW in [0,1], or uint8 NHWC."),
     ] = "float",
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold", metavar="tpr95|FLOAT", help="Threshold of is_ood: a stored name, or a confidence."
-        ),
-    ] = "tpr95",
+    threshold: Threshold = "tpr95",
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits, and report the cost.")] = False,
     weights: Weights = None,
     layout: Annotated[
@@ -80,6 +86,8 @@ def export(
             "--threshold-input", help="Add the optional input threshold, whose default is --threshold."
         ),
     ] = False,
+    explain: Explain = False,
+    norm: Norm = "2",
     data: Data = None,
     download: Download = False,
 ) -> int | None:
@@ -98,6 +106,8 @@ def export(
         layout=layout,
         opset=opset,
         threshold_input=threshold_input,
+        explain=explain,
+        norm=norm,
         data=data,
         download=download,
         on_start=lambda: context.note("Tracing the network; this takes a while."),
@@ -108,11 +118,11 @@ def export(
         facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
         emit_json({**facts, "package": None if done.package is None else done.package.path})
         return None
-    _show(context, done)
+    _show(context, done, explain)
     return None
 
 
-def _show(context: Context, done: Exported) -> None:
+def _show(context: Context, done: Exported, explain: bool) -> None:
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
@@ -120,13 +130,16 @@ def _show(context: Context, done: Exported) -> None:
     size = f"{done.bytes / 2**20:.1f} MiB{halves}, opset {done.opset}, {done.input_type} input"
     show(f"{size}, out of distribution below confidence {threshold_text(done.threshold)}")
     if done.parity is not None:
+        compared = "probabilities of counterfactuals" if explain else "logits"
         labels, flags = done.parity.labels or "no", done.parity.flags or "no"
         show(
-            f"Agrees with torch on {done.parity.n} images: logits differ by at most "
+            f"Agrees with torch on {done.parity.n} images: {compared} differ by at most "
             f"{done.parity.difference:.1e}, {labels} label and {flags} flag differs"
         )
     if done.cost is not None:
         _show_cost(context, done.cost)
+    if explain:
+        return
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
         times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)

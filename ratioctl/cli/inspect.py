@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,13 +26,20 @@ def inspect(
 ) -> int | None:
     """Show what a package or an ONNX file is."""
     from ratioctl import package
+    from ratioctl.onnx import runtime
 
-    if model.endswith(".onnx"):
-        from ratioctl.onnx import runtime
+    if runtime.is_onnx_file(model):
+        from ratioctl.onnx import explainer
+        from ratioctl.recipe import norm_name
 
-        loaded = runtime.load(model)
-        spec: Spec = loaded.spec
-        about = {"path": str(loaded.path), "kind": "onnx", "input": loaded.input_type}
+        opened = runtime.open_file(Path(model))
+        loaded = (explainer if "explain" in opened.about else runtime).from_opened(opened)
+        spec: Spec = opened.spec
+        about = {"path": str(loaded.path), "kind": "onnx"}
+        if isinstance(loaded, explainer.Explainer):
+            about |= {"input": "uint8", "searches": f"counterfactuals in l{norm_name(loaded.p)}"}
+        else:
+            about["input"] = loaded.input_type
         if loaded.threshold is not None:
             per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ratioctl import metrics, recipe
+from ratioctl.counterfactuals.graph import GraphSearch
 from ratioctl.counterfactuals.request import CounterfactualRequest, PreparedRequest
 from ratioctl.counterfactuals.search import (
     Preview,
@@ -22,12 +23,13 @@ from ratioctl.counterfactuals.search import (
 )
 from ratioctl.counterfactuals.sources import Picture, Source, load
 from ratioctl.counterfactuals.targets import classes_of
-from ratioctl.errors import ImageError
+from ratioctl.errors import ImageError, UsageError
 from ratioctl.package import ModelPackage, Spec
 from ratioctl.types import Explanation, Original, Target
 
 if TYPE_CHECKING:
     from ratioctl.models.device import ComputeConfig
+    from ratioctl.scoring.backends import Explainer
 
 
 def explain(
@@ -81,10 +83,12 @@ def explain(
         first = next(readable, None)
         if first is None:
             continue
-        if compute is None:
+        if isinstance(spec, ModelPackage) and compute is None:
             from ratioctl.models.device import select_device
 
             compute = select_device(device, precision)
+        elif not isinstance(spec, ModelPackage) and device.startswith("cuda"):
+            raise UsageError(f"--device {device}", "an ONNX file is searched on the CPU", "Leave it out.")
         reported = float(done)
 
         def progress(images: float, before: int = done) -> None:
@@ -95,7 +99,8 @@ def explain(
 
         norm = recipe.norm_name(request.p) if len(prepared.norms) > 1 else None
         index = packages.index(id(spec))
-        explanations = _Explanations(spec, request, compute, index, progress, together, on_preview)
+        backend = _backend(spec, request, compute, index, on_preview)
+        explanations = _Explanations(spec, request, backend, index, progress, together)
         for explanation in explanations.of(itertools.chain([first], readable)):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
             done += 1
@@ -122,32 +127,69 @@ class _Job:
     search: TargetSearch
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Backend:
+    """What searches.
+
+    Attributes:
+        search: carries out requests of one stage for images and targets; see `BatchSearch`.
+        search_target: see `ratioctl.counterfactuals.search_target`.
+        probabilities: of images, (N, K).
+        together: how many images and targets share a batch.
+    """
+
+    search: Callable[..., list[np.ndarray]]
+    search_target: Callable[..., TargetSearch]
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    together: int
+
+
+def _backend(
+    spec: ModelPackage | Explainer,
+    request: CounterfactualRequest,
+    compute: ComputeConfig | None,
+    index: int,
+    on_preview: Callable[[Preview], None] | None,
+) -> _Backend:
+    """torch for a package, onnxruntime for a file of `export --explain`."""
+    if not isinstance(spec, ModelPackage):
+        graph = GraphSearch(spec, request)
+        return _Backend(
+            search=graph, search_target=graph.search_target, probabilities=spec.probabilities, together=1
+        )
+    from ratioctl.counterfactuals.batches import BatchSearch, jobs_together
+    from ratioctl.models.predict import predictor
+
+    def show(target: int, eps: float, image: np.ndarray, confidence: float) -> None:
+        if on_preview is not None:
+            label = spec.label_names[target]
+            on_preview(Preview(model=index, target=label, eps=eps, image=image, confidence=confidence))
+
+    assert compute is not None
+    predict, temperature = predictor(spec, compute.device), spec.temperature
+    return _Backend(
+        search=BatchSearch(predict, spec, request, compute, show if on_preview else None),
+        search_target=search_target,
+        probabilities=lambda images: metrics.softmax(predict.predict(images), temperature),
+        together=jobs_together(compute, request, spec.input_size[1]),
+    )
+
+
 class _Explanations:
     """The explanations of one model, in order: images and targets share batches, a few at a time."""
 
     def __init__(
         self,
-        spec: ModelPackage,
+        spec: Spec,
         request: CounterfactualRequest,
-        compute: ComputeConfig,
+        backend: _Backend,
         index: int,
         progress: Callable[[float], None],
         together: int | None,
-        on_preview: Callable[[Preview], None] | None,
     ) -> None:
-        from ratioctl.counterfactuals.batches import BatchSearch, jobs_together
-        from ratioctl.models.predict import predictor
-
         self.spec, self.request, self.index, self.progress = spec, request, index, progress
-        self.predict = predictor(spec, compute.device)
-
-        def show(target: int, eps: float, image: np.ndarray, confidence: float) -> None:
-            if on_preview is not None:
-                label = spec.label_names[target]
-                on_preview(Preview(model=index, target=label, eps=eps, image=image, confidence=confidence))
-
-        self.search = BatchSearch(self.predict, spec, request, compute, show if on_preview else None)
-        self.together = together or jobs_together(compute, request, spec.input_size[1])
+        self.backend = backend
+        self.together = together or backend.together
         self.done = 0.0
         self.pending: deque[_Pending] = deque()
         self.jobs: deque[_Job] = deque()
@@ -155,13 +197,13 @@ class _Explanations:
     def of(self, pictures: Iterable[tuple[Source, Picture]]) -> Iterator[Explanation]:
         request, labels = self.request, self.spec.label_names
         for source, picture in pictures:
-            probabilities = self._probabilities(picture.pixels[None])[0]
+            probabilities = self.backend.probabilities(picture.pixels[None])[0]
             targets = request.targets if source.targets is None else source.targets
             classes = classes_of(targets, probabilities, labels)
             image = _Pending(picture=picture, probabilities=probabilities, classes=classes)
             self.pending.append(image)
             for target in classes:
-                search = search_target(
+                search = self.backend.search_target(
                     picture.pixels, target, original=probabilities, labels=labels, request=request
                 )
                 self.jobs.append(_Job(image=image, target=target, search=search))
@@ -186,23 +228,20 @@ class _Explanations:
             def callback(share: float) -> None:
                 self.progress(self.done + weight * (before + (after - before) * share))
 
-            return self.search(
+            return self.backend.search(
                 [((batch[n].image.picture.pixels, batch[n].target), request) for n, request in requests],
                 callback,
                 batch[0].image.picture.region if self.request.box else self.request.region,
             )
 
-        results = run_searches([job.search for job in batch], search, self._probabilities)
+        results = run_searches([job.search for job in batch], search, self.backend.probabilities)
         for job, target in zip(batch, results, strict=True):
             job.image.targets.append(target)
         self.done += weight
         self.progress(self.done)
 
-    def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        return metrics.softmax(self.predict.predict(images), self.spec.temperature)
 
-
-def _explanation(image: _Pending, spec: ModelPackage, index: int) -> Explanation:
+def _explanation(image: _Pending, spec: Spec, index: int) -> Explanation:
     threshold = spec.thresholds.get("tpr95")
     confidence = float(image.probabilities.max())
     return Explanation(

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from ratioctl.counterfactuals.region import describe_region, parse_region, photo
 from ratioctl.counterfactuals.sources import Source, sources_of
 from ratioctl.counterfactuals.targets import resolve_targets
 from ratioctl.errors import UsageError
-from ratioctl.package import ModelPackage
+from ratioctl.package import ModelPackage, Spec
+from ratioctl.scoring.backends import open_explainer
+
+if TYPE_CHECKING:
+    from ratioctl.scoring.backends import Explainer
 
 SCHEMA = "ratioctl/counterfactuals/1"
 NORMS = {"1": 1.0, "1.5": 1.5, "2": 2.0, "inf": math.inf}
@@ -59,7 +63,7 @@ class PreparedRequest:
         warnings: about requests that are legal but unlikely to give a useful result.
     """
 
-    models: tuple[tuple[ModelPackage, CounterfactualRequest], ...]
+    models: tuple[tuple[ModelPackage | Explainer, CounterfactualRequest], ...]
     sources: tuple[Source, ...]
     bit_depth: int | None = None
     warnings: tuple[str, ...] = ()
@@ -92,7 +96,7 @@ class PreparedRequest:
         return head
 
     @property
-    def packages(self) -> tuple[ModelPackage, ...]:
+    def packages(self) -> tuple[ModelPackage | Explainer, ...]:
         """Every model once."""
         return tuple({id(model): model for model, _ in self.models}.values())
 
@@ -130,7 +134,7 @@ def prepare(
         images: files, folders or archives, or images as values (PIL, bytes, arrays, tensors); one or several.
         target: class names (comma-separated, or a list), "predicted", "second" or "all".
         eps: budgets as on the command line ("0.5..3"), a number or numbers; None takes the model's ladder.
-        model: package folders or names of bundled models.
+        model: package folders, names of bundled models, or files of `ratioctl export --explain`.
         norm: of the ball that bounds the change; several are searched one after the other, each with its
             own ladder.
         until: find the smallest change that reaches this confidence instead of the one that flips.
@@ -159,7 +163,7 @@ def prepare(
         raise UsageError("--model", "names no model", "See `ratioctl models`.")
     models, warnings = [], []
     for name in names:
-        spec = package.resolve(name)
+        spec = _open(name, norms, restarts, region is not None)
         height = _square_side(spec)
         mask = None if region is None or box else parse_region(region, height)
         for p in norms:
@@ -189,6 +193,28 @@ def prepare(
     )
 
 
+def _open(
+    name: str | os.PathLike[str], norms: list[float], restarts: int, region: bool
+) -> ModelPackage | Explainer:
+    """The model of that name; raises UsageError for what an ONNX file cannot do."""
+    graph = open_explainer(name)
+    if graph is None:
+        return package.resolve(name)
+    full = "Use the package it was exported from, which needs torch."
+    if norms != [graph.p]:
+        known = recipe.norm_name(graph.p)
+        raise UsageError(
+            f"--norm {', '.join(map(recipe.norm_name, norms))}",
+            f"{os.fspath(name)} was exported for the norm {known}",
+            f"Use --norm {known}, or export it again with `--explain --norm`.",
+        )
+    if restarts > 1:
+        raise UsageError(f"--restarts {restarts}", "has no effect on an ONNX file", full)
+    if region:
+        raise UsageError("--region", "cannot be used with an ONNX file", full)
+    return graph
+
+
 def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
     """The requested norms, each once."""
     given = [norm] if isinstance(norm, str | int | float) else norm
@@ -198,20 +224,20 @@ def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
     return norms
 
 
-def _square_side(spec: ModelPackage) -> int:
+def _square_side(spec: Spec) -> int:
     _, height, width = spec.input_size
     if height != width:
         raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
     return height
 
 
-def _ladder(spec: ModelPackage, p: float) -> tuple[float, ...]:
+def _ladder(spec: Spec, p: float) -> tuple[float, ...]:
     """The package's budgets for a norm, else the default ones for its input size."""
     channels, height, _ = spec.input_size
     return spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
 
 
-def _far(spec: ModelPackage, p: float, eps: tuple[float, ...], ladder: tuple[float, ...]) -> list[str]:
+def _far(spec: Spec, p: float, eps: tuple[float, ...], ladder: tuple[float, ...]) -> list[str]:
     """A warning where the largest budget is far beyond the ladder."""
     if eps[-1] <= FAR * ladder[-1]:
         return []

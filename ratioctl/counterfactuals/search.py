@@ -102,7 +102,7 @@ class Flip:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Image:
+class SearchedImage:
     """An image (H, W, C) uint8 and what is searched around it."""
 
     pixels: np.ndarray
@@ -134,7 +134,7 @@ def search_target(
     Args:
         original: probabilities (K,) of the image itself.
     """
-    image = _Image(pixels=pixels, target=target, request=request)
+    image = SearchedImage(pixels=pixels, target=target, request=request)
     radii = (*request.extra_radii, *request.eps)
     ladder = sum(_shares(request.restarts)) * len(radii)
     ladder /= ladder + 2 * FLIP_RADII * FLIP  # the ladder's share of the work
@@ -148,6 +148,26 @@ def search_target(
         last = best[-1] if best else (pixels, original, float(original[target]))
         higher = rounded[n][target] > last[1][target]  # else the smaller budget's picture is better
         best.append((pictures[n], rounded[n], float(exact[n][target])) if higher else last)
+    return (yield from finish_target(image, radii, points, best, original, labels, ladder))
+
+
+def finish_target(
+    image: SearchedImage,
+    radii: tuple[float, ...],
+    points: np.ndarray,
+    best: Sequence[tuple[np.ndarray, np.ndarray, float]],
+    original: np.ndarray,
+    labels: Sequence[str],
+    ladder: float,
+) -> TargetSearch:
+    """The result, after the searches for the radii of two flips.
+
+    Args:
+        points: (R, C, H, W), the best points of the radii.
+        best: of every radius its picture, that one's probabilities (K,), and the confidence before rounding.
+        ladder: share of the work that is done.
+    """
+    pixels, target, request = image.pixels, image.target, image.request
     flipped, scores, in_distribution = yield from _flips(
         image, radii, points, [(pixels, original), *((b[0], b[1]) for b in best)], ladder
     )
@@ -179,7 +199,7 @@ def search_target(
 
 
 def _flips(
-    image: _Image,
+    image: SearchedImage,
     radii: tuple[float, ...],
     points: np.ndarray,
     pictures: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -215,7 +235,7 @@ def _flips(
 
 
 def _search_ladder(
-    image: _Image, radii: tuple[float, ...], work: float
+    image: SearchedImage, radii: tuple[float, ...], work: float
 ) -> Generator[Step, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The best points (R, C, H, W) of the radii and their probabilities (R, K).
 
@@ -269,7 +289,7 @@ def _shares(restarts: int) -> list[float]:
 
 
 def _exchange(
-    image: _Image, points: np.ndarray, radii: tuple[float, ...]
+    image: SearchedImage, points: np.ndarray, radii: tuple[float, ...]
 ) -> Generator[Step, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """For every radius the best of its own point, larger radii's moved into its ball, and smaller radii's."""
     x, p, count = image.x, image.request.p, len(radii)
@@ -293,7 +313,7 @@ def _exchange(
 
 
 def _smallest_flip(
-    image: _Image,
+    image: SearchedImage,
     flip: Flip,
     point: np.ndarray,
     picture: np.ndarray,

@@ -21,6 +21,8 @@ from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
 
+Held = np.ndarray | Tensor  # pixels (N, H, W, C) uint8 in host memory or on a device
+
 _IN, _OUT = 1, 2  # independent streams of random numbers
 
 
@@ -169,24 +171,51 @@ def batch_at(
     out: Images | None,
     fill: Tensor,
     device: torch.device | str = "cpu",
+    held: tuple[Held, Held | None] | None = None,
 ) -> Batch:
-    """The batch of one update. `fill` (C,) uint8 is the mean color, for padding and Cutout."""
+    """The batch of one update.
+
+    Args:
+        fill: (C,) uint8, the mean color, for padding and Cutout.
+        held: the pixels of `train` and `out` where they are held (`hold`); by default in `train` and `out`.
+    """
     optim, spec = recipe.optim, recipe.data.augment
     assert train.labels is not None
+    inside, outside = held or (train.pixels, None if out is None else out.pixels)
     picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
-    x_in = _view(train.pixels[picked], spec, (recipe.seed, update, _IN), fill, device)
+    x_in = _view(inside, picked, spec, (recipe.seed, update, _IN), fill, device)
     y_in = torch.from_numpy(train.labels[picked]).to(device)
     x_out = None
     if out is not None:
+        assert outside is not None
         chosen = indices(len(out), optim.batch_size_out, update, recipe.seed, _OUT)
-        x_out = _view(out.pixels[chosen], spec, (recipe.seed, update, _OUT), fill, device)
+        x_out = _view(outside, chosen, spec, (recipe.seed, update, _OUT), fill, device)
     return Batch(x_in=x_in, y_in=y_in, x_out=x_out)
 
 
+def hold(pixels: np.ndarray, device: torch.device) -> Held:
+    """8-bit pixels in the memory of a GPU if they take less than half of what is free, else as they are.
+
+    Then an update moves indices to the GPU instead of images.
+    """
+    if device.type != "cuda" or pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+
+
 def _view(
-    pixels: np.ndarray, spec: Augment, key: tuple[int, ...], fill: Tensor, device: torch.device | str
+    pixels: Held,
+    index: np.ndarray,
+    spec: Augment,
+    key: tuple[int, ...],
+    fill: Tensor,
+    device: torch.device | str,
 ) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
+    if isinstance(pixels, Tensor):
+        picked = pixels[torch.from_numpy(index).to(pixels.device, non_blocking=True)]
+    else:
+        picked = torch.from_numpy(np.ascontiguousarray(pixels[index]))
+    x = picked.to(device).permute(0, 3, 1, 2)
     generator = torch.Generator(device=device).manual_seed(seed_from_key(*key))
     x = augment(x.contiguous(), spec, generator, fill)
     return x.to(memory_format=torch.channels_last).float().div_(255)
@@ -204,8 +233,11 @@ def stream(
 ) -> Generator[Batch, None, None]:
     """Batches `start` to `stop - 1`, the next one prepared in a thread while the current one is used."""
 
+    where = torch.device(device)
+    held = hold(train.pixels, where), None if out is None else hold(out.pixels, where)
+
     def make(updates: Sequence[int]) -> Batch:
-        return batch_at(updates[0], recipe, train, out, fill, device)
+        return batch_at(updates[0], recipe, train, out, fill, device, held)
 
     # A daemon thread: a batch that takes forever does not keep an interrupted process alive.
     batches = map_batches(range(start, stop), make, batch=1, workers=1, ahead=0, name="batches")

@@ -11,18 +11,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ratioctl import package as packages
+from ratioctl import recipe
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import OutputError, UsageError
 from ratioctl.models import from_package
 from ratioctl.models.predict import predictor
+from ratioctl.onnx.explainer import NORMS
+from ratioctl.onnx.explainer import load as load_explainer
 from ratioctl.onnx.graph import OPSET, graph
+from ratioctl.onnx.graph import explain as explain_graph
 from ratioctl.onnx.layouts import DEFAULT, Input, Layout, find_layout, safe_name
-from ratioctl.onnx.parity import Agreement, agreement, check_parity, latency_ms, sample_images, scratch
+from ratioctl.onnx.parity import (
+    Agreement,
+    agreement,
+    check_gradient,
+    check_parity,
+    explained,
+    latency_ms,
+    sample_images,
+    scratch,
+)
 from ratioctl.onnx.quantize import Cost, held_out, int8_warnings, quantize
 from ratioctl.package import ModelPackage, Stored
 from ratioctl.utils.atomic_files import make_folder, write_files
@@ -37,9 +51,10 @@ class Exported:
         package: the package that contains the file; None where it was written elsewhere.
         threshold: the confidence below which `is_ood` is true.
         weights: how the file stores the weights.
-        parity: onnxruntime against torch; None for a quantized file (see `cost`).
+        parity: onnxruntime against torch; None for a quantized file (see `cost`). Of a file with `explain`
+            it compares the pictures of short searches, and probabilities instead of logits.
         latency_ms: "torch", "onnxruntime" and, for a quantized file, "onnxruntime int8" to
-            {batch size: median milliseconds}.
+            {batch size: median milliseconds}; {} with `explain`.
         warnings: about the numbers.
     """
 
@@ -69,6 +84,8 @@ def export(
     layout: str = DEFAULT,
     opset: int | None = None,
     threshold_input: bool = False,
+    explain: bool = False,
+    norm: str | float = "2",
     data: str | None = None,
     download: bool = False,
     on_start: Callable[[], object] | None = None,
@@ -88,6 +105,9 @@ def export(
             computes in fp32.
         opset: the ONNX operator set; default OPSET.
         threshold_input: let clients give another threshold, see `ratioctl.onnx.graph.graph`.
+        explain: write a file that searches counterfactuals, by default `explain.onnx` in the current folder;
+            see `ratioctl.onnx.explain`. Its images are uint8 NHWC whatever `input_type` says.
+        norm: of the balls that it searches, "2" or "inf".
         data: a SOURCE of in-distribution images for `int8`; with class folders, accuracy is measured too.
         layout: a name of `layouts.layout_names`.
         on_start: called after all checks, before the work that takes long.
@@ -95,36 +115,35 @@ def export(
     Raises:
         PackageError: the package, or UncalibratedError: its threshold is missing.
         SourceError: `int8`, and neither `data` nor the recipe's held-out images can be read.
-        UsageError: an opset that the exporter cannot write, an unknown layout, or an impossible threshold.
+        UsageError: an opset that the exporter cannot write, an unknown layout, an impossible threshold, or
+            with `explain` an option without effect, another norm, or an operator that has no gradient.
         OutputError, DiskError: the output cannot be written.
         RatioctlError: the file does not agree with torch; nothing is written.
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
     stored = packages.stored_as(package.weights_path)
-    weights = _stored(weights, stored, int8)
+    weights = _stored(weights, stored, int8, explain)
     chosen = find_layout(layout)
-    _check_options(chosen, data=data, int8=int8, threshold_input=threshold_input)
-    name = safe_name(package.name)
+    _refuse_without(int8, data, "2" if explain else norm)
+    _check_threshold_input(threshold_input, chosen, int8, explain)
+    if explain:
+        return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
     usual = (int8, threshold, weights, threshold_input) == (False, "tpr95", stored, False)
-    inside = output is None and not chosen.is_folder and usual and _writable(package)
-    target = Path(output) if output is not None else Path("." if chosen.is_folder else f"{name}.onnx")
-    if not inside:
-        _check_target(target, chosen)
+    target = _target(package, output, chosen, usual)
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
     more: dict[str, Any] = {"weights": weights, "threshold_input": threshold_input}
     content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, **more)
     content, measured = _measured(package, limit, content, held, weights)
-    written = packages.update(package, onnx=content) if inside else None
-    if written is not None:
-        files = [written.onnx_path or written.path / "model.onnx"]
+    if target is None:
+        written = packages.update(package, onnx=content)
+        assert written.onnx_path is not None
+        files = [written.onnx_path]
     else:
-        contents = chosen.contents(target, name, content, package, input_type)
-        files = list(contents)
-        make_folder(files[0].parent)
-        write_files(contents)
+        name = safe_name(package.name)
+        written, files = None, _write(chosen.contents(target, name, content, package, input_type))
     return Exported(
         path=files[0],
         files=tuple(files),
@@ -139,16 +158,96 @@ def export(
     )
 
 
-def _writable(package: ModelPackage) -> bool:
-    return not packages.is_bundled(package) and os.access(package.path, os.W_OK)
+def _target(
+    package: ModelPackage, output: str | os.PathLike[str] | None, layout: Layout, usual: bool
+) -> Path | None:
+    """Where to write; None for the package itself. Raises OutputError, UsageError."""
+    default = output is None and not layout.is_folder and usual
+    if default and not packages.is_bundled(package) and os.access(package.path, os.W_OK):
+        return None
+    name = "." if layout.is_folder else f"{safe_name(package.name)}.onnx"
+    target = Path(name if output is None else output)
+    _check_target(target, layout)
+    return target
 
 
-def _stored(asked: Stored | None, stored: Stored, int8: bool) -> Stored:
+def _write(contents: dict[Path, bytes]) -> list[Path]:
+    files = list(contents)
+    make_folder(files[0].parent)
+    write_files(contents)
+    return files
+
+
+def _refuse_without(int8: bool, data: str | None, norm: str | float) -> None:
+    """Refuse options that have no effect without `--int8` or `--explain`."""
+    if data is not None and not int8:
+        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
+    if recipe.norm_name(_norm(norm)) != "2":
+        raise UsageError("--norm", "is for --explain", "Give both, or neither.")
+
+
+def _norm(norm: str | float) -> float:
+    """The norm of a graph's balls. Raises UsageError for one that it cannot search."""
+    name = norm.strip().lower().removeprefix("l") if isinstance(norm, str) else f"{norm:g}"
+    if name not in NORMS:
+        step = f"Known: {', '.join(NORMS)}. `ratioctl counterfactual` searches the others with torch."
+        raise UsageError(f"--norm {norm}", "cannot be searched by an ONNX graph", step)
+    return NORMS[name]
+
+
+def _export_explain(
+    package: ModelPackage,
+    output: str | os.PathLike[str] | None,
+    threshold: float,
+    norm: str | float,
+    opset: int,
+    int8: bool,
+    layout: Layout,
+    on_start: Callable[[], object] | None,
+) -> Exported:
+    """`export` with `explain`."""
+    p = _norm(norm)
+    if int8 or layout.name != DEFAULT:
+        option = "--int8" if int8 else f"--layout {layout.name}"
+        raise UsageError(option, "cannot be combined with --explain", "Export two files.")
+    target = Path("explain.onnx" if output is None else output)
+    _check_target(target, layout)
+    if on_start is not None:
+        on_start()
+    base = graph(package, threshold=threshold, opset=opset)
+    content = explain_graph(base, package, threshold=threshold, p=p)
+    check_gradient(base, package)
+    reference, sample = predictor(package, "cpu").predict, sample_images(package)[:32]
+    with tempfile.TemporaryDirectory(prefix="ratioctl-export-") as folder:
+        path = Path(folder) / "explain.onnx"
+        path.write_bytes(content)
+        parity = explained(sample, reference, load_explainer(path), threshold)
+    check_parity(parity, reference(sample))
+    write_files({target: content})
+    return Exported(
+        path=target,
+        files=(target,),
+        package=None,
+        input_type="uint8",
+        layout=layout.name,
+        opset=opset,
+        threshold=threshold,
+        bytes=len(content),
+        weights="fp32",
+        parity=parity,
+        cost=None,
+        latency_ms={},
+    )
+
+
+def _stored(asked: Stored | None, stored: Stored, int8: bool, explain: bool) -> Stored:
     """How the file stores its weights, given how the package does."""
-    if int8 and asked == "fp16":
-        reason = "is for files that are not quantized"
-        raise UsageError("--weights fp16", reason, "Leave out --int8, or this.")
-    return asked or ("fp32" if int8 else stored)
+    if asked == "fp16" and (int8 or explain):
+        option = "--int8" if int8 else "--explain"
+        raise UsageError(
+            "--weights fp16", f"cannot be combined with {option}", f"Leave out {option}, or this."
+        )
+    return asked or ("fp32" if int8 or explain else stored)
 
 
 def _measured(
@@ -175,12 +274,10 @@ def _measured(
     }
 
 
-def _check_options(layout: Layout, *, data: str | None, int8: bool, threshold_input: bool) -> None:
-    """Refuse options that have no effect together."""
-    if data is not None and not int8:
-        raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
-    if threshold_input and (layout.is_folder or int8):
-        option = "--int8" if int8 else f"--layout {layout.name}"
+def _check_threshold_input(asked: bool, layout: Layout, int8: bool, explain: bool) -> None:
+    """Refuse `threshold_input` where it has no effect."""
+    if asked and (layout.is_folder or int8 or explain):
+        option = "--int8" if int8 else "--explain" if explain else f"--layout {layout.name}"
         raise UsageError("--threshold-input", f"cannot be combined with {option}", "Leave one of them out.")
 
 

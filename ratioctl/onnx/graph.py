@@ -31,6 +31,7 @@ from ratioctl.models import Classifier, fold_batchnorm, fold_scales, from_packag
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec, Stored
+from ratioctl.recipe import norm_name
 from ratioctl.scores import DEFAULT, OodScore, Threshold, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
@@ -146,7 +147,14 @@ def graph(
     if threshold_input:  # an initializer with the name of an input is its default
         default = numpy_helper.from_array(flagging.threshold.numpy(), runtime.THRESHOLD)
         exported.graph.initializer.append(default)
-    return finish(exported, package, threshold, weights)
+    about = {**_about(threshold), **({"weights": weights} if weights == "fp16" else {})}
+    return finish(exported, package, about)
+
+
+def _about(threshold: float) -> dict[str, Any]:
+    """The metadata of a graph's threshold."""
+    classes = threshold.classes if isinstance(threshold, Threshold) else None
+    return {"threshold": float(threshold), **({} if classes is None else {"classes": list(classes)})}
 
 
 @torch.no_grad()
@@ -178,9 +186,22 @@ def _store_halves(exported: onnx.ModelProto, model: Classifier) -> None:
     exported.graph.node.extend(nodes)
 
 
-def finish(model: onnx.ModelProto, package: Spec, threshold: float, weights: Stored = "fp32") -> bytes:
+def explain(base: bytes, package: Spec, *, threshold: float, p: float) -> bytes:
+    """The file that searches counterfactuals in balls of the norm `p`, made of `graph`'s file for floats.
+
+    Raises:
+        UsageError: a norm that it cannot search, or an operator of the network without a gradient.
+    """
+    from ratioctl.onnx.explain import explain_graph
+
+    parsed = onnx.load_model_from_string(base)
+    model = explain_graph(parsed, p=p, temperature=package.temperature, name=package.name)
+    return finish(model, package, {**_about(threshold), "explain": {"norm": norm_name(p)}})
+
+
+def finish(model: onnx.ModelProto, package: Spec, about: dict[str, Any]) -> bytes:
     """The file's bytes: without the exporter's notes (paths of our sources among them), with our metadata:
-    the package's config, and beside it the threshold that the graph compares with.
+    the package's config, and beside it what holds of the graph alone, such as its threshold.
     """
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         for field in ("metadata_props", "doc_string"):
@@ -193,10 +214,6 @@ def finish(model: onnx.ModelProto, package: Spec, threshold: float, weights: Sto
                 axis.dim_param = "N"
     model.graph.name = safe_name(package.name)
     model.producer_name = "ratioctl"
-    about: dict[str, Any] = {"threshold": float(threshold)}
-    about |= {"weights": weights} if weights == "fp16" else {}
-    if isinstance(threshold, Threshold) and threshold.classes is not None:
-        about["classes"] = list(threshold.classes)
     metadata = {runtime.CONFIG: packages.portable_config(package), runtime.ABOUT: about}
     for key, value in metadata.items():
         entry = model.metadata_props.add()

@@ -17,7 +17,9 @@ from ratioctl import metrics
 from ratioctl.data import out_distribution
 from ratioctl.errors import RatioctlError
 from ratioctl.onnx import runtime
-from ratioctl.package import Spec
+from ratioctl.onnx.explainer import Explainer
+from ratioctl.package import ModelPackage, Spec
+from ratioctl.recipe import default_ladder
 from ratioctl.utils.atomic_files import write_file
 
 TOLERANCE = 1e-4  # of logits up to 32 in size; beyond, float32 itself has less
@@ -121,6 +123,78 @@ def between(logits: Sequence[np.ndarray], package: Spec, threshold: float) -> Ag
         changed_labels=changed_labels,
         changed_flags=changed_flags,
     )
+
+
+def explained(
+    pixels: np.ndarray, reference: Callable[[np.ndarray], np.ndarray], explainer: Explainer, threshold: float
+) -> Agreement:
+    """Agreement on the pictures that a graph finds in a few steps, one per image; `difference` is that of
+    probabilities.
+
+    Raises:
+        RatioctlError: a picture is outside its ball, or less confident than its image.
+    """
+    classes, (eps, *_) = len(explainer.label_names), default_ladder(explainer.p, *explainer.input_size[:2])
+    targets = [k % classes for k in range(len(pixels))]
+    found = explainer.search(pixels, targets, [eps] * len(pixels), 10)
+    pictures = found["counterfactual"]
+    logits = reference(pictures)
+    expected = metrics.softmax(logits, explainer.temperature)
+    before = metrics.softmax(reference(pixels), explainer.temperature)[np.arange(len(pixels)), targets]
+    d = (pictures.astype(np.float64) - pixels).reshape(len(pixels), -1) / 255
+    length = np.linalg.norm(d, ord=explainer.p, axis=1)
+    outside = int((length > eps * (1 + 1e-12)).sum())
+    worse = int((found["confidence"] < before - TOLERANCE).sum())
+    if outside or worse:
+        reason = (
+            f"{outside} pictures are outside their balls, and {worse} are less confident than their images"
+        )
+        raise RatioctlError("the exported file", reason, "Nothing was written. Please report it.")
+    top = np.sort(expected, axis=1)
+    score = explainer.ood_score
+    far = np.abs(score.acceptance(logits, explainer.temperature) - score.acceptance_bound(threshold)) > 1e-3
+    flags = found["is_ood"] != score.is_ood(logits, explainer.temperature, threshold)
+    labels = found["probabilities"].argmax(axis=1) != expected.argmax(axis=1)
+    return Agreement(
+        n=len(pixels),
+        difference=float(np.abs(found["probabilities"] - expected).max()),
+        labels=int((labels & (top[:, -1] - top[:, -2] > TOLERANCE)).sum()),
+        flags=int((flags & far).sum()),
+    )
+
+
+def check_gradient(base: bytes, package: ModelPackage) -> float:
+    """The relative difference of the graph's gradient from torch's on a few images, the largest.
+
+    Raises:
+        RatioctlError: above 1 %; units on either side of zero by rounding explain less.
+    """
+    import onnx
+    import onnxruntime
+    import torch
+
+    from ratioctl.attacks import goals
+    from ratioctl.models.predict import predictor
+    from ratioctl.onnx.explain import gradient_graph
+
+    pixels = sample_images(package)[::3][:6]
+    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    targets = np.arange(len(images)) % len(package.label_names)
+    graph = gradient_graph(
+        onnx.load_model_from_string(base), temperature=package.temperature, name=package.name
+    )
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (ours,) = session.run(["gradient"], {"image": images, "target": targets})
+    x = torch.from_numpy(images).requires_grad_()
+    goal = goals.log_probability(torch.from_numpy(targets), package.temperature)
+    (theirs,) = torch.autograd.grad(goal(predictor(package, "cpu").network(x)).sum(), x)
+    size = np.linalg.norm(theirs.numpy().reshape(len(images), -1), axis=1)
+    wrong = np.linalg.norm((ours - theirs.numpy()).reshape(len(images), -1), axis=1)
+    found = float((wrong / np.maximum(size, 1e-12)).max())
+    if not found < 0.01:
+        reason = f"has gradients that differ from torch's by {found:.2g} of their length"
+        raise RatioctlError("the exported file", reason, "Nothing was written. Please report it.")
+    return found
 
 
 def check_parity(parity: Agreement, logits: np.ndarray) -> None:

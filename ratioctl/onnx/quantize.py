@@ -116,7 +116,7 @@ def quantize(
             calibrate_method=CalibrationMethod.MinMax,
         )
     model = onnx.load(result)
-    data = finish(model, package, threshold)
+    data = finish(model, package, {"threshold": threshold})
     with scratch(data) as (_, small):
         cost = _cost(held[rest], None if labels is None else labels[rest], plain, small, package, threshold)
     return data, dataclasses.replace(cost, source=images.source)

@@ -115,6 +115,59 @@ def load(
             package that is another model.
     """
     path, package = _file(model)
+    return from_opened(open_file(path, threads, device), package)
+
+
+def from_opened(opened: Opened, package: ModelPackage | None = None) -> Runtime:
+    """The file for scoring; `package` contains it, if any. Raises PackageError, as `load`."""
+    path, spec = opened.path, opened.spec
+    if opened.about.get("explain") is not None:
+        step = "Use `ratioctl counterfactual --model`, or export the package without --explain."
+        raise PackageError(
+            path, "computes counterfactuals and no scores: it was exported with --explain", step
+        )
+    try:  # onnxruntime decodes texts on access
+        input_type = _input_type(opened.session, spec, path)
+    except UnicodeDecodeError:
+        raise _no_text(path) from None
+    if package and (spec.label_names, spec.input_size) != (package.label_names, package.input_size):
+        raise PackageError(path, "has other classes or another input than its package", EXPORT)
+    return Runtime(
+        path=path,
+        spec=spec,
+        input_type=input_type,
+        threshold=opened.threshold,
+        weights="fp16" if opened.about.get("weights") == "fp16" else "fp32",
+        session=opened.session,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A file of `ratioctl export` in a session, its metadata checked, its graph not.
+
+    Attributes:
+        about: the metadata that describe the graph alone; {} in files without.
+    """
+
+    path: Path
+    session: Any = dataclasses.field(repr=False)
+    spec: Spec
+    about: dict[str, Any]
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """The threshold of the graph's `is_ood`; None in files that do not record it."""
+        try:
+            classes = self.about.get("classes")
+            own = None if classes is None else tuple(map(float, classes))
+            return Threshold(float(self.about["threshold"]), own)
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None
+
+
+def open_file(path: Path, threads: int | None = None, device: str = "cpu") -> Opened:
+    """Load a file and its metadata. Raises PackageError, as `load`."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -132,20 +185,13 @@ def load(
     session = _session(data, path, threads, device)
     try:  # onnxruntime decodes texts on access
         metadata = session.get_modelmeta().custom_metadata_map
-        spec = _spec(metadata, path)
-        input_type = _input_type(session, spec, path)
+        return Opened(path=path, session=session, spec=_spec(metadata, path), about=_about(metadata))
     except UnicodeDecodeError:
-        raise PackageError(path, "holds names or metadata that are not UTF-8 text", EXPORT) from None
-    if package and (spec.label_names, spec.input_size) != (package.label_names, package.input_size):
-        raise PackageError(path, "has other classes or another input than its package", EXPORT)
-    return Runtime(
-        path=path,
-        spec=spec,
-        input_type=input_type,
-        threshold=_threshold(metadata),
-        weights=_weights(metadata),
-        session=session,
-    )
+        raise _no_text(path) from None
+
+
+def _no_text(path: Path) -> PackageError:
+    return PackageError(path, "holds names or metadata that are not UTF-8 text", EXPORT)
 
 
 def is_onnx_file(model: str | os.PathLike[str] | ModelPackage) -> TypeGuard[str | os.PathLike[str]]:
@@ -194,6 +240,10 @@ def _check_self_contained(data: bytes, path: Path) -> None:
         raise PackageError(path, reason, EXPORT)
 
 
+def cannot_compute(path: Path, error: Exception) -> PackageError:
+    return PackageError(path, f"cannot compute ({_detail(error)})", EXPORT)
+
+
 def _detail(error: Exception) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))[:160]
 
@@ -235,20 +285,12 @@ def _spec(metadata: dict[str, str], path: Path) -> Spec:
     return parse_config(config, path, name=path.stem)
 
 
-def _threshold(metadata: dict[str, str]) -> Threshold | None:
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
     try:
-        about = json.loads(metadata[ABOUT])
-        classes = about.get("classes")
-        return Threshold(float(about["threshold"]), None if classes is None else tuple(map(float, classes)))
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None  # optional
-
-
-def _weights(metadata: dict[str, str]) -> Stored:
-    try:
-        return "fp16" if json.loads(metadata[ABOUT])["weights"] == "fp16" else "fp32"
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return "fp32"
+        found = json.loads(metadata[ABOUT])
+    except (KeyError, ValueError, RecursionError):
+        return {}  # optional
+    return found if isinstance(found, dict) else {}
 
 
 def _input_type(session: Any, spec: Spec, path: Path) -> Literal["float", "uint8"]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ratioctl.errors import OutputError
 from ratioctl.report import counterfactual_page
+from ratioctl.report.live import Live
 from ratioctl.report.pictures import Animation, animated, grid, png, png_of
 from ratioctl.types import Explanation
 from ratioctl.utils import atomic_files as files
@@ -44,6 +45,7 @@ def write_counterfactuals(
     inputs: Iterable[Path] = (),
     animation: Animation | None = None,
     cards: Sequence[str | None] = (),
+    live: Live | None = None,
 ) -> list[Explanation]:
     """Write the folder of `ratioctl counterfactual`, consuming the explanations one by one.
 
@@ -58,6 +60,7 @@ def write_counterfactuals(
         inputs: files that must not be overwritten.
         animation: also write an animation through the budgets.
         cards: the models' cards in Markdown, for the page.
+        live: what the page needs to search itself.
     Returns:
         The explanations with the paths of their pictures, relative to `out`.
     Raises:
@@ -92,7 +95,7 @@ def write_counterfactuals(
         if done or (stopped is None and not earlier):
             document = {**header, **document_body(done, errors)}
             notes = [explanation.notes for explanation in done]
-            page = counterfactual_page.page(document, output.pictures, notes=notes, cards=cards)
+            page = counterfactual_page.page(document, output.pictures, notes=notes, cards=cards, live=live)
             output.put(PAGE, page.encode())
             output.put(DOCUMENT, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
             if earlier:

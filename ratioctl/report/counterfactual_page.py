@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ratioctl.report.html import TEMPLATES, safe_lines, templates
+from ratioctl.report.live import Live
 
 
 def page(
@@ -25,6 +26,7 @@ def page(
     *,
     notes: Sequence[Sequence[str]] = (),
     cards: Sequence[str | None] = (),
+    live: Live | None = None,
 ) -> str:
     """`index.html` of a folder of counterfactuals.
 
@@ -33,10 +35,12 @@ def page(
         pictures: PNG bytes by the names that the document uses for them.
         notes: for each entry of the document's images the notes about its conversion.
         cards: for each of the document's models its card in Markdown, or None.
+        live: what the page needs to search itself.
     """
     from markupsafe import Markup
 
-    style, script = ((TEMPLATES / f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    names = ("explorer.css", "explorer.js", "live.js")
+    style, script, live_script = ((TEMPLATES / name).read_text("utf-8") for name in names)
     data: list[str] = []  # each picture once, also where several names have it
     places: dict[bytes, int] = {}
     for content in pictures.values():
@@ -63,6 +67,9 @@ def page(
             script=Markup(script),
             style_hash=_hash(style),
             script_hash=_hash(script),
+            live=live,
+            live_script=Markup(live_script),
+            live_hash=_hash(live_script),
         )
     )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ratioctl.models.device import ComputeConfig
     from ratioctl.models.predict import Predictor
+    from ratioctl.onnx.explainer import Explainer
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.pipeline import Model
 
@@ -103,6 +104,13 @@ def open_model(
         worst_case=attacked,
         worst_case_pace=pace,
     )
+
+
+def open_explainer(model: Path | ModelPackage) -> Explainer | None:
+    """A file of `export --explain`; None where `model` names a package. Raises PackageError."""
+    from ratioctl.onnx import explainer, runtime
+
+    return explainer.load(model) if runtime.is_onnx_file(model) else None
 
 
 def _worst_case(

@@ -30,6 +30,7 @@ from ratioctl.attacks.engine import perturb
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import Interrupted, TrainingError, UsageError
+from ratioctl.models.compiled import compiled, requested
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
@@ -194,8 +195,11 @@ def _train(run: _Run, state: State) -> None:
     model = state.model
     sgd = _optimizer(recipe, state, compute)
     eval_net = models.fold_batchnorm(model)
-    logits_of, train_logits = in_precision(eval_net, compute), in_precision(model, compute)
+    logits_of = in_precision(compiled(eval_net) if requested() else eval_net, compute)
+    train_logits = in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
+    if compute.device.type == "cuda":  # shapes stay the same, so measuring cuDNN's algorithms pays
+        torch.backends.cudnn.benchmark = True
     progress = _Progress(run, state.update)
     last_save = progress.started
     if limit is not None:
@@ -343,7 +347,7 @@ def _validation(run: _Run, state: State, row: dict[str, Any], started: float) ->
     run.callback(row)
 
 
-def in_precision(net: Classifier, compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
+def in_precision(net: Callable[[Tensor], Tensor], compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
     if not compute.bf16:
         return net
 

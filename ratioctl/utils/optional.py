@@ -10,7 +10,7 @@ from ratioctl.errors import UsageError
 # Top-level modules by the extra of pyproject.toml that installs them.
 EXTRAS = {
     "torch": (
-        *("torch", "torchvision", "onnx", "onnxscript", "jinja2", "markdown_it", "pyarrow", "pyautoattack"),
+        *("torch", "torchvision", "onnx", "onnxscript", "pyarrow", "pyautoattack"),
         *("scipy", "sklearn", "textual_image", "tomli_w"),
     ),
     "medical": ("pydicom",),

@@ -1,4 +1,4 @@
-"""An exported file in a web page: onnxruntime-web in a real browser gives Python's answers."""
+"""Exported files in a web page: onnxruntime-web in a real browser gives Python's answers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ratioctl import images, package
-from ratioctl.onnx import runtime
-from ratioctl.onnx.graph import graph
+from ratioctl.onnx import explainer, runtime
+from ratioctl.onnx.graph import explain, graph
 from ratioctl.utils import resources
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ const run = async () => {
   ort.env.wasm.wasmBinary = bytes("BINARY").buffer;
   const session = await ort.InferenceSession.create(bytes("MODEL"));
   const image = new ort.Tensor("uint8", bytes("IMAGES"), SHAPE);
-  const out = await session.run({ image });
+  const out = await session.run({ image, ...(INPUTS) });
   const plain = {};
   for (const [name, tensor] of Object.entries(out)) plain[name] = Array.from(tensor.data, Number);
   return JSON.stringify(plain);
@@ -46,14 +46,11 @@ def library(tmp_path_factory: pytest.TempPathFactory, npm_install: Callable[...,
     return folder / "node_modules" / "onnxruntime-web" / "dist"
 
 
-def test_a_page_agrees_with_python(library: Path, tmp_path: Path, open_page: Callable[[Path], Any]) -> None:
-    found = package.read(package.find())
-    file = tmp_path / "model.onnx"
-    file.write_bytes(graph(found, threshold=package.threshold(found), input_type="uint8"))
-    photos = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
-    pixels = np.stack([images.decode(path, found.input_size[1]).pixels for path in photos])
-    pixels = np.concatenate([pixels, np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)])
-    text = PAGE.replace("SHAPE", json.dumps(pixels.shape))
+def answers(
+    open_page: Callable[[Path], Any], library: Path, file: Path, pixels: np.ndarray, inputs: str = "{}"
+) -> dict[str, list[float]]:
+    """The outputs that a page with everything in it computes; `inputs` is JavaScript."""
+    text = PAGE.replace("SHAPE", json.dumps(pixels.shape)).replace("INPUTS", inputs)
     for name, data in (
         ("LIBRARY", (library / "ort.wasm.bundle.min.mjs").read_bytes()),
         ("BINARY", (library / "ort-wasm-simd-threaded.wasm").read_bytes()),
@@ -61,9 +58,20 @@ def test_a_page_agrees_with_python(library: Path, tmp_path: Path, open_page: Cal
         ("IMAGES", pixels.tobytes()),
     ):
         text = text.replace(name, base64.b64encode(data).decode(), 1)
-    (tmp_path / "page.html").write_text(text)
-    page = open_page(tmp_path / "page.html")
-    theirs = json.loads(page.evaluate("run()"))
+    page = file.with_suffix(".html")
+    page.write_text(text)
+    found: dict[str, list[float]] = json.loads(open_page(page).evaluate("run()"))
+    return found
+
+
+def test_a_page_agrees_with_python(library: Path, tmp_path: Path, open_page: Callable[[Path], Any]) -> None:
+    found = package.read(package.find())
+    file = tmp_path / "model.onnx"
+    file.write_bytes(graph(found, threshold=package.threshold(found), input_type="uint8"))
+    photos = sorted((resources.folder("assets") / "samples").glob("*.jpg"))
+    pixels = np.stack([images.decode(path, found.input_size[1]).pixels for path in photos])
+    pixels = np.concatenate([pixels, np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)])
+    theirs = answers(open_page, library, file, pixels)
     ours = runtime.load(file).run(pixels)
     assert list(theirs) == list(runtime.OUTPUTS)
     for name in ("logits", "probabilities", "confidence", "ood_score"):
@@ -71,3 +79,27 @@ def test_a_page_agrees_with_python(library: Path, tmp_path: Path, open_page: Cal
     assert theirs["label"] == ours["label"].tolist()
     assert theirs["is_ood"] == ours["is_ood"].astype(int).tolist()
     assert 0 < sum(theirs["is_ood"]) < len(pixels), "both answers occur, or the test proves nothing"
+
+
+def test_a_page_explains_as_python_does(
+    library: Path, tmp_path: Path, open_page: Callable[[Path], Any]
+) -> None:
+    found = package.read(package.find())
+    limit = package.threshold(found)
+    file = tmp_path / "explain.onnx"
+    file.write_bytes(explain(graph(found, threshold=limit), found, threshold=limit, p=2.0))
+    photo = resources.folder("assets") / "samples" / "cat.jpg"
+    pixels = images.decode(photo, found.input_size[1]).pixels[None]
+    inputs = """{
+      target: new ort.Tensor("int64", [5], [1]), steps: new ort.Tensor("int64", [15], [1]),
+      radii: new ort.Tensor("float64", [0, 0.5, 2], [3]),
+    }"""
+    theirs = answers(open_page, library, file, pixels, inputs)
+    ours = explainer.load(file).search(pixels, [5], [0, 0.5, 2], 15)
+    assert list(theirs) == list(explainer.OUTPUTS)
+    for name in ("confidence", "probabilities", "distance", "confidence_float"):
+        assert np.abs(np.reshape(theirs[name], ours[name].shape) - ours[name]).max() < 1e-3, name
+    pictures = np.reshape(theirs["counterfactual"], ours["counterfactual"].shape)
+    length = np.linalg.norm((pictures - pixels.astype(float)).reshape(3, -1) / 255, axis=1)
+    assert (length <= [0, 0.5, 2]).all()
+    assert ours["confidence"][0] < 0.2 < 0.9 < ours["confidence"][2]

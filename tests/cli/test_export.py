@@ -80,6 +80,8 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
             "weights": None,
             "layout": "file",
             "opset": None,
+            "explain": False,
+            "norm": "2",
             "data": None,
             "download": False,
         }

@@ -34,7 +34,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
-        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth"),
+        *("--region-space", "--limit", "--format", "--out", "--open", "--bit-depth", "--live"),
     },
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
@@ -43,7 +43,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download", "--threshold-input", "--weights"),
+        *("--data", "--download", "--explain", "--norm", "--weights", "--threshold-input"),
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),

@@ -53,6 +53,7 @@ TERMINAL_OF = {
     "counterfactual": {
         "--format",  # an animation beside the pictures
         "--open",  # the page in a browser
+        "--live",  # what that page can do
     },
     "ood-score": {
         "--format",  # rows are values in Python

@@ -44,6 +44,13 @@ def test_a_batch_is_a_function_of_its_number() -> None:
         assert a.x_out is not None
         assert b.x_out is not None
         assert torch.equal(a.x_out, b.x_out)
+    assert splits.outside is not None
+    held = torch.from_numpy(splits.train.pixels), torch.from_numpy(splits.outside.pixels)
+    on_device = loader.batch_at(4, recipe, splits.train, splits.outside, fill, held=held)
+    assert torch.equal(on_device.x_in, once[4].x_in)
+    assert on_device.x_out is not None
+    assert once[4].x_out is not None
+    assert torch.equal(on_device.x_out, once[4].x_out)
     assert once[0].x_in.shape == (8, 1, 8, 8)
     assert once[0].x_out is not None
     assert once[0].x_out.shape == (4, 1, 8, 8)
