@@ -35,7 +35,8 @@ class Threshold(float):
 
     def __eq__(self, other: object) -> bool:
         """Equal numbers, and equal thresholds of the classes: it is a key of what is scored together."""
-        return float(self) == other and getattr(other, "classes", None) == self.classes
+        # `float(self) == other` would ask `other`, of this class too, which then compares with a plain number.
+        return float.__eq__(self, other) is True and getattr(other, "classes", None) == self.classes
 
     def __ne__(self, other: object) -> bool:
         return not self == other

@@ -152,7 +152,7 @@ def _refuse_second_run(out: Path, resume: bool) -> None:
 
 
 def _interrupted(out: Path, signum: int, when: str) -> Interrupted:
-    reason = f"stopped by {signal.Signals(signum).name} {when}"
+    reason = f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name} {when}"
     step = f"Continue with: ratioctl train RECIPE --out {out} --resume"
     return Interrupted(out, reason, step, signum=signum)
 

@@ -223,6 +223,7 @@ def test_classes_with_few_images_use_the_common_threshold() -> None:
     assert float(found) == float(common)
     assert found != common
     assert len({found, common, float(common), scores.Threshold(common)}) == 2
+    assert found == scores.Threshold(common, found.classes)
     assert found.classes is not None
     assert found.classes[0] != common
     assert found.classes[1:] == (common, common)

@@ -213,7 +213,12 @@ def test_a_graph_that_contradicts_its_own_logits_is_refused(pets: package.ModelP
         def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
             logits = predictor(pets).predict(pixels)
             no = np.zeros(len(pixels), bool)
-            return {**dict.fromkeys(OUTPUTS, no), "logits": logits, "label": logits.argmax(1)}
+            found = {
+                "logits": logits,
+                "label": logits.argmax(1),
+                "probabilities": metrics.softmax(logits, 0.4),
+            }
+            return {**dict.fromkeys(OUTPUTS, no), **found}
 
     images = parity.sample_images(pets)
     reference = predictor(pets).predict
@@ -232,6 +237,7 @@ def test_an_image_on_the_threshold_counts_with_the_graphs_own_logits(pets: packa
     class Graph:
         def __init__(self, label: list[int], flags: list[bool]) -> None:
             self.outputs = {"logits": off, "label": np.array(label), "is_ood": np.array(flags)}
+            self.outputs["probabilities"] = metrics.softmax(off, pets.temperature)
 
         def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
             rows = slice(0, 1) if pixels[0].max() == 0 else slice(1, 2)
@@ -397,7 +403,7 @@ def test_int8_without_labels_and_what_is_said_beside_it(pets: package.ModelPacka
     said = quantize.int8_warnings(held, faster)
     assert [text.split(str(data))[0] for text in said] == ["1 of the images of ", ""]
     assert said[1].endswith("accuracy and AUROC are not measured")
-    assert "batch 32 takes 3 ms instead of 2 ms" in quantize.int8_warnings(held, slower)[-1]
+    assert "batch 32 takes 3.00 ms instead of 2.00 ms" in quantize.int8_warnings(held, slower)[-1]
     assert quantize.int8_warnings(None, faster) == ()
 
 
