@@ -35,7 +35,7 @@ class Threshold(float):
 
     def __eq__(self, other: object) -> bool:
         """Equal numbers, and equal thresholds of the classes: it is a key of what is scored together."""
-        # `float(self) == other` would ask `other`, of this class too, which then compares with a plain number.
+        # Not `float(self) == other`: Python would ask `other` first, which then sees a plain number.
         return float.__eq__(self, other) is True and getattr(other, "classes", None) == self.classes
 
     def __ne__(self, other: object) -> bool:
