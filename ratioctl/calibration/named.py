@@ -157,7 +157,7 @@ def ood_sources(ood: Sequence[str] | Mapping[str, str], data: str | None) -> dic
 
 def ood_sets(package: ModelPackage, sources: Mapping[str, str], download: bool) -> dict[str, Images]:
     """The images of these SOURCEs at the package's input size."""
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     return {
         name: out_distribution.load([source], size, channels, download=download)
         for name, source in sources.items()

@@ -19,10 +19,12 @@ import typer.main
 from ratioctl.cli._common import guard, own_the_process
 
 COMMANDS = (
+    "init",
     "train",
     "calibrate",
     "thresholds",
     "evaluate",
+    "report",
     "counterfactual",
     "ood-score",
     "export",
@@ -33,6 +35,7 @@ COMMANDS = (
     "verify",
     "sign",
     "models",
+    "cache",
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 

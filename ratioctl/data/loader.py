@@ -17,13 +17,14 @@ from ratioctl.data import in_distribution, out_distribution, registry
 from ratioctl.data.augment import augment
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError
+from ratioctl.images.cache import CACHE_FROM_BYTES, remembered
 from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
 
 Held = np.ndarray | Tensor  # pixels (N, H, W, C) uint8 in host memory or on a device
 
-_IN, _OUT = 1, 2  # independent streams of random numbers
+_IN, _OUT, _CLASSES = 1, 2, 16  # independent streams of random numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,16 @@ def held_out(recipe: Recipe, label_names: tuple[str, ...] | None = None, *, down
     data = recipe.data
     if data.calibration is not None:
         return in_distribution.load_labelled(
-            data.calibration, data.size, data.channels, label_names, download=download
+            data.calibration, data.frame, data.channels, label_names, download=download
         )
     everything = in_distribution.load_labelled(
-        data.train, data.size, data.channels, label_names, download=download
+        data.train, data.frame, data.channels, label_names, download=download
     )
     assert everything.labels is not None
-    return everything.subset(in_distribution.hold_out(everything.labels, data.validation, recipe.seed)[1])
+    split = in_distribution.hold_out(
+        everything.labels, data.validation, recipe.seed, groups=everything.groups
+    )
+    return everything.subset(split[1])
 
 
 def load(recipe: Recipe, *, download: bool = False) -> Splits:
@@ -77,16 +81,18 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         SourceError: missing data, fewer than two classes, or class folders of the test split that differ.
     """
     data = recipe.data
-    everything = in_distribution.load_labelled(data.train, data.size, data.channels, download=download)
+    everything = in_distribution.load_labelled(data.train, data.frame, data.channels, download=download)
     assert everything.labels is not None
-    keep, held = in_distribution.hold_out(everything.labels, data.validation, recipe.seed)
+    keep, held = in_distribution.hold_out(
+        everything.labels, data.validation, recipe.seed, groups=everything.groups
+    )
     if data.calibration is not None:  # errors in it are reported now, not after the training
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
     has_ood_term = recipe.objective.outside is not None
     load_out = functools.partial(
-        out_distribution.load, size=data.size, channels=data.channels, seed=recipe.seed, download=download
+        out_distribution.load, size=data.frame, channels=data.channels, seed=recipe.seed, download=download
     )
     out = load_out(data.outside, exclude=data.exclude) if has_ood_term else None
     out_test = None
@@ -108,6 +114,13 @@ def leaks(splits: Splits) -> dict[str, int]:
         "held_out": number of images compared; "outside.exact" and "outside.near": of these, the number with
         a copy among the OOD training images; "train.exact": with a copy in the training split.
     """
+    sets = [splits.train, splits.held_out, *([splits.outside] if splits.outside is not None else [])]
+    if sum(part.pixels.nbytes for part in sets) < CACHE_FROM_BYTES:
+        return _leaks(splits)
+    return remembered(["leaks", *(part.fingerprint for part in sets)], lambda: _leaks(splits))
+
+
+def _leaks(splits: Splits) -> dict[str, int]:
     held = splits.held_out.pixels
     found = {"held_out": len(held)}
     if splits.outside is not None:
@@ -141,6 +154,11 @@ def updates_per_epoch(count: int, batch_size: int) -> float:
     return count / batch_size
 
 
+@functools.lru_cache(maxsize=2048)
+def _small_permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream, epoch]).permutation(n)
+
+
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, stream, epoch]).permutation(n)
@@ -156,6 +174,31 @@ def indices(n: int, batch: int, update: int, seed: int, stream: int) -> np.ndarr
         parts.append(part)
         first, wanted = first + len(part), wanted - len(part)
     return np.concatenate(parts)
+
+
+def balanced_indices(labels: np.ndarray, batch: int, update: int, seed: int) -> np.ndarray:
+    """(batch,) indices of update number `update`, every class equally often.
+
+    The classes follow each other in shuffled rounds; the k-th turn of a class takes the k-th image of its own
+    endlessly repeated, shuffled images.
+    """
+    order = np.argsort(labels, kind="stable")
+    classes, sizes = np.unique(labels, return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    positions = np.arange(update * batch, (update + 1) * batch)
+    out = np.empty(batch, dtype=np.int64)
+    for place, position in enumerate(positions):
+        turn, at = divmod(int(position), len(classes))
+        c = int(_small_permutation(len(classes), seed, _CLASSES, turn)[at])
+        epoch, k = divmod(turn, int(sizes[c]))
+        out[place] = order[starts[c] + _small_permutation(int(sizes[c]), seed, _CLASSES + 1 + c, epoch)[k]]
+    return out
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) float32: N / (K n_c) for n_c images of class c, so that the mean over images is 1."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
 def to_float(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -182,7 +225,10 @@ def batch_at(
     optim, spec = recipe.optim, recipe.data.augment
     assert train.labels is not None
     inside, outside = held or (train.pixels, None if out is None else out.pixels)
-    picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
+    if recipe.data.balance == "sampling":
+        picked = balanced_indices(train.labels, optim.batch_size, update, recipe.seed)
+    else:
+        picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
     x_in = _view(inside, picked, spec, (recipe.seed, update, _IN), fill, device)
     y_in = torch.from_numpy(train.labels[picked]).to(device)
     x_out = None

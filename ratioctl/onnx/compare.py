@@ -207,7 +207,7 @@ def _finite(value: float) -> float | None:
 
 
 def _sets(package: ModelPackage, data: str, limit: int | None, download: bool) -> list[_Set]:
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     images = in_distribution.load(data, size, channels, download=download)
     if not len(images):
         raise SourceError(data, "holds no images that can be read", "Name another SOURCE with --data.")
@@ -217,8 +217,10 @@ def _sets(package: ModelPackage, data: str, limit: int | None, download: bool) -
     real = images.pixels[index]
     generated = out_distribution.load(out_distribution.GENERATED, size, channels, count=SYNTHETIC).pixels
     corners = np.indices((2,) * channels).reshape(channels, -1).T * 255  # black, white and the pure colors
-    plain = np.broadcast_to(corners[:, None, None, :], (len(corners), size, size, channels)).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 2, (SYNTHETIC, size, size, channels)) * 255
+    plain = np.broadcast_to(
+        corners[:, None, None, :], (len(corners), size.height, size.width, channels)
+    ).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 2, (SYNTHETIC, size.height, size.width, channels)) * 255
     hard = np.clip((real[:SYNTHETIC].astype(int) - 128) * 8 + 128, 0, 255)
     return [
         _Set(name=in_distribution.short_name(data), source=data, pixels=real),

@@ -45,7 +45,7 @@ class ScoreQueue:
         workers: int | None = None,
     ) -> None:
         self.model, self.max_waiting, self.max_pixels = model, max_waiting, max_pixels
-        self.batch = pipeline.batch_size(model.spec.input_size[1])
+        self.batch = pipeline.batch_size(model.spec.frame.area)
         self.observe, self.closed = observe, False
         # By threshold: a batch has one. All are guarded by `ready`.
         self.waiting: dict[float, deque[_Entry]] = {}

@@ -181,8 +181,9 @@ class Service:
         source = Source(path=name, read=lambda: data)
         prepared = dataclasses.replace(prepared, sources=(source,))
         for spec, request in prepared.models:
-            channels, size, _ = spec.input_size
-            images.decode(data, size, channels, name=name, max_pixels=self.settings.max_pixels)
+            images.decode(
+                data, spec.frame, spec.input_size[0], name=name, max_pixels=self.settings.max_pixels
+            )
             load(source, spec, box=request.box)  # the box lies within the photograph
         _check_size(prepared)
         return Job(prepared, tuple(one.name for one in served), name)

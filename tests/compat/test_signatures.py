@@ -18,7 +18,18 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
-WITHOUT_A_VERB = ("thresholds", "parity", "serve", "inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = (
+    "thresholds",
+    "parity",
+    "init",
+    "report",
+    "serve",
+    "inspect",
+    "verify",
+    "sign",
+    "models",
+    "cache",
+)
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
@@ -45,6 +56,9 @@ OPTIONS = {
     "verify": ("--public-key",),
     "sign": (),
     "models": (),
+    "cache": ("--clear",),
+    "report": ("--data", "--ood", "--limit", "--out"),
+    "init": ("--outside", "--arch", "--size", "--out"),
 }
 
 # Of the terminal: a function returns its result, raises its errors and prints nothing.
