@@ -52,14 +52,15 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=1000, help="stop after so many new ones")
     parser.add_argument("--sides", default="own,package", help="of own, package, second")
     parser.add_argument("--eps", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", type=Path, default=Path("runs/autoattack"))
     options = parser.parse_args()
     package = packages.read(packages.find(options.model))
     channels, size, _ = package.input_size
     images = in_distribution.load_labelled(options.source, size, channels, package.label_names)
     images = images.subset(stratified_indices(images, options.images, 0))
-    x, y = to_float(images.pixels, torch.device("cpu")), torch.from_numpy(images.labels)
-    plain = ratioctl.load_model(options.model)
+    x, y = to_float(images.pixels, options.device), torch.from_numpy(images.labels).to(options.device)
+    plain = ratioctl.load_model(options.model, device=options.device)
     folded = fold_batchnorm(plain).to(memory_format=torch.channels_last)
     ball, wanted = Ball(p=2.0, eps=options.eps), options.sides.split(",")
     setting = f"{package.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"

@@ -160,6 +160,7 @@ class Ours:
         }
         self.twin = fold_batchnorm(self.model)
         self.update, self.seconds = 0, {}
+        self.held = tuple(loader.hold(side.pixels, self.compute.device) for side in (self.train, self.out))
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -174,7 +175,9 @@ class Ours:
         device, objective = self.compute.device, self.recipe.objective
         assert objective.outside is not None
         with self.part("batch and augmentation"):
-            batch = loader.batch_at(self.update, self.recipe, self.train, self.out, FILL, device)
+            batch = loader.batch_at(
+                self.update, self.recipe, self.train, self.out, FILL, device, held=self.held
+            )
         with self.part("folding"):
             sync_folded(self.twin, self.model)
         twin = in_precision(self.twin, self.compute)

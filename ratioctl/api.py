@@ -135,11 +135,12 @@ def train(
     """Train a recipe, package it and calibrate it on the recipe's held-out split.
 
     Args:
-        recipe: a TOML file or the name of a bundled recipe.
+        recipe: a TOML file, the name of a bundled recipe, or a labelled SOURCE of photographs, for which a
+            recipe is chosen as `ratioctl init` does.
         out: the run folder; default runs/<recipe name>.
         settings: "key=value" each, as `--set`.
         resume: continue from the run folder's checkpoint.
-        init: a model whose weights are the start.
+        init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
         max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
@@ -147,18 +148,23 @@ def train(
     import pathlib
     import time
 
-    from ratioctl import package as packages
-    from ratioctl import recipe as recipes
     from ratioctl.utils.durations import seconds_of
 
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "max_time")
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
+    from ratioctl.training import starts
     from ratioctl.training.loop import fit
+    from ratioctl.training.photographs import recipe_of
 
-    loaded = recipes.load(str(recipe), [*settings, *([] if seed is None else [f"seed={seed}"])])
-    folder = pathlib.Path(out) if out is not None else pathlib.Path("runs") / loaded.name
-    start = None if init is None else packages.resolve(init)
+    loaded, folder, _, start = recipe_of(
+        str(recipe),
+        [*settings, *([] if seed is None else [f"seed={seed}"])],
+        None if out is None else pathlib.Path(out),
+        start=None if init is None else starts.resolve(init, download=download),
+        resume=resume,
+        download=download,
+    )
     package = fit(
         loaded,
         folder,
@@ -438,7 +444,8 @@ def package_checkpoint(
     out: Path,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-    input_size: int | None = None,
+    input_size: int | str | None = None,
+    resize: Literal["crop", "pad"] = "crop",
     data: str | None = None,
     arch_options: Sequence[str] = (),
     ema: bool | None = None,
@@ -454,8 +461,9 @@ def package_checkpoint(
         out: the package folder to write.
         mean, std: normalization of pixels in [0,1], one number for each channel or for all; needed unless
             the checkpoint holds it.
-        input_size: side of the input in pixels. Networks of libraries need it unless their weights fit one
-            size only; the default of ours is 32.
+        resize: "crop" cuts images of another shape around the center, "pad" pads them with black.
+        input_size: side of the input in pixels, or "HEIGHTxWIDTH". Networks of libraries need it unless
+            their weights fit one size only; the default of ours is 32.
         data: images to check the normalization and the labels on.
         arch_options: "KEY=VALUE" each, options of the network that its weights do not determine.
         ema: take the averaged (EMA) weights where the file has both; None takes the plain ones and says so.
@@ -476,6 +484,7 @@ def package_checkpoint(
         mean=mean,
         std=std,
         input_size=input_size,
+        resize=resize,
         data=data,
         arch_options=arch_options,
         ema=ema,

@@ -192,7 +192,7 @@ class Classifier:
                 [self._model.predict(np.stack([*map(self._pixels, part)])) for _, part in parts]
             )
 
-        size = pipeline.batch_size(self.input_size[1])
+        size = pipeline.batch_size(self.spec.frame.area)
         return map_batches(units(), work, batch=size, workers=resources.processors(), name="predict")
 
     def _exact_floats(self, image: Any) -> np.ndarray | None:
@@ -211,8 +211,7 @@ class Classifier:
     def _pixels(self, unit: image_io.Item | np.ndarray) -> np.ndarray:
         if isinstance(unit, np.ndarray):
             return unit
-        channels, size, _ = self.input_size
-        return image_io.decode(unit.read(), size, channels, name=unit.path).pixels
+        return image_io.decode(unit.read(), self.spec.frame, self.input_size[0], name=unit.path).pixels
 
     @api.verb
     def explain(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,46 @@ def cats_and_dogs(tmp_path: Path) -> Path:
         for k in range(4):
             Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     return tmp_path / "data"
+
+
+class Serving:
+    """`ratioctl serve` in a process of its own."""
+
+    def __init__(self, *line: str | Path, **env: str) -> None:
+        command = [sys.executable, "-m", "ratioctl", "serve", *map(str, line), "--port", "0", "--json", "-q"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+        )
+        assert self.process.stdout is not None
+        said = ""
+        while said.count("}") == 0:
+            said += (read := self.process.stdout.readline())
+            if not read:
+                raise AssertionError(self.process.communicate()[1])
+        self.url = str(json.loads(said)["url"]).rstrip("/")
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code after a signal, and what was written to stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        said = self.process.communicate(timeout=120)[1]
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., Serving]]:
+    """serving(model, ..., option, ..., VARIABLE=value): a server on a free port, ended after the test."""
+    started: list[Serving] = []
+
+    def start(*line: str | Path, **env: str) -> Serving:
+        started.append(Serving(*line, **env))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
 
 
 @pytest.fixture(scope="session")

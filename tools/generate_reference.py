@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tools.harness import ROOT
 
@@ -100,6 +100,8 @@ def _types(annotation: Any) -> list[Any]:
 def _readable(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _readable(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_readable(one) for one in get_args(annotation) if one is not type(None))
     if get_origin(annotation) in (tuple, dict):

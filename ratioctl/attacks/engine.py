@@ -152,12 +152,14 @@ def _radii(eps: Tensor | float, x0: Tensor, p: float) -> Tensor:
     With a radius of 255 the steps of Auto-PGD never became small enough: the worst case of one SVHN image was
     1.000 at l2 80 and 0.307 at 255.
     """
+    diameter = geometry.box_diameter(x0[0].numel() if len(x0) else 1, p)
+    if not isinstance(eps, Tensor) and 0 <= eps <= diameter:  # as in training: no tensor's value is read
+        return torch.full((len(x0),), float(eps), dtype=torch.float64, device=x0.device)
     radius = torch.as_tensor(eps, dtype=torch.float64)
     if radius.dim() > 1 or (radius.dim() == 1 and radius.shape[0] != x0.shape[0]):
         raise ValueError(f"eps has shape {tuple(radius.shape)} for {x0.shape[0]} examples")
     if not bool(((radius >= 0) & torch.isfinite(radius)).all()):
         raise ValueError("eps must be finite and not negative")
-    diameter = geometry.box_diameter(x0[0].numel() if len(x0) else 1, p)
     if bool((radius > diameter * (1 + 1e-9)).any()):
         warn_of_units(float(radius.max()), p, diameter)
     return radius.clamp_max(diameter).to(x0.device).expand(x0.shape[0])

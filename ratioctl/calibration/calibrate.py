@@ -196,7 +196,7 @@ def _warnings(
 def _images(
     package: ModelPackage, recipe: Recipe | None, data: str | None, download: bool
 ) -> tuple[Images, str]:
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     if data is not None:
         found = in_distribution.load_labelled(data, size, channels, package.label_names, download=download)
         return found, data

@@ -19,9 +19,11 @@ import typer.main
 from ratioctl.cli._common import guard, own_the_process
 
 COMMANDS = (
+    "init",
     "train",
     "calibrate",
     "evaluate",
+    "report",
     "counterfactual",
     "ood-score",
     "export",
@@ -31,6 +33,7 @@ COMMANDS = (
     "verify",
     "sign",
     "models",
+    "cache",
 )
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 

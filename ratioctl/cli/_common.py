@@ -92,8 +92,8 @@ def registered(module: str, function: str) -> str:
 
 
 SOURCE_HELP = (
-    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, or a named source, also with :ARGUMENT: "
-    + registered("ratioctl.data.registry", "names").replace("|", ", ")
+    "a folder, .tar, .tar.gz, .tar.xz or .zip, also with :SPLIT, a .csv or .parquet of path,label, or a "
+    "named source, also with :ARGUMENT: " + registered("ratioctl.data.registry", "names").replace("|", ", ")
 )
 
 

@@ -178,6 +178,9 @@ def _live(folder: Path, prepared: PreparedRequest) -> Live:
     if others or isinstance(spec, ModelPackage):
         step = "Write one with `ratioctl export MODEL --explain`."
         raise UsageError("--live", "needs one file of `export --explain` as --model", step)
+    if spec.frame.height != spec.frame.width or spec.frame.pad:
+        reason = f"{spec.name} takes images of {spec.frame} pixels, and the page cuts images to a square"
+        raise UsageError("--live", reason, "Leave out --live.")
     return live.load(folder, spec.path, spec.input_size, request.eps)
 
 

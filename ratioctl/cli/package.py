@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,9 +33,13 @@ def package(
     ] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation.")] = None,
     input_size: Annotated[
-        int | None,
-        typer.Option("--input-size", min=1, max=2048, metavar="N", help="Side of the input in pixels."),
+        str | None,
+        typer.Option("--input-size", metavar="N|HxW", help="Side of the input in pixels, or HEIGHTxWIDTH."),
     ] = None,
+    resize: Annotated[
+        Literal["crop", "pad"],
+        typer.Option("--resize", help="Cut images of another shape around the center, or pad with black."),
+    ] = "crop",
     data: Annotated[
         str | None,
         typer.Option(
@@ -73,6 +77,7 @@ def package(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         input_size=input_size,
+        resize=resize,
         data=data,
         arch_options=arch_options or (),
         ema=ema,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ import typer
 from ratioctl.cli._common import Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
 from ratioctl.cli.calibrate import alert_chance
+from ratioctl.cli.init import show
 from ratioctl.errors import DiskError, Interrupted
 from ratioctl.utils.durations import duration, seconds_of
 
@@ -35,7 +38,11 @@ RecipeSeed = Annotated[
 def train(
     context: Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a bundled recipe.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|PHOTOS",
+            help="A TOML file, the name of a bundled recipe, or labelled photographs (see `ratioctl init`).",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -49,7 +56,12 @@ def train(
         bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")
     ] = False,
     init: Annotated[
-        str | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model.")
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="MODEL",
+            help="Start from these weights: a model, or timm:NAME[=WEIGHTS] or torchvision:NAME[=WEIGHTS].",
+        ),
     ] = None,
     max_time: MaxTime = None,
     seed: RecipeSeed = None,
@@ -58,24 +70,22 @@ def train(
     """Train a model from a recipe, package it and calibrate it."""
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "--max-time")
-    from ratioctl import recipe as recipes
+    from ratioctl.calibration.calibrate import calibrate
+    from ratioctl.training import starts
+    from ratioctl.training.loop import fit
+    from ratioctl.training.photographs import recipe_of
 
     changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
-    loaded = recipes.load(recipe, changes)
-    folder = out or Path("runs") / loaded.name
-
-    from ratioctl import package as packages
-
-    start = None if init is None else packages.resolve(init)
-
-    from ratioctl.calibration.calibrate import calibrate
-    from ratioctl.training.loop import fit
-
+    start = None if init is None else starts.resolve(init, download=download)
+    loaded, folder, proposal, start = recipe_of(
+        recipe, changes, out, start=start, resume=resume, download=download
+    )
+    if proposal is not None:
+        show(context, proposal)
     context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
     if resume and not (folder / "checkpoint" / "state.json").exists():
         context.note(f"{folder}: no checkpoint, so training starts from the beginning.")
-    line = f"Continue with: {context.typed('--resume')}"
-    try:
+    with _continued(folder, f"Continue with: {context.typed('--resume')}"):
         with Progress(context, tenths=False) as progress:
             events = _Events(progress)
             package = fit(
@@ -91,13 +101,6 @@ def train(
                 callback=events,
             )
         result = calibrate(package, device=context.device, download=download)
-    except Interrupted as stop:
-        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
-    except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
-        reason = "was stopped; what is in it is complete"
-        raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
-    except DiskError as fault:
-        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
     for warning in result.warnings:
         context.warn(warning)
     _print_result(context, result, events.last, loaded.digest)
@@ -106,6 +109,20 @@ def train(
             context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
         )
     return None
+
+
+@contextlib.contextmanager
+def _continued(folder: Path, line: str) -> Iterator[None]:
+    """Interruptions and a full disk end with the `line` that continues the run."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
+    except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
+        reason = "was stopped; what is in it is complete"
+        raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
+    except DiskError as fault:
+        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
 
 
 def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe_digest: str) -> None:
@@ -141,11 +158,17 @@ class _Events:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.last: dict[str, Any] = {}
+        self.planned = 0  # updates, as shown last
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
             self._leaks(event)
+        elif event["event"] == "start":
+            self.progress.note(event["text"])
         elif event["event"] == "schedule":
+            if abs(event["updates"] - self.planned) <= 0.1 * self.planned:
+                return
+            self.planned = event["updates"]
             share = event["epochs"] / event["recipe_epochs"]
             fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
             self.progress.note(

@@ -171,7 +171,7 @@ def _backend(
         search=BatchSearch(predict, spec, request, compute, show if on_preview else None),
         search_target=search_target,
         probabilities=lambda images: metrics.softmax(predict.predict(images), temperature),
-        together=jobs_together(compute, request, spec.input_size[1]),
+        together=jobs_together(compute, request, spec.frame.area),
     )
 
 

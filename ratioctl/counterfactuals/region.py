@@ -12,29 +12,32 @@ from PIL import Image
 
 from ratioctl import images as pixels_of
 from ratioctl.errors import ImageError, UsageError
+from ratioctl.utils.frame import Size, frame_of
 
 
-def parse_region(region: str | Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+def parse_region(region: str | Sequence[int] | np.ndarray, size: Size) -> np.ndarray:
     """The mask (H, W), bool, of a box "X,Y,W,H", an array, or a mask image, which is decoded like an image.
 
     Raises:
         UsageError: a box outside the input, a mask of another shape or without white pixels.
     """
+    frame = frame_of(size)
+    shape = frame.height, frame.width
     if isinstance(region, np.ndarray):
         mask = region.astype(bool)
-        if mask.shape != (size, size):
-            raise UsageError("region", f"has shape {mask.shape}, not {(size, size)}", "Use the input's size.")
+        if mask.shape != shape:
+            raise UsageError("region", f"has shape {mask.shape}, not {shape}", "Use the input's size.")
     else:
         shown = region if isinstance(region, str) else ",".join(str(n) for n in region)
         if re.fullmatch(_BOX, shown):
             x, y, w, h = (int(part) for part in shown.split(","))
-            if not (0 <= x < x + w <= size and 0 <= y < y + h <= size):
+            if not (0 <= x < x + w <= frame.width and 0 <= y < y + h <= frame.height):
                 raise UsageError(
                     f"--region {shown}",
-                    f"is not a box within the model's {size}x{size} input",
+                    f"is not a box within the model's {frame.width}x{frame.height} input",
                     "X,Y is its upper left corner, W,H its size.",
                 )
-            mask = np.zeros((size, size), dtype=bool)
+            mask = np.zeros(shape, dtype=bool)
             mask[y : y + h, x : x + w] = True
         else:
             try:
@@ -59,7 +62,7 @@ def photo_box(region: str | Sequence[int] | np.ndarray) -> tuple[int, ...] | Non
     return tuple(int(part) for part in shown.split(",")) if re.fullmatch(_BOX, shown) else None
 
 
-def mask_of_box(data: bytes, box: Sequence[int], size: int, name: str) -> np.ndarray:
+def mask_of_box(data: bytes, box: Sequence[int], size: Size, name: str) -> np.ndarray:
     """The mask (H, W) in the model's input of a box in the photograph, oriented as displayed.
 
     A white box on black goes through the photograph's own crop and resize. Raises ImageError.

@@ -164,8 +164,7 @@ def prepare(
     models, warnings = [], []
     for name in names:
         spec = _open(name, norms, restarts, region is not None)
-        height = _square_side(spec)
-        mask = None if region is None or box else parse_region(region, height)
+        mask = None if region is None or box else parse_region(region, spec.frame)
         for p in norms:
             ladder = _ladder(spec, p)
             eps_of_norm = ladder if budgets is None else budgets
@@ -224,17 +223,9 @@ def _norms(norm: str | float | Sequence[str | float]) -> list[float]:
     return norms
 
 
-def _square_side(spec: Spec) -> int:
-    _, height, width = spec.input_size
-    if height != width:
-        raise UsageError(spec.name, f"its input is {width}x{height}, not square", "Choose another model.")
-    return height
-
-
 def _ladder(spec: Spec, p: float) -> tuple[float, ...]:
     """The package's budgets for a norm, else the default ones for its input size."""
-    channels, height, _ = spec.input_size
-    return spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, height, channels)
+    return spec.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, spec.frame, spec.input_size[0])
 
 
 def _far(spec: Spec, p: float, eps: tuple[float, ...], ladder: tuple[float, ...]) -> list[str]:

@@ -103,7 +103,7 @@ def load(
     source: Source, spec: Spec, bit_depth: int | None = None, box: Sequence[int] | None = None
 ) -> Picture:
     """Read an image as the model's 8-bit input, with the region of `box`. Raises ImageError."""
-    channels, size, _ = spec.input_size
+    channels, size = spec.input_size[0], spec.frame
     data = source.read()
     decoded = pixels_of.decode(data, size, channels, name=source.path, bit_depth=bit_depth)
     return Picture(

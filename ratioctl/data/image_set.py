@@ -8,19 +8,25 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from ratioctl.images.decode import fit
+from ratioctl.images.rows import select
+from ratioctl.utils.frame import Size, frame_of
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
     """Images of one or several sources at the model's size.
 
     Attributes:
-        pixels: (N, H, W, C) uint8; a memory map where the source is large.
+        pixels: (N, H, W, C) uint8; a memory map of a large source, or `PixelRows` of one.
         labels: (N,) int64, or None for unlabelled images.
         label_names: names by label; empty without labels.
         fingerprint: SHA-256 over pixels and labels.
         source: as the user wrote it.
         errors: (name, reason) of images that could not be read.
         names: (N,) POSIX paths inside the source; empty for generated and library sets.
+        digests: (N,) uint64, of the encoded files; None for generated and library sets.
+        groups: (N,) int64; a split keeps images with the same number on one side. None: all may be parted.
     """
 
     pixels: np.ndarray
@@ -30,18 +36,26 @@ class Images:
     source: str
     errors: tuple[tuple[str, str], ...] = ()
     names: tuple[str, ...] = ()
+    digests: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def subset(self, index: np.ndarray) -> Images:
-        """The images at `index` (n,), copied; the fingerprint names the parent and the selection."""
+        """The images at `index` (n,), not copied; the fingerprint names the parent and the selection."""
         index = np.asarray(index)
         digest = hashlib.sha256(self.fingerprint.encode() + index.astype("<i8").tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[index]
         names = tuple(self.names[k] for k in index) if self.names else ()
         return dataclasses.replace(
-            self, pixels=self.pixels[index], labels=labels, fingerprint=digest, names=names
+            self,
+            pixels=select(self.pixels, index),
+            labels=labels,
+            fingerprint=digest,
+            names=names,
+            digests=None if self.digests is None else self.digests[index],
+            groups=None if self.groups is None else self.groups[index],
         )
 
 
@@ -55,15 +69,13 @@ def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
     return digest.hexdigest()
 
 
-def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """(N, H, W, C) uint8 to the model's size and channels, Pillow bicubic; unchanged where they fit."""
-    if pixels.shape[1:] == (size, size, channels):
+def resize(pixels: np.ndarray, size: Size, channels: int) -> np.ndarray:
+    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; unchanged if they fit."""
+    frame = frame_of(size)
+    if pixels.shape[1:] == (frame.height, frame.width, channels):
         return pixels
-    mode = "RGB" if channels == 3 else "L"
-    out = np.empty((len(pixels), size, size, channels), np.uint8)
+    out = np.empty((len(pixels), frame.height, frame.width, channels), np.uint8)
     for k, image in enumerate(pixels):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
-        if picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        out[k] = np.asarray(picture).reshape(size, size, channels)
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        out[k] = fit(picture, picture.size, frame, channels)[0]
     return out

@@ -13,13 +13,15 @@ from ratioctl import images
 from ratioctl.data import registry
 from ratioctl.data.image_set import Images
 from ratioctl.errors import SourceError
+from ratioctl.images import labelled
+from ratioctl.utils.frame import Size
 from ratioctl.utils.suggest import did_you_mean
 from ratioctl.utils.text import nfc
 
 
 def load(
     source: str,
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     seed: int = 0,
@@ -69,11 +71,17 @@ def load(
         fingerprint=loaded.fingerprint,
         source=source,
         errors=tuple((str(name), str(reason)) for name, reason in loaded.errors),
+        digests=loaded.digests,
     )
 
 
 def load_labelled(
-    source: str, size: int, channels: int, label_names: Sequence[str] | None = None, *, download: bool = False
+    source: str,
+    size: Size,
+    channels: int,
+    label_names: Sequence[str] | None = None,
+    *,
+    download: bool = False,
 ) -> Images:
     """Like `load`, but labels are required; they are matched by name to `label_names` if given.
 
@@ -82,9 +90,9 @@ def load_labelled(
     """
     loaded = load(source, size, channels, download=download)
     if loaded.labels is None:
-        raise SourceError(
-            source, "has no class folders", "Arrange it as CLASS/image.png, one folder a class."
-        )
+        kind = None if registry.find(source) else images.foreign_layout(source)
+        reason = "has no class folders" if kind is None else labelled.NOT_READ.format(kind)
+        raise SourceError(source, reason, labelled.ARRANGE)
     if label_names is None:
         if len(loaded.label_names) < 2:
             raise SourceError(
@@ -104,18 +112,28 @@ def load_labelled(
 
 
 def hold_out(
-    labels: np.ndarray, amount: float, seed: int, where: str = "data.validation"
+    labels: np.ndarray,
+    amount: float,
+    seed: int,
+    where: str = "data.validation",
+    *,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stratified split of the indices 0..N-1 into (training, held out), each ascending.
 
     Args:
         labels: (N,) int.
         amount: a fraction below 1, or a number of images.
+        groups: (N,) int; images with the same number stay on one side.
 
     Raises:
         SourceError: fewer than one image per class on one of the sides.
     """
     n = len(labels)
+    few = [c for c in np.unique(labels) if (labels == c).sum() < 2]
+    if few:
+        reason = f"class number {few[0]} has one image, and one is needed on each side of the split"
+        raise SourceError(where, reason, "Add images to that class, or remove it.")
     wanted = round(amount * n) if amount < 1 else int(amount)
     classes = np.unique(labels)
     if wanted < len(classes) or wanted > n - len(classes):
@@ -132,11 +150,43 @@ def hold_out(
     for k in np.argsort(share - exact, kind="stable")[: wanted - share.sum()]:
         share[k] += 1
     share = np.clip(share, 1, counts - 1)
+    if groups is not None:
+        held = whole_groups(labels, groups, rng.permutation(n), dict(zip(classes, share, strict=True)))
+        return np.setdiff1d(np.arange(n), held), held
     held = np.concatenate(
         [rng.permutation(np.flatnonzero(labels == c))[:m] for c, m in zip(classes, share, strict=True)]
     )
     held = np.sort(held)
     return np.setdiff1d(np.arange(n), held), held
+
+
+def whole_groups(
+    labels: np.ndarray, groups: np.ndarray, rank: np.ndarray, share: Mapping[int, int]
+) -> np.ndarray:
+    """Indices, ascending, of whole groups: of each class the first ones, until `share` images are reached.
+
+    Each class keeps at least one group on the other side, if it has two.
+
+    Args:
+        rank: (N,) numbers; groups are taken in the order of their smallest. A group counts for the class of
+            the image that has it.
+    """
+    first: dict[int, int] = {}
+    for k in np.argsort(rank, kind="stable"):
+        first.setdefault(int(groups[k]), int(k))
+    members: dict[int, list[int]] = {}
+    for k, group in enumerate(groups):
+        members.setdefault(int(group), []).append(k)
+    taken: list[int] = []
+    for c, wanted in share.items():
+        own = [group for group, k in first.items() if labels[k] == c]
+        count = 0
+        for group in own[:-1]:
+            if count >= wanted:
+                break
+            taken += members[group]
+            count += len(members[group])
+    return np.sort(np.array(taken, dtype=np.int64))
 
 
 def short_name(source: str) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from ratioctl.data import in_distribution
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import SourceError, UsageError
+from ratioctl.images.rows import joined
+from ratioctl.utils.frame import Size
 from ratioctl.utils.text import nfc
 
 BUILT_IN = {"uniform noise": "noise:uniform", "smooth noise": "noise:smooth"}  # the default sets
@@ -18,7 +20,7 @@ GENERATED = ("photos:china", "photos:flower", "noise:uniform", "noise:smooth")  
 
 def load(
     sources: Sequence[str],
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     exclude: Sequence[str] = (),
@@ -55,7 +57,7 @@ def load(
     kept = [_without(part, exclude) for part in parts]
     if not any(len(part) for part in kept):
         raise SourceError(", ".join(sources), "has no images left", "Exclude fewer classes (data.exclude).")
-    pixels = kept[0].pixels if len(kept) == 1 else np.concatenate([part.pixels for part in kept])
+    pixels = joined([part.pixels for part in kept])
     digest = hashlib.sha256("".join(part.fingerprint for part in kept).encode()).hexdigest()
     return Images(
         pixels=pixels,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import SourceError
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.registry import import_modules
 
 if TYPE_CHECKING:
@@ -35,11 +36,20 @@ class SourceRequest:
 
     source: str
     argument: str
-    size: int
+    size: Size
     channels: int
     seed: int = 0
     count: int | None = None
     download: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        return frame_of(self.size)
+
+    @property
+    def side(self) -> int:
+        """Of square images that are generated and then fitted."""
+        return max(self.frame.height, self.frame.width)
 
     def choose(self, *choices: str) -> str:
         """The argument, which must be one of `choices`. Raises SourceError."""

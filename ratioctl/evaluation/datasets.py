@@ -57,7 +57,7 @@ class Datasets:
         """The sets at the package's input size, labels in its order."""
         key = (package.input_size, package.label_names)
         if key not in self.loaded:
-            channels, size, _ = package.input_size
+            channels, size = package.input_size[0], package.frame
             test = in_distribution.load_labelled(
                 self.data, size, channels, package.label_names, download=self.download
             )

@@ -41,7 +41,7 @@ class Judge:
 
     def confidences(self, pictures: np.ndarray, label: str) -> tuple[np.ndarray, np.ndarray]:
         """p_label (N,) of pictures (N, H, W, C) uint8, and whether `label` is the judge's prediction (N,)."""
-        channels, size, _ = self.package.input_size
+        channels, size = self.package.input_size[0], self.package.frame
         logits = self.predict(image_set.resize(pictures, size, channels))
         p = metrics.softmax(logits, self.package.temperature)
         at = self.package.label_names.index(label)

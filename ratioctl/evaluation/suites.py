@@ -169,7 +169,7 @@ def outside_ball(package: ModelPackage) -> Ball:
 
 def radii(package: ModelPackage) -> tuple[float, ...]:
     """Radii of the confidence-radius curves (Figure 5): the l2 ladder, and half its first radius."""
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     ladder = package.ladders.get("2") or recipes.default_ladder(2.0, size, channels)
     return (ladder[0] / 2, *ladder)
 

@@ -22,13 +22,25 @@ from ratioctl.utils.text import shown
 
 if TYPE_CHECKING:
     from ratioctl.images.cache import cache_dir
-    from ratioctl.images.duplicates import Duplicate, near_duplicates
-    from ratioctl.images.labelled import MISSING, Loaded, SourceIndex, list_source, load_source, split_source
+    from ratioctl.images.duplicates import Duplicate, duplicate_groups, near_duplicates
+    from ratioctl.images.labelled import (
+        MISSING,
+        Loaded,
+        SourceIndex,
+        foreign_layout,
+        list_source,
+        load_source,
+        split_source,
+        splits_of,
+    )
 
 _LAZY = {
     "cache": ("cache_dir",),
-    "duplicates": ("Duplicate", "near_duplicates"),
-    "labelled": ("MISSING", "Loaded", "SourceIndex", "list_source", "load_source", "split_source"),
+    "duplicates": ("Duplicate", "duplicate_groups", "near_duplicates"),
+    "labelled": (
+        *("MISSING", "Loaded", "SourceIndex", "foreign_layout", "list_source", "load_source"),
+        *("split_source", "splits_of"),
+    ),
 }
 
 

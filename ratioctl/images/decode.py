@@ -35,6 +35,7 @@ from PIL import (
 from ratioctl.errors import ImageError
 from ratioctl.images import dicom, files
 from ratioctl.images.files import FORMATS, read_file, sized, unreadable
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.text import shown
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: 256 MiB of RGB
@@ -48,7 +49,7 @@ _QUIET = threading.Lock()
 class Decoded:
     """An image as the model sees it, and the conversions that were applied."""
 
-    pixels: np.ndarray  # (size, size, channels) uint8
+    pixels: np.ndarray  # (height, width, channels) uint8
     format: str  # "PNG", "JPEG", ...
     mode: str  # Pillow's mode of the file: "RGB", "P", "CMYK", "I;16", ...
     width: int  # of the file, before orientation
@@ -99,7 +100,7 @@ _TURNS = {
 
 def decode(
     source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     name: str | None = None,
@@ -109,23 +110,24 @@ def decode(
     """The model's 8-bit input of an encoded image, the same for every backend and command.
 
     First frame; EXIF orientation; transparency over white; RGB (16-bit scaled, CMYK converted) or, for one
-    channel, ITU-R 601 grey; center square; Pillow bicubic to `size`; 8 bits. JPEGs are decoded at reduced
-    scale down to twice `size`. An image of the model's size passes unchanged.
+    channel, ITU-R 601 grey; center square (or the frame's shape); Pillow bicubic to `size`; 8 bits.
+    JPEGs are decoded at reduced scale down to twice `size`. An image of the model's size passes unchanged.
 
     Args:
         source: a path, the encoded bytes, or a binary stream.
-        size: height and width of the result.
+        size: side of the square result, or its frame, which may be no square and may be padded to.
         channels: 3 or 1.
         name: what messages call the image; the path by default.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel; None takes the file's range.
         max_pixels: an image with more is refused before it is decoded; at most MAX_PIXELS.
     Returns:
-        `pixels` (size, size, channels) uint8, fresh and writable, and notes of what was done.
+        `pixels` (height, width, channels) uint8, fresh and writable, and notes of what was done.
     Raises:
         ImageError: the image cannot be read; the reason says why.
         ValueError: an impossible `size`, `channels` or `bit_depth`.
     """
-    if size < 1 or channels not in (1, 3) or bit_depth not in (None, *range(9, 17)):
+    frame = frame_of(size)
+    if min(frame.height, frame.width) < 1 or channels not in (1, 3) or bit_depth not in (None, *range(9, 17)):
         given = f"{size}, {channels} and {bit_depth}"
         raise ValueError(f"size must be positive, channels 1 or 3 and bit_depth 9 to 16, not {given}")
     if isinstance(source, str | os.PathLike):
@@ -136,7 +138,7 @@ def decode(
         data = sized(_drain(source, name) if hasattr(source, "read") else bytes(source), name)  # type: ignore[arg-type]
     if dicom.is_dicom(data):
         image, shape, notes = dicom.read(data, name, max_pixels)
-        pixels, more = _fit(image, image.size, size, channels)
+        pixels, more = fit(image, image.size, frame, channels)
         return Decoded(pixels=pixels, format="DICOM", mode=image.mode, **shape, notes=(*notes, *more))
     plugin = next((p for p in _PLUGINS if p[1](data)), None)
     if plugin is None:
@@ -148,7 +150,7 @@ def decode(
         _hush_libtiff()
     try:
         with _no_pillow_warnings() if noisy else contextlib.nullcontext():
-            return _decode(opener, data, size, channels, kind, name, bit_depth, max_pixels)
+            return _decode(opener, data, frame, channels, kind, name, bit_depth, max_pixels)
     except ImageError:
         raise
     except MemoryError as e:
@@ -187,7 +189,7 @@ def _no_pillow_warnings() -> Iterator[None]:
 def _decode(
     opener: Callable[..., ImageFile.ImageFile],
     data: bytes,
-    size: int,
+    frame: Frame,
     channels: int,
     kind: str,
     name: str,
@@ -203,11 +205,11 @@ def _decode(
             reason = f"has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded"
             raise ImageError(name, reason, "Make it smaller first.")
         with _ONE_LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
-            return _to_square(im, size, channels, kind, name, bit_depth)
+            return _to_frame(im, frame, channels, kind, name, bit_depth)
 
 
-def _to_square(
-    im: ImageFile.ImageFile, size: int, channels: int, kind: str, name: str, bit_depth: int | None
+def _to_frame(
+    im: ImageFile.ImageFile, frame: Frame, channels: int, kind: str, name: str, bit_depth: int | None
 ) -> Decoded:
     width, height, mode = *im.size, im.mode
     notes: list[str] = []
@@ -216,7 +218,7 @@ def _to_square(
         if turn in _TURNS:
             notes.append(f"turned by its orientation tag {turn}")
     if kind == "JPEG":
-        im.draft(None, (2 * size, 2 * size))
+        im.draft(None, _draft_size(im.size, frame))
     im.load()
     picture: Image.Image = im
     if kind != "TIFF":
@@ -230,33 +232,70 @@ def _to_square(
         picture, note = _to_rgb(picture, name)
     notes += note
     seen = (height, width) if turn in (5, 6, 7, 8) and kind != "TIFF" else (width, height)
-    pixels, note = _fit(picture, seen, size, channels)
+    pixels, note = fit(picture, seen, frame, channels)
     notes += note
     if _has_more_frames(im, kind):
         notes.insert(0, "first frame of several")
     return Decoded(pixels=pixels, format=kind, mode=mode, width=width, height=height, notes=tuple(notes))
 
 
-def _fit(
-    picture: Image.Image, shape: tuple[int, int], size: int, channels: int
+def _draft_size(shape: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """The smallest size at which a JPEG may be decoded: twice the frame in both directions, or, for padding,
+    in the direction that fills the frame."""
+    if frame.height == frame.width and not frame.pad:
+        return 2 * frame.width, 2 * frame.height
+    # The orientation is not known yet: the larger side of the frame for both.
+    side = 2 * max(frame.height, frame.width)
+    if frame.pad:
+        scale = side / max(shape)
+        return max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
+    return side, side
+
+
+def fit(
+    picture: Image.Image, shape: tuple[int, int], size: Size, channels: int
 ) -> tuple[np.ndarray, list[str]]:
-    """The center square of an L or RGB picture as (size, size, channels) uint8, and notes.
+    """An L or RGB picture in a frame, as (height, width, channels) uint8, and notes of what was done.
+
+    The center part with the frame's shape is resized; or, where the frame pads, the whole picture, centered
+    on black.
 
     Args:
         shape: (width, height) of the file after orientation; a JPEG may have been decoded at reduced scale.
     """
+    frame = frame_of(size)
     notes = []
     mode = "L" if channels == 1 else "RGB"
     picture = picture if picture.mode == mode else picture.convert(mode)
-    if shape[0] != shape[1]:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
-        notes.append(f"cut to the center square of {shape[0]}x{shape[1]}")
-    if min(shape) != size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        notes.append(f"resized from {min(shape)}x{min(shape)} to {size}x{size}")
-    return np.array(picture, dtype=np.uint8).reshape(size, size, channels), notes
+    to = (frame.width, frame.height)
+    if frame.pad and shape[0] * frame.height != shape[1] * frame.width:
+        scale = min(frame.width / shape[0], frame.height / shape[1])
+        inner = max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
+        picture = picture if picture.size == inner else picture.resize(inner, Image.Resampling.BICUBIC)
+        canvas = Image.new(mode, to)
+        canvas.paste(picture, ((to[0] - inner[0]) // 2, (to[1] - inner[1]) // 2))
+        notes.append(
+            f"resized from {shape[0]}x{shape[1]} to {inner[0]}x{inner[1]}, padded to {to[0]}x{to[1]}"
+        )
+        return np.array(canvas, dtype=np.uint8).reshape(frame.height, frame.width, channels), notes
+    cut = shape
+    if shape[0] * frame.height != shape[1] * frame.width:
+        cut = _cut(shape, frame)
+        width, height = _cut(picture.size, frame)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+        what = "square" if frame.height == frame.width else f"{cut[0]}x{cut[1]}"
+        notes.append(f"cut to the center {what} of {shape[0]}x{shape[1]}")
+    if cut != to:
+        picture = picture.resize(to, Image.Resampling.BICUBIC)
+        notes.append(f"resized from {cut[0]}x{cut[1]} to {to[0]}x{to[1]}")
+    return np.array(picture, dtype=np.uint8).reshape(frame.height, frame.width, channels), notes
+
+
+def _cut(shape: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """(width, height) of the largest part of a picture that has the frame's shape."""
+    scale = min(shape[0] / frame.width, shape[1] / frame.height)
+    return max(1, round(scale * frame.width)), max(1, round(scale * frame.height))
 
 
 def _from_16_bits(

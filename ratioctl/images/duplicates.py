@@ -12,6 +12,7 @@ import numpy as np
 # are found and nothing else; the nearest other pair (two bridges that correlate as well) has distance 0.086.
 SAME_SHAPE = 0.95  # correlation of the gray images at 16x16
 SAME_DETAIL = 0.85  # correlation of their differences from their means over 4x4 blocks
+MANY = 20_000
 SAME_COLOR = 0.07  # root mean square difference of the RGB images at 16x16, in [0, 1]
 
 
@@ -64,15 +65,58 @@ def _closer(
     found: dict[int, Duplicate], first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> None:
     """Enter the pairs (i, j) that are duplicates, and nearer than those known, into `found`."""
-    a, b = _pooled(first[i]), _pooled(second[j])
-    distance = np.sqrt(np.mean((a - b) ** 2, axis=(1, 2, 3))) / 255
-    detail = np.sum(_unit(_detail(a)) * _unit(_detail(b)), axis=1)
-    for n in np.flatnonzero((distance <= SAME_COLOR) & (detail >= SAME_DETAIL)):
+    same, distance = _compared(first[i], second[j])
+    for n in np.flatnonzero(same):
         known = found.get(int(j[n]))
         if known is None or (not known.exact and distance[n] < known.distance):
             found[int(j[n])] = Duplicate(
                 first=int(i[n]), second=int(j[n]), distance=float(distance[n]), exact=False
             )
+
+
+def _compared(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(whether they are duplicates, distance), each (N,), of pairs of images whose shapes correlate."""
+    a, b = _pooled(a), _pooled(b)
+    distance = np.sqrt(np.mean((a - b) ** 2, axis=(1, 2, 3))) / 255
+    detail = np.sum(_unit(_detail(a)) * _unit(_detail(b)), axis=1)
+    return (distance <= SAME_COLOR) & (detail >= SAME_DETAIL), distance
+
+
+def duplicate_groups(pixels: np.ndarray) -> np.ndarray:
+    """(N,) int64: images with the same number are duplicates of each other, directly or through others.
+
+    The number is the index of the group's first image. Above `MANY` images only exact copies are found, as
+    the comparison of all pairs takes time that grows with the square of their number.
+
+    Args:
+        pixels: (N, H, W, C) uint8.
+    """
+    parent = np.arange(len(pixels))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            parent[k] = parent[parent[k]]
+            k = int(parent[k])
+        return k
+
+    def unite(a: int, b: int) -> None:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+
+    hashes: dict[bytes, int] = {}
+    for k, image in enumerate(pixels):
+        unite(hashes.setdefault(hashlib.sha256(image.tobytes()).digest(), k), k)
+    if 1 < len(pixels) <= MANY:
+        shapes, step = _shapes(pixels), _at_a_time(pixels)
+        for start in range(0, len(pixels), 1024):
+            alike = np.argwhere(shapes[start : start + 1024] @ shapes[: start + 1024].T >= SAME_SHAPE)
+            alike[:, 0] += start
+            alike = alike[alike[:, 0] > alike[:, 1]]
+            for at in range(0, len(alike), step):
+                i, j = alike[at : at + step].T
+                for n in np.flatnonzero(_compared(pixels[i], pixels[j])[0]):
+                    unite(int(i[n]), int(j[n]))
+    return np.array([root(k) for k in range(len(pixels))], dtype=np.int64)
 
 
 def _pooled(images: np.ndarray) -> np.ndarray:

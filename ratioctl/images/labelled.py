@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +19,13 @@ from ratioctl.errors import ImageError, SourceError
 from ratioctl.images import cache as decoded_cache
 from ratioctl.images.archive import ARCHIVE_SUFFIXES, DamagedArchiveError, Member, archive_members, is_archive
 from ratioctl.images.decode import decode
-from ratioctl.images.files import FORMATS
+from ratioctl.images.files import FORMATS, suffix_kind
+from ratioctl.images.rows import select
+from ratioctl.images.table import SUFFIXES as TABLES
+from ratioctl.images.table import is_table, table_members
 from ratioctl.images.walk import folder_members
 from ratioctl.utils import resources
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.suggest import nearest
 from ratioctl.utils.text import nfc, readable, shown
@@ -28,7 +34,14 @@ SPLIT_NAMES = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout")
 )
 
+_FOREIGN = {
+    "COCO": ("annotations/*.json", "*_annotations.coco.json", "*/_annotations.coco.json", "instances_*.json"),
+    "Pascal VOC": ("Annotations/*.xml",),
+    "YOLO": ("data.yaml", "labels/*.txt", "labels/*/*.txt"),
+}
 MISSING = "does not exist"  # the reason of a SourceError for a path that is not there
+NOT_READ = "looks like a data set with {} annotations, which are not read"
+ARRANGE = "Arrange it as CLASS/image.png, one folder a class, or write a CSV file of path,label."
 _MAX_WAITING_BYTES = 2**24  # encoded members of an archive that wait to be decoded
 
 
@@ -47,12 +60,13 @@ class SourceIndex:
 class Loaded:
     """A SOURCE in memory. Unreadable images are left out and listed in `errors`."""
 
-    images: np.ndarray  # (N, H, W, C) uint8; may be a private (copy-on-write) memory map
+    images: np.ndarray  # (N, H, W, C) uint8; may be a private memory map, or `PixelRows` of one
     labels: np.ndarray | None  # (N,) int64; None for a flat source
     label_names: tuple[str, ...]
     names: tuple[str, ...]  # (N,) POSIX paths inside the source
     errors: tuple[tuple[str, str], ...]  # (name, reason)
     fingerprint: str  # SHA-256 of pixels, labels and label names: independent of the packing
+    digests: np.ndarray  # (N,) uint64, of the encoded files
 
 
 def split_source(source: str) -> tuple[str, str | None]:
@@ -76,8 +90,11 @@ def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member
         return _listable_members(path)
     if is_archive(path) and os.path.isfile(path):
         return archive_members(path, wanted)
-    kinds = ", ".join(ARCHIVE_SUFFIXES)
-    raise SourceError(shown(path), "is neither a folder nor an archive", f"Archives end in {kinds}.")
+    if is_table(path) and os.path.isfile(path):
+        return table_members(path)
+    kinds = ", ".join((*ARCHIVE_SUFFIXES, *TABLES))
+    reason = "is neither a folder nor an archive nor a table of paths and labels"
+    raise SourceError(shown(path), reason, f"Archives and tables end in {kinds}.")
 
 
 def _listable_members(path: str) -> Iterator[Member]:
@@ -85,6 +102,61 @@ def _listable_members(path: str) -> Iterator[Member]:
         if member.kind == "closed":
             raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
         yield member
+
+
+def sample(source: str, count: int) -> Iterator[tuple[str, bytes]]:
+    """(name, encoded bytes) of some images of a SOURCE: evenly spaced in a folder or table, else the first.
+
+    Raises:
+        SourceError: as `load_source`.
+    """
+    path, split = split_source(source)
+    prefix = "" if split is None else nfc(split) + "/"
+    members: Iterator[Member] = (
+        member
+        for member in _source_members(path, lambda name: True)
+        if member.kind == "image" and (not prefix or prefix in nfc(member.name))
+    )
+    if os.path.isdir(path) or is_table(path):
+        every = list(members)
+        members = iter(every[:: max(1, len(every) // count)])
+    try:
+        for member in itertools.islice(members, count):
+            with contextlib.suppress(ImageError):
+                name = nfc(readable(member.name))
+                yield name.rpartition(prefix)[2] if prefix else name, member.read(member.name)
+    except DamagedArchiveError as e:
+        raise _damaged_source(source, e) from e
+
+
+def splits_of(source: str) -> tuple[str, ...]:
+    """The first-level folders of a SOURCE where these are splits ("train", "test"), else ().
+
+    Raises:
+        SourceError: as `load_source`.
+    """
+    path, split = split_source(source)
+    if split is not None:
+        return ()
+    names = [nfc(name) for name in _listing(source, path)[0]]
+    outer = os.path.commonpath(names) if len(names) > 1 else ""
+    for prefix in ("", f"{outer}/"):
+        tops = {n[len(prefix) :].split("/", 1)[0] for n in names if "/" in n[len(prefix) :]}
+        if len(tops) > 1 and {top.lower() for top in tops} <= SPLIT_NAMES:
+            return tuple(sorted(tops))
+    return ()
+
+
+def foreign_layout(source: str) -> str | None:
+    """The name of a layout of annotations that is not read, if `source` lies in one: COCO, YOLO or VOC."""
+    path = source if os.path.exists(source) else source.rpartition(":")[0]
+    for folder in (path, os.path.dirname(os.path.abspath(path))):
+        if not os.path.isdir(folder):
+            continue
+        for kind, patterns in _FOREIGN.items():
+            if any(glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns):
+                return kind
+    return None
 
 
 def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
@@ -214,7 +286,7 @@ def _prefix(shown_source: str, names: Sequence[str], split: str | None) -> str:
 
 def load_source(
     source: str,
-    size: int,
+    size: Size,
     channels: int = 3,
     *,
     exclude: Sequence[str] = (),
@@ -241,7 +313,28 @@ def load_source(
     key = _cache_key(path, split, size, channels, exclude) if cache else None
     if key is not None and (cached := _cached(key)) is not None:
         return cached
-    names, folders, images, failed = _decode_all(source, path, split, size, channels, workers)
+    frame = frame_of(size)
+    rows = decoded_cache.Rows(key, (frame.height, frame.width, channels), shown(source))
+    try:
+        return _loaded(source, path, split, exclude, workers, rows, frame)
+    except SourceError as error:
+        if (kind := foreign_layout(source)) is not None:
+            raise SourceError(error.thing, NOT_READ.format(kind), ARRANGE) from None
+        raise
+    finally:
+        rows.discard()
+
+
+def _loaded(
+    source: str,
+    path: str,
+    split: str | None,
+    exclude: Sequence[str],
+    workers: int | None,
+    rows: decoded_cache.Rows,
+    frame: Frame,
+) -> Loaded:
+    names, folders, failed, found = _decode_all(source, path, split, rows, frame, workers)
     layout = _layout(source, names, folders, split, exclude)
     at = {name_index: row for row, name_index in enumerate(i for i in range(len(names)) if i not in failed)}
     good = [(place, i) for place, i in enumerate(layout.order) if i not in failed]
@@ -249,8 +342,10 @@ def load_source(
     if not good:
         name, reason = errors[0]
         raise SourceError(shown(source), f"has no readable image; {shown(name)} {reason}")
-    images = _reordered(images, [at[i] for _, i in good])
+    order = [at[i] for _, i in good]
+    images = _ordered(rows.images(), order)
     labels = None if layout.labels is None else layout.labels[[place for place, _ in good]]
+    digests = np.array(found, dtype=np.uint64)[order]
     loaded = Loaded(
         images=images,
         labels=labels,
@@ -258,18 +353,37 @@ def load_source(
         names=tuple(names[i] for _, i in good),
         errors=errors,
         fingerprint=_fingerprint(images, labels, layout.label_names),
+        digests=digests,
     )
-    if key is not None and images.nbytes >= decoded_cache.CACHE_FROM_BYTES:
-        meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
-        decoded_cache.write(key, images, {**meta, "labels": None if labels is None else labels.tolist()})
+    meta = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)[1:]}
+    rows.file_under_key(
+        {
+            **meta,
+            "labels": None if labels is None else labels.tolist(),
+            "order": order,
+            "digests": digests.tolist(),
+        }
+    )
     return loaded
 
 
-def _cache_key(path: str, split: str | None, size: int, channels: int, exclude: Sequence[str]) -> str | None:
+def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The images in that order, not copied: rows are stored as an archive lists them."""
+    if len(order) == len(images) and all(row == k for k, row in enumerate(order)):
+        return images
+    return select(images, np.array(order, dtype=np.int64))
+
+
+def _cache_key(path: str, split: str | None, size: Size, channels: int, exclude: Sequence[str]) -> str | None:
+    shape = dataclasses.astuple(frame_of(size))
     try:
-        members = folder_members(path) if os.path.isdir(path) else [Member(name="", file=path)]
+        members: Iterable[Member] = [Member(name="", file=path)]
+        if os.path.isdir(path):
+            members = folder_members(path)
+        elif is_table(path):
+            members = itertools.chain(members, table_members(path))
         files = ((member.name, member.file) for member in members)
-        return decoded_cache.key_of([os.path.realpath(path), split, size, channels, sorted(exclude)], files)
+        return decoded_cache.key_of([os.path.realpath(path), split, shape, channels, sorted(exclude)], files)
     except OSError:
         return None
 
@@ -279,12 +393,16 @@ def _cached(key: str) -> Loaded | None:
     found = decoded_cache.read(key)
     if found is None:
         return None
-    images, meta = found
+    images, meta, unchanged = found
     try:
+        fits = images.dtype == np.uint8 and images.ndim == 4 and max(meta["order"]) < len(images)
+        images = _ordered(images, meta["order"]) if fits else images
         labels = None if meta["labels"] is None else np.array(meta["labels"], dtype=np.int64)
         label_names = tuple(str(k) for k in meta["label_names"])
-        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(meta["names"])
-        if not fits or _fingerprint(images, labels, label_names) != meta["fingerprint"]:
+        if not fits or len(images) != len(meta["names"]):
+            return None
+        # Hashing all pixels takes seconds for large sources; a file that was not touched needs no check.
+        if not unchanged and _fingerprint(images, labels, label_names) != meta["fingerprint"]:
             return None
         return Loaded(
             images=images,
@@ -293,15 +411,16 @@ def _cached(key: str) -> Loaded | None:
             names=tuple(str(n) for n in meta["names"]),
             errors=tuple((str(n), str(r)) for n, r in meta["errors"]),
             fingerprint=meta["fingerprint"],
+            digests=np.array(meta["digests"], dtype=np.uint64),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
 def _decode_all(
-    source: str, path: str, split: str | None, size: int, channels: int, workers: int | None
-) -> tuple[list[str], list[str], np.ndarray, dict[int, str]]:
-    """(image names, folders, images of those that could be read in the order of names, {index: reason})."""
+    source: str, path: str, split: str | None, rows: decoded_cache.Rows, frame: Frame, workers: int | None
+) -> tuple[list[str], list[str], dict[int, str], list[int]]:
+    """(image names, folders, {index: reason}, digests); images that can be read go into `rows`."""
     names: list[str] = []
     folders: list[str] = []
     failed: dict[int, str] = {}
@@ -324,11 +443,13 @@ def _decode_all(
             else:
                 failed[len(names) - 1] = ""
 
-    def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, np.ndarray | str]]:
-        return [(index, _pixels_or_reason(member, size, channels)) for index, member in batch]
+    def work(batch: Sequence[tuple[int, Member]]) -> list[tuple[int, tuple[np.ndarray, int] | str]]:
+        return [(index, _pixels_or_reason(member, frame, channels)) for index, member in batch]
 
-    images = np.empty((0, size, size, channels), dtype=np.uint8)
-    rows = 0
+    channels = rows.shape[2]
+    digests: list[int] = []
+    if (count := _count(path, wanted)) is not None:
+        rows.expect(count)
     threads = workers or resources.processors()
     batches = map_batches(
         listed(),
@@ -345,43 +466,32 @@ def _decode_all(
                 if isinstance(result, str):
                     failed[index] = result
                     continue
-                if rows == len(images):
-                    # realloc moves the pages of a large block: growing neither copies nor doubles memory.
-                    images.resize((max(1024, rows + rows // 8), size, size, channels), refcheck=False)
-                images[rows] = result
-                rows += 1
+                rows.append(result[0])
+                digests.append(result[1])
     except DamagedArchiveError as e:
         raise _damaged_source(source, e) from e
-    images.resize((rows, size, size, channels), refcheck=False)
-    return names, folders, images, failed
+    return names, folders, failed, digests
 
 
-def _pixels_or_reason(member: Member, size: int, channels: int) -> np.ndarray | str:
+def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
+    """How many images a folder or zip holds; None for tars, which would have to be read to their end."""
+    if os.path.isdir(path) or is_table(path):
+        members = _source_members(path, wanted)
+        return sum(member.kind == "image" and wanted(member.name) for member in members)
     try:
-        return decode(member.read(member.name), size, channels, name=member.name).pixels
+        with zipfile.ZipFile(path) as archive:
+            return sum(suffix_kind(name) == "image" and wanted(name) for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+
+
+def _pixels_or_reason(member: Member, size: Frame, channels: int) -> tuple[np.ndarray, int] | str:
+    try:
+        data = member.read(member.name)
+        digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+        return decode(data, size, channels, name=member.name).pixels, digest
     except ImageError as e:
         return e.reason
-
-
-def _reordered(images: np.ndarray, order: list[int]) -> np.ndarray:
-    """`images[order]` in the same memory: rows move along the cycles of the permutation."""
-    if order == list(range(len(images))):
-        return images
-    if len(order) < len(images):
-        return images[order]
-    done = np.zeros(len(order), dtype=bool)
-    for start in range(len(order)):
-        if done[start] or order[start] == start:
-            continue
-        first = images[start].copy()
-        here = start
-        while order[here] != start:
-            images[here] = images[order[here]]
-            done[here] = True
-            here = order[here]
-        images[here] = first
-        done[here] = True
-    return images
 
 
 def _fingerprint(images: np.ndarray, labels: np.ndarray | None, label_names: tuple[str, ...]) -> str:

@@ -18,8 +18,9 @@ from ratioctl.errors import LogitsError, UsageError
 from ratioctl.models.checkpoint_file import MAX_NEST, Checkpoint
 from ratioctl.models.libraries import published_size
 from ratioctl.models.network import Classifier, build, load_weights
-from ratioctl.models.registry import build_network, find_architecture
+from ratioctl.models.registry import InputSize, build_network, find_architecture
 from ratioctl.package import ModelPackage
+from ratioctl.utils.frame import Frame
 
 # One part of a name for another; both directions, as either may be ours.
 ALIASES = (
@@ -57,7 +58,7 @@ def fit(
     num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
-    input_size: int | None = None,
+    input_size: InputSize = None,
     options: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Build `architecture` and give it the checkpoint's weights.
@@ -92,14 +93,14 @@ def fit(
             std=per_channel[1],
             **chosen,
         )
-    target = _shapes(classifier.network)
-    prefix, names = _matched(state, target)
+    target = shapes_of(classifier.network)
+    prefix, names = matched(state, target)
     notes = list(checkpoint.notes)
     extra = [k for k in state if k not in names and not _is_normalization(k)]
     missing = [k for k in target if k not in names.values()]
     if not missing and (left := _left_out(extra, prefix, state, names)):
         extra = [k for k in extra if k not in left]
-        notes.append(f"left out {_some(left)}, which the network does not use")
+        notes.append(f"left out {some(left)}, which the network does not use")
     size = (input_size, lambda: possible_sizes(checkpoint, architecture, num_classes, chosen))
     _check_fit(checkpoint.path, architecture, missing, extra, state, target, names, num_classes, size)
     inside = stored_normalization(checkpoint)
@@ -125,11 +126,11 @@ def channels_of(state: Mapping[str, Tensor]) -> int:
     return 1 if 1 in taken and 3 not in taken else 3
 
 
-def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith(COUNTERS)}
 
 
-def _check_determined(architecture: str, options: Mapping[str, Any], input_size: int | None) -> None:
+def _check_determined(architecture: str, options: Mapping[str, Any], input_size: InputSize) -> None:
     """Refuse to guess an option that leaves no trace in the weights and has no safe default."""
     entry = find_architecture(architecture)
     for option in entry.undetermined:
@@ -171,9 +172,7 @@ def _is_normalization(key: str) -> bool:
     return last in (*MEANS, *STDS) and len(above) <= 3
 
 
-def _matched(
-    state: Mapping[str, Tensor], target: Mapping[str, tuple[int, ...]]
-) -> tuple[str, dict[str, str]]:
+def matched(state: Mapping[str, Tensor], target: Mapping[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
     """(prefix, {their name: ours}) for the prefix under which the most names fit."""
     prefixes = {""} | {
         ".".join(k.split(".")[:n]) + "." for k in state for n in range(1, min(k.count("."), MAX_NEST) + 1)
@@ -210,7 +209,7 @@ def _check_fit(
     target: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str],
     num_classes: int,
-    size: tuple[int | None, Callable[[], list[int]]],
+    size: tuple[InputSize, Callable[[], list[int]]],
 ) -> None:
     shapes = [
         (theirs, tuple(state[theirs].shape), target[ours])
@@ -228,10 +227,10 @@ def _check_fit(
         taken = ", ".join(map(str, sizes))
         reason = f"the weights are those of {architecture} for images of {taken} pixels"
         raise UsageError(f"--input-size {size[0]}", reason, f"Give --input-size {sizes[0]}.")
-    parts = [f"missing {_some(missing)}"] if missing else []
-    parts += [f"unexpected {_some(extra)}"] if extra else []
+    parts = [f"missing {some(missing)}"] if missing else []
+    parts += [f"unexpected {some(extra)}"] if extra else []
     parts += (
-        ["of another shape " + _some([f"{k} {list(a)} instead of {list(b)}" for k, a, b in shapes])]
+        ["of another shape " + some([f"{k} {list(a)} instead of {list(b)}" for k, a, b in shapes])]
         if shapes
         else []
     )
@@ -239,7 +238,7 @@ def _check_fit(
     raise UsageError(path, f"does not fit {architecture}: {'; '.join(parts)}", step)
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
+def some(names: Sequence[str], most: int = 6) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)}: " * (len(names) > 1) + ", ".join(f"{name:.100}" for name in names[:most]) + rest
 
@@ -284,8 +283,8 @@ def possible_sizes(
                 network = build_network(
                     architecture, num_classes=num_classes, channels=channels, input_size=size, **chosen
                 ).eval()
-                target = _shapes(network)
-                _, names = _matched(state, target)
+                target = shapes_of(network)
+                _, names = matched(state, target)
                 fits = all(tuple(state[theirs].shape) == target[ours] for theirs, ours in names.items())
                 if fits and network(torch.zeros(2, channels, size, size)).shape == (2, num_classes):
                     found.append(size)
@@ -296,7 +295,7 @@ def possible_sizes(
 
 @torch.inference_mode()
 def check_forward(
-    fitted: Fitted, checkpoint: Checkpoint, architecture: str, num_classes: int, input_size: int
+    fitted: Fitted, checkpoint: Checkpoint, architecture: str, num_classes: int, input_size: Frame
 ) -> None:
     """One forward pass at the input size, before anything is written.
 
@@ -306,7 +305,9 @@ def check_forward(
     """
     classifier = fitted.classifier
     try:
-        logits = classifier(torch.full((2, classifier.mean.numel(), input_size, input_size), 0.5))
+        logits = classifier(
+            torch.full((2, classifier.mean.numel(), input_size.height, input_size.width), 0.5)
+        )
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         sizes = possible_sizes(checkpoint, architecture, num_classes, fitted.options)
@@ -328,7 +329,7 @@ def write(
     labels: Sequence[str],
     out: str | Path,
     *,
-    input_size: int,
+    input_size: Frame,
 ) -> ModelPackage:
     """A package of the classifier, not calibrated."""
     import torchvision
@@ -349,10 +350,11 @@ def write(
         "num_classes": len(labels),
         "label_names": list(labels),
         "pretrained_cfg": {
-            "input_size": [len(mean), input_size, input_size],
+            "input_size": [len(mean), input_size.height, input_size.width],
             "mean": [round(v, 7) for v in mean],
             "std": [round(v, 7) for v in std],
             "interpolation": "bicubic",
+            **({"crop_mode": "border"} if input_size.pad else {}),
         },
         "ratio": {
             "temperature": 1.0,

@@ -8,15 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
-from ratioctl.models.registry import register_architecture
+from ratioctl.models.registry import InputSize, register_architecture
 from ratioctl.utils.suggest import did_you_mean
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # the normalization of most published weights
 
 
 def _has_auxiliary_heads(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"aux_logits": any(part in key for key in state for part in ("aux1.", "AuxLogits."))}
 
 
-def _ambiguous_transform(option: str, input_size: int | None) -> str | None:
+def _ambiguous_transform(option: str, input_size: InputSize) -> str | None:
     if option != "transform_input":
         return None
     return (
@@ -50,7 +52,7 @@ def with_auxiliary_heads(
 
 @register_architecture("torchvision:NAME", pattern="torchvision:.+")
 def of_torchvision(
-    name: str, *, num_classes: int, channels: int = 3, input_size: int | None = None
+    name: str, *, num_classes: int, channels: int = 3, input_size: InputSize = None
 ) -> nn.Module:
     """A classification network of torchvision, built for images of `input_size` where it has fixed ones."""
     import torchvision.models as models
@@ -64,16 +66,16 @@ def of_torchvision(
     if input_size is not None and short.startswith("vit_"):
         fixed = {"image_size": input_size}
     elif input_size is not None and short.startswith("maxvit"):
-        fixed = {"input_size": (input_size, input_size)}
+        fixed = {"input_size": (input_size, input_size) if isinstance(input_size, int) else input_size}
     try:
         network = models.get_model(short, weights=None, num_classes=num_classes, **fixed)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise _refused(name, input_size, error) from None
     return _with_channels(network, channels, name)
 
 
 @register_architecture("timm:NAME", pattern="timm:.+")
-def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: int | None = None) -> nn.Module:
+def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: InputSize = None) -> nn.Module:
     """A network of timm, built for images of `input_size` where it has fixed ones (`img_size`)."""
     try:
         import timm
@@ -96,7 +98,7 @@ def of_timm(name: str, *, num_classes: int, channels: int = 3, input_size: int |
         raise _refused(name, input_size, error) from None
 
 
-def _refused(name: str, input_size: int | None, error: Exception) -> UsageError:
+def _refused(name: str, input_size: InputSize, error: Exception) -> UsageError:
     detail = " ".join(str(error).split())[:120] or type(error).__name__
     return UsageError(
         name, f"cannot be built for an input size of {input_size}: {detail}", "Try another size."
@@ -117,6 +119,54 @@ def published_size(name: str) -> int | None:
         return None
     weights = next(iter(models.get_model_weights(short)), None)
     return None if weights is None else int(weights.transforms.keywords["crop_size"])
+
+
+def published_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the library's published weights; ImageNet's where the library states none."""
+    library, _, short = name.partition(":")
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(short)
+        return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
+    import torchvision.models as models
+
+    weights = next(iter(models.get_model_weights(short)), None)
+    if weights is None:
+        return IMAGENET
+    preset = weights.transforms()
+    return tuple(preset.mean), tuple(preset.std)
+
+
+def published_weights(name: str) -> dict[str, Tensor]:
+    """The library's default published weights, downloaded into its cache folder. Raises UsageError."""
+    library, _, short = name.partition(":")
+    try:
+        if library == "timm":
+            import timm
+
+            return dict(timm.create_model(short, pretrained=True).state_dict())
+        import torchvision.models as models
+
+        weights = next(iter(models.get_model_weights(short)), None)
+        if weights is None:
+            raise UsageError(name, "torchvision publishes no weights of it", "Name a file of weights.")
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        step = "Check the connection, or name a file of weights."
+        raise UsageError(name, f"its weights could not be downloaded: {detail}", step) from None
+
+
+def family(library: str, prefix: str) -> list[str]:
+    """Names of the library's networks that begin with `prefix`."""
+    if library == "timm":
+        import timm
+
+        return list(timm.list_models(f"{prefix}*"))
+    import torchvision.models as models
+
+    return [name for name in models.list_models(module=models) if name.startswith(prefix)]
 
 
 def _with_channels(network: nn.Module, channels: int, name: str) -> nn.Module:

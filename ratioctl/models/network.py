@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ratioctl.errors import PackageError, UsageError
-from ratioctl.models.registry import build_network
+from ratioctl.models.registry import InputSize, build_network
 from ratioctl.package import ModelPackage, Stored, read_weights, to_half
 
 
@@ -40,7 +40,7 @@ def build(
     *,
     num_classes: int,
     channels: int = 3,
-    input_size: int | None = None,
+    input_size: InputSize = None,
     mean: Sequence[float],
     std: Sequence[float],
     **options: Any,
@@ -49,7 +49,8 @@ def build(
 
     Args:
         architecture: a name of `registry.architectures`.
-        input_size: side of the images, for networks that are built for one size (vision transformers).
+        input_size: side of the images, or (height, width), for networks that are built for one size (vision
+            transformers).
         options: of the architecture, such as `width`; None keeps the default.
 
     Raises:
@@ -100,7 +101,7 @@ def _empty(package: ModelPackage, device: str, weights: Mapping[str, np.ndarray]
                 package.architecture,
                 num_classes=len(package.label_names),
                 channels=package.input_size[0],
-                input_size=package.input_size[1],
+                input_size=package.frame.built_for,
                 mean=package.mean,
                 std=package.std,
                 **package.architecture_options,
@@ -112,6 +113,27 @@ def _empty(package: ModelPackage, device: str, weights: Mapping[str, np.ndarray]
         raise PackageError(package.path, reason) from None
     _check_fit(model, weights, where=str(package.weights_path))
     return model
+
+
+def state_of(model: Classifier) -> dict[str, Tensor]:
+    """The floating-point tensors of the network: its weights. Counters follow from the architecture."""
+    return {k: v for k, v in model.network.state_dict().items() if v.is_floating_point()}
+
+
+def head_keys(
+    architecture: str, *, channels: int = 3, input_size: InputSize = None, **options: Any
+) -> frozenset[str]:
+    """Names of the tensors whose shape depends on the number of classes: the classification head."""
+
+    def shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
+        network = build_network(
+            architecture, num_classes=num_classes, channels=channels, input_size=input_size, **options
+        )
+        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+    with torch.random.fork_rng(devices=[]):
+        two, three = shapes(2), shapes(3)
+    return frozenset(key for key in two if two[key] != three[key])
 
 
 def load_weights(model: Classifier, weights: Mapping[str, np.ndarray | Tensor], *, where: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +18,9 @@ from ratioctl.models.checkpoint_file import read
 from ratioctl.models.network import Classifier
 from ratioctl.models.registry import parse_option
 from ratioctl.package import ModelPackage
+from ratioctl.utils.frame import Frame
 
+MAX_SIDE = 2048  # pixels
 MAX_LABEL = 200  # characters of a class name
 
 
@@ -68,7 +72,8 @@ def package_checkpoint(
     out: str | os.PathLike[str],
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-    input_size: int | None = None,
+    input_size: int | str | None = None,
+    resize: Literal["crop", "pad"] = "crop",
     data: str | None = None,
     arch_options: Sequence[str] = (),
     ema: bool | None = None,
@@ -96,22 +101,22 @@ def package_checkpoint(
         notes.append("Normalization: taken from the checkpoint, which holds it.")
     normalization.check_normalization(*given)
     options = dict(parse_option(arch, text) for text in arch_options)
-    size = input_size
-    if size is None:
-        size, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
+    if input_size is None:
+        input_size, note = import_checkpoint.resolve_size(checkpoint, arch, len(names), options)
         notes.append(note)
+    frame = _frame(str(input_size), resize)
     fitted = import_checkpoint.fit(
         checkpoint,
         arch,
         num_classes=len(names),
         mean=given[0] or (),
         std=given[1] or (),
-        input_size=size,
+        input_size=frame.built_for,
         options=options,
     )
-    import_checkpoint.check_forward(fitted, checkpoint, arch, len(names), size)
-    checked = None if data is None else _checked(fitted.classifier, data, size, names, download)
-    written = import_checkpoint.write(fitted, checkpoint, arch, names, folder, input_size=size)
+    import_checkpoint.check_forward(fitted, checkpoint, arch, len(names), frame)
+    checked = None if data is None else _checked(fitted.classifier, data, frame, names, download)
+    written = import_checkpoint.write(fitted, checkpoint, arch, names, folder, input_size=frame)
     return Packaged(
         package=written,
         prefix=fitted.prefix,
@@ -121,13 +126,23 @@ def package_checkpoint(
     )
 
 
+def _frame(text: str, resize: str) -> Frame:
+    """`N` or `HEIGHTxWIDTH`, each 1 to 2048."""
+    match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        reason = f"is not a size of 1 to {MAX_SIDE} pixels"
+        raise UsageError(f"--input-size {text}", reason, "For example 224, or 224x128 (height x width).")
+    return Frame(height, width, resize == "pad")
+
+
 def _values(given: float | Sequence[float] | None) -> tuple[float, ...] | None:
     if given is None:
         return None
     return tuple(float(v) for v in np.atleast_1d(np.asarray(given, np.float64)))
 
 
-def _checked(classifier: Classifier, data: str, side: int, names: list[str], download: bool) -> Checked:
+def _checked(classifier: Classifier, data: str, side: Frame, names: list[str], download: bool) -> Checked:
     """Check the normalization and the labels' order on images of a SOURCE."""
     channels = classifier.mean.numel()
     images = in_distribution.load(data, side, channels, download=download)

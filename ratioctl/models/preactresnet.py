@@ -13,7 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ratioctl.models.registry import register_architecture
+from ratioctl.models.registry import InputSize, register_architecture
 from ratioctl.models.resnet import Pointwise, ambiguous_stem, checked_stride, conv3x3, width_of
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -63,7 +63,7 @@ class PreActResNet(nn.Module):
         return self.linear(self.activation(self.bn(y)).mean(dim=(2, 3)))
 
 
-def _ambiguous(option: str, input_size: int | None) -> str | None:
+def _ambiguous(option: str, input_size: InputSize) -> str | None:
     if option == "activation":
         return "networks with ReLU and with SiLU have the same weights"
     return ambiguous_stem(option, input_size)

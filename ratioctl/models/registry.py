@@ -28,6 +28,7 @@ from ratioctl.utils.suggest import one_of
 Builder = Callable[..., nn.Module]
 Inference = Callable[[Mapping[str, Tensor]], dict[str, Any]]
 MAX_WIDTH = 4096
+InputSize = int | tuple[int, int] | None  # the side of a square, or (height, width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Architecture:
     defaults: Mapping[str, Any]
     infer: Inference
     undetermined: tuple[str, ...]
-    ambiguous: Callable[[str, int | None], str | None]
+    ambiguous: Callable[[str, InputSize], str | None]
 
 
 _ARCHITECTURES: list[Architecture] = []
@@ -63,7 +64,7 @@ def register_architecture(
     pattern: str | None = None,
     infer: Inference = lambda state: {},
     undetermined: tuple[str, ...] = (),
-    ambiguous: Callable[[str, int | None], str | None] = lambda option, input_size: None,
+    ambiguous: Callable[[str, InputSize], str | None] = lambda option, input_size: None,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under `names`, or under every name that `pattern` matches as a whole."""
 
@@ -108,7 +109,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def build_network(
-    name: str, *, num_classes: int, channels: int, input_size: int | None = None, **options: Any
+    name: str, *, num_classes: int, channels: int, input_size: InputSize = None, **options: Any
 ) -> nn.Module:
     """A network with fresh weights. Options that are None keep their defaults.
 

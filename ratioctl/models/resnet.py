@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ratioctl.errors import UsageError
 from ratioctl.models.matmul_gradient import MatmulWeightGradient
-from ratioctl.models.registry import register_architecture
+from ratioctl.models.registry import InputSize, register_architecture
 
 
 class Conv3x3(nn.Conv2d):
@@ -157,11 +157,16 @@ def width_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {} if stem is None or stem.shape[0] == 64 else {"width": int(stem.shape[0])}
 
 
-def ambiguous_stem(option: str, input_size: int | None) -> str | None:
+def ambiguous_stem(option: str, input_size: InputSize) -> str | None:
     """Why `stem_stride` has no safe default: at 64 pixels and above both 1 and 2 are common."""
-    if option != "stem_stride" or input_size is None or input_size < 64:
+    if option != "stem_stride" or input_size is None or _least(input_size) < 64:
         return None
-    return f"a CIFAR-style stem for {input_size}x{input_size} images has stride 1 or 2, with the same weights"
+    side = _least(input_size)
+    return f"a CIFAR-style stem for images of {side} pixels has stride 1 or 2, with the same weights"
+
+
+def _least(input_size: int | tuple[int, int]) -> int:
+    return input_size if isinstance(input_size, int) else min(input_size)
 
 
 def checked_stride(stem_stride: int) -> int:

@@ -52,8 +52,8 @@ def scratch(data: bytes) -> Iterator[tuple[Path, runtime.Runtime]]:
 
 def sample_images(package: Spec) -> np.ndarray:
     """uint8 (N, H, W, C): crops of two photographs, uniform and smooth noise, a quarter each."""
-    channels, size, _ = package.input_size
-    count = max(8, min(64, 2**20 // (size * size)))
+    channels, size = package.input_size[0], package.frame
+    count = max(8, min(64, 2**20 // size.area))
     return out_distribution.load(out_distribution.GENERATED, size, channels, count=count).pixels
 
 

@@ -48,7 +48,7 @@ def held_out(package: ModelPackage, source: str | None, download: bool) -> Image
     Raises:
         SourceError: there are none, or fewer than MIN_IMAGES; the step names the option that supplies them.
     """
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     if source is not None:
         found = in_distribution.load(source, size, channels, download=download)
         if found.labels is not None:
@@ -130,11 +130,9 @@ def _cost(
     package: ModelPackage,
     threshold: float,
 ) -> Cost:
-    channels, size, _ = package.input_size
+    channels, size = package.input_size[0], package.frame
     sources = ["photos:flower", "noise:smooth"]
-    out = out_distribution.load(
-        sources, size, channels, count=max(8, min(256, 2**21 // (size * size)))
-    ).pixels
+    out = out_distribution.load(sources, size, channels, count=max(8, min(256, 2**21 // size.area))).pixels
     logits = [_batched(model, pixels) for model in (plain, small)]
     far = [_batched(model, out) for model in (plain, small)]
     known = [metrics.confidence(z, package.temperature) for z in logits]

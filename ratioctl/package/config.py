@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from ratioctl import scores
 from ratioctl.errors import PackageError, UncalibratedError, UsageError
+from ratioctl.utils.frame import Frame
 from ratioctl.utils.text import safe_text
 
 FORMAT = 1
@@ -67,6 +68,12 @@ class Spec:
     score: str
     score_thresholds: dict[str, dict[str, float]]
     ladders: dict[str, tuple[float, ...]]
+
+    @property
+    def frame(self) -> Frame:
+        """Height and width of the input, and whether images are padded to its shape or cut."""
+        pad = self.config["pretrained_cfg"].get("crop_mode", "center") == "border"
+        return Frame(self.input_size[1], self.input_size[2], pad)
 
     @property
     def calibrated(self) -> bool:
@@ -217,6 +224,8 @@ class _Checks:
         if std is None or not 1 / LARGEST <= min(std) <= max(std) <= LARGEST:
             self.bad("pretrained_cfg.std", f"must be {size[0]} number(s) from {1 / LARGEST:g} to {LARGEST:g}")
         interpolation = pixels.get("interpolation", "bicubic")
+        if pixels.get("crop_mode", "center") not in ("center", "border"):
+            self.bad("pretrained_cfg.crop_mode", 'must be "center" (cut) or "border" (padded)')
         if not isinstance(interpolation, str):
             self.bad("pretrained_cfg.interpolation", "must be a name")
         return {"input_size": tuple(size), "mean": mean, "std": std, "interpolation": interpolation}
@@ -380,6 +389,8 @@ def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
         "thresholds": spec.thresholds,
         "weights": next(recorded for name, recorded in files.items() if plain_name(name) == WEIGHTS),
     }
+    if spec.frame.pad:
+        decisive["crop_mode"] = "border"
     if spec.score != scores.DEFAULT or spec.score_thresholds:
         decisive |= {"score": spec.score, "score_thresholds": spec.score_thresholds}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.registry import Registry
 
 NORMS = (1.0, 1.5, 2.0, math.inf)
@@ -202,6 +203,9 @@ class Augment(_Value):
         return None if value == "none" else value
 
 
+Side = Annotated[int, Field(ge=4, le=1024)]
+
+
 class Data(_Value):
     """The data; every entry is a SOURCE as on the command line.
 
@@ -214,7 +218,11 @@ class Data(_Value):
         outside: out-of-distribution (OOD) training images, one or several sources.
         outside_test: held-out OOD images, for validation.
         exclude: class folders that are removed from the OOD sources.
-        size, channels: the model's input.
+        size, channels: the model's input; `size` is the side of a square or [height, width].
+        resize: how images of another shape get there: "crop" cuts what does not fit, around the center; "pad"
+            keeps the whole image and fills the rest with black.
+        balance: for classes of unequal size. "sampling" draws every class equally often, "weights" weighs the
+            losses of labelled images by the inverse of the size of their class (mean 1); "none" does neither.
     """
 
     train: str
@@ -224,9 +232,16 @@ class Data(_Value):
     outside: tuple[str, ...] = ()
     outside_test: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    size: int = Field(default=32, ge=4, le=1024)
+    size: Side | tuple[Side, Side] = 32
+    resize: Literal["crop", "pad"] = "crop"
     channels: Literal[1, 3] = 3
+    balance: Literal["none", "sampling", "weights"] = "none"
     augment: Augment = Augment()
+
+    @property
+    def frame(self) -> Frame:
+        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        return Frame(height, width, self.resize == "pad")
 
     @field_validator("outside", "outside_test", "exclude", mode="before")
     @classmethod
@@ -276,8 +291,12 @@ class Optim(_Value):
         batch_size, batch_size_out: ID and OOD images per update.
         weight_decay: on every parameter, as in the paper.
         schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
-            falls to 0; "onecycle" rises over the first 30 % and falls to 0.
+            falls to 0; "onecycle" rises over the first 30 % and falls to 0; "slowstart", for fine-tuning,
+            rises quadratically over the first 60 % and falls so to 0 (after Jeddi et al. 2020).
         warmup_epochs: linear warm-up from 0.
+        head_epochs: fine-tuning trains the head alone over these first epochs, on attacked images and at the
+            full learning rate (an attacked linear probe, after RoLI, arXiv 2312.05716); the schedule covers
+            the rest. Needs `--init`.
         ema: decay of the averaged weights, min(ema, (1+n)/(10+n)) at update n, batch statistics
             included; None disables averaging.
         select: "best" keeps the weights with the highest robust validation accuracy (clean accuracy if
@@ -293,10 +312,11 @@ class Optim(_Value):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
-    schedule: Literal["step", "cosine", "onecycle"] = "step"
+    schedule: Literal["step", "cosine", "onecycle", "slowstart"] = "step"
     milestones: tuple[float, ...] = Field(default=(), max_length=10_000)
     gamma: float = Field(default=0.1, gt=0, lt=1)
     warmup_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
+    head_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
     ema: float | None = Field(default=None, gt=0, lt=1)
     select: Literal["best", "last"] = "best"
     validate_every: float = Field(default=1.0, gt=0)
@@ -309,6 +329,8 @@ class Optim(_Value):
             raise ValueError("nesterov = true needs momentum > 0")
         if self.milestones and self.schedule != "step":
             raise ValueError(f'milestones belong to schedule = "step", not "{self.schedule}"')
+        if self.head_epochs >= self.epochs:
+            raise ValueError("head_epochs must be below epochs: afterwards all layers are trained")
         if any(a >= b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False)):
             raise ValueError("milestones must be epochs above 0 in ascending order")
         return self
@@ -404,6 +426,9 @@ class Recipe(_Value):
             (values["model"], "stem_stride", None),
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),
+            (values["optim"], "head_epochs", 0.0),
+            (values["data"], "balance", "none"),
+            (values["data"], "resize", "crop"),
         ):
             if table[key] == default:
                 del table[key]
@@ -411,14 +436,14 @@ class Recipe(_Value):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def default_ladder(p: float, size: int, channels: int) -> tuple[float, ...]:
+def default_ladder(p: float, size: Size, channels: int) -> tuple[float, ...]:
     """Six budgets for a norm, scaled to the input.
 
     l2 is the paper's 0.5, 1, ..., 3 at 32x32x3, growing with sqrt(d), which gives 3.5, ..., 21 at 224
     (Figures 2 and 36). The budgets of the other norms are those at which an l2-robust CIFAR model shows
     changes of comparable strength: linf does not grow with d, l1 grows with d, l1.5 with d^(2/3).
     """
-    d = channels * size * size / 3072.0  # in units of a CIFAR image
+    d = channels * frame_of(size).area / 3072.0  # in units of a CIFAR image
     top = {2.0: 3.0 * d**0.5, math.inf: 24 / 255, 1.0: 60.0 * d, 1.5: 9.0 * d ** (2 / 3)}[p]
     if math.isinf(p):
         # Rounded up: just below 4/255, the nearest 8-bit image in the ball would be 3/255 away.

@@ -89,10 +89,11 @@ def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], nor
     name, cells = target.target, shown(explanation, target, labels, norm)
     pictures = [enlarged(cell.image, _CELL) for cell in cells]
     outside = bool(explanation.original.is_ood)
-    side, gap, head, foot, margin = pictures[0].width, 12, 30, 62 if outside else 44, 16
+    side, tall = pictures[0].size
+    gap, head, foot, margin = 12, 30, 62 if outside else 44, 16
     columns = min(len(cells), _COLUMNS)
     rows = -(-len(cells) // columns)
-    step_x, step_y = side + gap, head + side + foot
+    step_x, step_y = side + gap, head + tall + foot
     sheet = Image.new(
         "RGB", (2 * margin + columns * step_x - gap, 2 * margin + rows * step_y - 8), (255, 255, 255)
     )
@@ -102,9 +103,9 @@ def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], nor
         title = f"{short(name)} {two_digits(cell.confidence)}"
         _centered(draw, title, x, y, side, 17, _ACCENT if cell.hit else _INK, bold=True)
         sheet.paste(tile, (x, y + head))
-        frame = (x - 1, y + head - 1, x + side, y + head + side)
+        frame = (x - 1, y + head - 1, x + side, y + head + tall)
         draw.rectangle(frame, outline=_ACCENT if cell.hit else _RULE, width=1)
-        under = y + head + side
+        under = y + head + tall
         _centered(draw, cell.caption, x, under + 6, side, 13, _INK)
         label = f"predicted {short(cell.predicted)}"
         _centered(draw, label, x, under + 24, side, 13, _ACCENT if cell.hit else _QUIET)

@@ -169,7 +169,7 @@ def _worst_case(
 
     def pace(images: int) -> float:
         channels, height, width = package.input_size
-        few = max(1, min(images, batch_size(height)))
+        few = max(1, min(images, batch_size(height * width)))
         x = torch.full((few, channels, height, width), 0.5, device=network.device)
         attack(x, 1)  # warm-up
         started, steps = time.perf_counter(), 4

@@ -96,10 +96,6 @@ def batches(
         UncalibratedError: a name, and the model has no thresholds.
     """
     bound = package.threshold(model.spec, threshold, model.score)
-    _, height, width = model.spec.input_size
-    if height != width:
-        reason = f"takes {height}x{width} pixels, and images are made square"
-        raise PackageError(model.spec.name, reason, "Score with a model of square input.")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
     items = itertools.islice(items_of(paths, stdin=stdin), limit)
@@ -110,7 +106,7 @@ def batches(
     return map_batches(
         items,
         work,
-        batch=batch_size(height),
+        batch=batch_size(model.spec.frame.area),
         workers=workers or resources.processors(),
         weigh=_bytes_of,
         max_weight=MAX_WAITING_BYTES,
@@ -137,9 +133,9 @@ def _one_by_one(
 ood_score = _one_by_one(batches)  # the rows of `batches`, one after the other
 
 
-def batch_size(size: int) -> int:
-    """Images of one batch at most, for inputs of `size` x `size` pixels."""
-    return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // size**2))
+def batch_size(area: int) -> int:
+    """Images of one batch at most, for inputs of so many pixels."""
+    return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // area))
 
 
 def rows_of(
@@ -152,8 +148,8 @@ def rows_of(
     max_pixels: int = images.MAX_PIXELS,
 ) -> list[ScoreRow]:
     """The rows of items that are predicted together, in their order."""
-    channels, size, _ = model.spec.input_size
-    pixels = np.empty((len(batch), size, size, channels), dtype=np.uint8)
+    channels, size = model.spec.input_size[0], model.spec.frame
+    pixels = np.empty((len(batch), size.height, size.width, channels), dtype=np.uint8)
     readable = 0
     reasons: list[str | None] = []
     for item in batch:

@@ -24,7 +24,8 @@ from ratioctl.server.problems import HttpError, answer, too_many
 from ratioctl.server.service import Service
 from ratioctl.utils.text import safe_text
 
-OPEN = ("/", "/app.css", "/app.js", "/openapi.json", "/health/live", "/health/ready")  # without a token
+# Without a token: the page's files hold nothing of the models, and it asks for the token itself.
+OPEN = ("/", "/app.css", "/app.js", "/explorer.css", "/openapi.json", "/health/live", "/health/ready")
 DISCARD_SECONDS, DISCARD_FACTOR = 2.0, 4  # of a body that is refused, so that its sender reads the answer
 COMMON = {
     "x-content-type-options": "nosniff",

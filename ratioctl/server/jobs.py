@@ -24,6 +24,7 @@ UNWATCHED = 60.0  # seconds after which a job about which nobody asks is cancell
 LEFT = 5.0  # the same after the last stream of events has been closed
 KEPT, KEPT_SECONDS = 16, 900.0  # results that are kept, and for how long
 FETCH_SECONDS = 10.0  # a server that stops waits so long for a result to be fetched
+MAX_WATCHERS = 16  # streams of events of one job
 ALIVE_SECONDS = 15.0  # between comments in a stream without events
 
 
@@ -215,7 +216,7 @@ class Jobs:
 
     def _end(self, job: Job, state: State, **values: Any) -> None:
         job.prepared = None  # and with it the image
-        job.change(state=state, ended=time.monotonic(), **values)
+        job.change(previews={}, state=state, ended=time.monotonic(), **values)
         self.count(state)
 
     def _work(self) -> None:

@@ -19,14 +19,21 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from ratioctl import images
 from ratioctl._version import __version__
 from ratioctl.errors import ImageError, RatioctlError, UsageError
+from ratioctl.report.html import TEMPLATES
 from ratioctl.server import schemas
-from ratioctl.server.problems import HttpError, answer, document
+from ratioctl.server.jobs import MAX_WATCHERS
+from ratioctl.server.problems import HttpError, answer, document, too_many
 from ratioctl.server.service import DEFAULT_THRESHOLD, Service
 from ratioctl.server.uploads import uploads
 from ratioctl.utils.text import reason_of
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"app.css": "text/css", "app.js": "text/javascript"}
+FILES = {
+    "": (STATIC / "index.html", "text/html"),
+    "app.css": (STATIC / "app.css", "text/css"),
+    "app.js": (STATIC / "app.js", "text/javascript"),
+    "explorer.css": (TEMPLATES / "explorer.css", "text/css"),
+}
 BOX = r"^\d{1,6}(,\d{1,6}){3}$"
 BINARY = {"type": "string", "format": "binary"}
 ModelName = Annotated[str | None, Query(alias="model", description="Default: the first model.")]
@@ -219,12 +226,15 @@ def _results(app: FastAPI, service: Service) -> None:
     )
     async def events(id: str) -> Response:
         """Server-sent events: "progress", "preview" with a picture, and "done", "failed" or "cancelled"."""
-        return StreamingResponse(service.jobs.find(id).events(), media_type="text/event-stream")
+        job = service.jobs.find(id)
+        if len(job.watchers) >= MAX_WATCHERS:
+            raise too_many("counterfactual", f"is followed by {MAX_WATCHERS} streams already")
+        return StreamingResponse(job.events(), media_type="text/event-stream")
 
     @app.get(
         "/v1/counterfactual/{id}/page",
-        response_class=HTMLResponse,
-        responses=problems(404, 409),
+        response_class=Response,
+        responses={200: {"content": {"text/html": {}}}, **problems(404, 409)},
     )
     async def page(id: str) -> Response:
         """The result as one self-contained HTML file: the page of `ratioctl counterfactual`."""
@@ -290,17 +300,16 @@ def _state(app: FastAPI, service: Service) -> None:
 
 
 def _page(app: FastAPI, service: Service) -> None:
-    def add(path: str, name: str, kind: str) -> None:
-        content = (STATIC / name).read_bytes()
+    def add(name: str, path: Path, kind: str) -> None:
+        content = path.read_bytes()
 
         async def file() -> Response:
             return Response(content, media_type=f"{kind}; charset=utf-8")
 
-        app.add_api_route(path, file, include_in_schema=False)
+        app.add_api_route(f"/{name}", file, include_in_schema=False)
 
-    add("/", "index.html", "text/html")
-    for name, kind in FILES.items():
-        add(f"/{name}", name, kind)
+    for name, (path, kind) in FILES.items():
+        add(name, path, kind)
 
 
 def _require_token(app: FastAPI) -> None:

@@ -45,7 +45,7 @@ class ScoreQueue:
         workers: int | None = None,
     ) -> None:
         self.model, self.max_waiting, self.max_pixels = model, max_waiting, max_pixels
-        self.batch = pipeline.batch_size(model.spec.input_size[1])
+        self.batch = pipeline.batch_size(model.spec.frame.area)
         self.observe, self.closed = observe, False
         # By threshold: a batch has one. All are guarded by `ready`.
         self.waiting: dict[float, deque[_Entry]] = {}
@@ -70,7 +70,9 @@ class ScoreQueue:
         """
         request = _Request(len(items))
         with self.ready:
-            if sum(map(len, self.waiting.values())) + len(items) > self.max_waiting:
+            if self._full(len(items)):
+                self._drop_cancelled()
+            if self._full(len(items)):
                 raise too_many("the queue", f"holds {self.max_waiting} images, and no more are accepted")
             entries = self.waiting.setdefault(threshold, deque())
             entries.extend((request, index, item) for index, item in enumerate(items))
@@ -88,6 +90,17 @@ class ScoreQueue:
             request.future.cancel()
         for thread in self.threads:
             thread.join(5)
+
+    def _full(self, more: int) -> bool:
+        return sum(map(len, self.waiting.values())) + more > self.max_waiting
+
+    def _drop_cancelled(self) -> None:
+        """Make room where clients have left."""
+        for threshold, entries in list(self.waiting.items()):
+            left = deque(entry for entry in entries if not entry[0].future.done())
+            self.waiting[threshold] = left
+            if not left:
+                del self.waiting[threshold]
 
     def _take(self) -> tuple[float, list[_Entry]] | None:
         """The next batch, of the threshold that has waited longest; None at the end."""

@@ -33,7 +33,7 @@ MAX_STEPS, MAX_RESTARTS, MAX_BUDGETS, MAX_SEARCHES = 2000, 10, 20, 200
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Served:
-    """One model. `package` is None for an ONNX file, which has no gradients."""
+    """One model. `package` is None for an ONNX file."""
 
     name: str
     model: pipeline.Model
@@ -43,7 +43,7 @@ class Served:
     def unexplained(self) -> HttpError | None:
         """Why this server cannot search counterfactuals of the model (501)."""
         if self.package is None:
-            reason = "is an ONNX file, which has no gradients to search counterfactuals with"
+            reason = "is an ONNX file, and this server searches counterfactuals of packages only"
             return HttpError(501, self.name, reason, "Serve the package that it was exported from.")
         missing = next((m for m in ("torch", "jinja2") if importlib.util.find_spec(m) is None), None)
         if missing is None:
@@ -181,8 +181,9 @@ class Service:
         source = Source(path=name, read=lambda: data)
         prepared = dataclasses.replace(prepared, sources=(source,))
         for spec, request in prepared.models:
-            channels, size, _ = spec.input_size
-            images.decode(data, size, channels, name=name, max_pixels=self.settings.max_pixels)
+            images.decode(
+                data, spec.frame, spec.input_size[0], name=name, max_pixels=self.settings.max_pixels
+            )
             load(source, spec, box=request.box)  # the box lies within the photograph
         _check_size(prepared)
         return Job(prepared, tuple(one.name for one in served), name)

@@ -50,7 +50,7 @@ class State:
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
-    init: dict[str, str] | None = None
+    init: dict[str, Any] | None = None
     time_limit: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -89,6 +89,8 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
         "best_score": state.best_score if state.best is not None else None,
         "best_update": state.best_update,
         "init": state.init,
+        "mean": state.model.mean.flatten().tolist(),
+        "std": state.model.std.flatten().tolist(),
         "pace": dataclasses.asdict(state.pace),
         "time_limit": state.time_limit,
         "device": str(compute.device.type),
@@ -145,6 +147,10 @@ def _fill(
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])
     state.best_update = int(root["best_update"])
     state.init = root.get("init")
+    for name in ("mean", "std"):  # a start's, which a resumed run need not name again
+        if name in root:
+            own_values: Tensor = getattr(state.model, name)
+            own_values.copy_(torch.tensor(root[name]).view_as(own_values))
     if "pace" in root:  # earlier versions had one pace
         state.pace = Pace(**root["pace"])
     state.time_limit = list(root.get("time_limit", ()))

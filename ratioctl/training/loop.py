@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ from ratioctl import package as packages
 from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.data import loader
-from ratioctl.data.in_distribution import Images
 from ratioctl.errors import Interrupted, TrainingError, UsageError
+from ratioctl.models.compiled import compiled, requested
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
-from ratioctl.training import memory
+from ratioctl.training import memory, starts
 from ratioctl.training.checkpoint import MetricsLog, State, final_weights, restore, save
 from ratioctl.training.objective import losses
 from ratioctl.training.packaging import architecture_options, normalization, write_package
-from ratioctl.training.schedule import full_pace, learning_rate, schedule_attacks, total_updates
+from ratioctl.training.schedule import learning_rate, schedule_attacks, total_updates
+from ratioctl.training.starts import Start
 from ratioctl.training.time_limit import TimeLimit
 from ratioctl.utils import atomic_files as files
 from ratioctl.utils.seeding import seed_from_key
@@ -72,7 +73,7 @@ def fit(
     out: Path,
     *,
     resume: bool = False,
-    init: packages.ModelPackage | None = None,
+    init: packages.ModelPackage | Start | None = None,
     max_time: float | None = None,
     began: float | None = None,
     device: str = "auto",
@@ -87,12 +88,12 @@ def fit(
 
     Args:
         resume: continue from `checkpoint/`; without one, start.
-        init: a package whose weights are the starting point (fine-tuning).
+        init: where the weights start (fine-tuning), see `starts.resolve`.
         max_time: seconds from `began` (of `time.monotonic`, now by default) until the package is written and
             calibrated; the schedule is fitted to them (`time_limit`).
-        callback: called with a dictionary: once with the result of the leak check ("event": "leaks"), per
-            validation ("event": "validation"), about once a second between ("event": "progress"), and when
-            the schedule is fitted to the time ("event": "schedule").
+        callback: called with a dictionary: with `init`, once with a "text" about it ("event": "start"); once
+            with the result of the leak check ("leaks"), per validation ("validation"), about once a second
+            between ("progress"), and when the schedule is fitted to the time ("schedule").
 
     Raises:
         UsageError: a run is already in `out` and `resume` is false, `init` does not fit, or `max_time` is too
@@ -111,13 +112,19 @@ def fit(
     callback = callback or (lambda event: None)
     splits = loader.load(recipe, download=download)
     memory.check(recipe, len(splits.train.label_names), compute.device, bf16=compute.bf16)
-    mean, std = normalization(recipe, splits.train, init)
-    state = _initial_state(recipe, splits.train, mean, std, init, compute)
+    start = None if init is None else starts.resolve(init)
+    mean, std = normalization(recipe, splits.train, start)
+    state, note = starts.initial_state(recipe, splits.train, mean, std, start, compute)
     files.make_folder(folder)
     with files.writing(out), files.lock(out), _signals() as stopped:
         _refuse_second_run(out, resume)  # another run may have started while the data were loaded
         if resume and (folder / "state.json").exists():
             restore(folder, state, recipe, compute)
+            mean, std = (_rounded(v) for v in (state.model.mean, state.model.std))
+        else:
+            _check_head_phase(recipe, start)
+        if note:
+            callback({"event": "start", "text": note})
         if state.update >= state.pace.total and (target / "config.json").is_file():
             done = packages.read(target)
             if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
@@ -143,6 +150,16 @@ def fit(
         return package
 
 
+def _check_head_phase(recipe: Recipe, start: Start | None) -> None:
+    if recipe.optim.head_epochs > 0 and start is None:
+        reason = "trains the head of a start first, and there is none"
+        raise UsageError("optim.head_epochs", reason, "Name one with --init, or --set optim.head_epochs=0.")
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(round(v, 7) for v in values.flatten().tolist())
+
+
 def _refuse_second_run(out: Path, resume: bool) -> None:
     if (out / "checkpoint" / "state.json").exists() and not resume:
         raise UsageError(
@@ -151,7 +168,7 @@ def _refuse_second_run(out: Path, resume: bool) -> None:
 
 
 def _interrupted(out: Path, signum: int, when: str) -> Interrupted:
-    reason = f"stopped by {signal.Signals(signum).name} {when}"
+    reason = f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name} {when}"
     step = f"Continue with: ratioctl train RECIPE --out {out} --resume"
     return Interrupted(out, reason, step, signum=signum)
 
@@ -193,9 +210,14 @@ def _train(run: _Run, state: State) -> None:
     images = len(run.splits.train)
     model = state.model
     sgd = _optimizer(recipe, state, compute)
+    head = _head_of(recipe) if recipe.optim.head_epochs > 0 else None
     eval_net = models.fold_batchnorm(model)
-    logits_of, train_logits = in_precision(eval_net, compute), in_precision(model, compute)
+    logits_of = in_precision(compiled(eval_net) if requested() else eval_net, compute)
+    train_logits = in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
+    weights = _class_weights(run)
+    if compute.device.type == "cuda":  # shapes stay the same, so measuring cuDNN's algorithms pays
+        torch.backends.cudnn.benchmark = True
     progress = _Progress(run, state.update)
     last_save = progress.started
     if limit is not None:
@@ -219,7 +241,17 @@ def _train(run: _Run, state: State) -> None:
             generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
             models.sync_folded(eval_net, model)
             model.train()
-            named = losses(train_logits, logits_of, batch, objective, generator=generator, shrink=shrink)
+            if head is not None:
+                _train_head_only(model, head if epoch < recipe.optim.head_epochs else None)
+            named = losses(
+                train_logits,
+                logits_of,
+                batch,
+                objective,
+                generator=generator,
+                shrink=shrink,
+                class_weights=weights,
+            )
             checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
             _step(run, state, sgd, named["total"], check=checked)
             _fit_schedule(run, state)
@@ -290,6 +322,33 @@ class _Progress:
         )
 
 
+def _class_weights(run: _Run) -> Tensor | None:
+    train = run.splits.train
+    if run.recipe.data.balance != "weights" or train.labels is None:
+        return None
+    found = loader.class_weights(train.labels, len(train.label_names))
+    return torch.from_numpy(found).to(run.compute.device)
+
+
+def _head_of(recipe: Recipe) -> frozenset[str]:
+    """Names of the parameters of the classification head."""
+    data = recipe.data
+    return models.head_keys(
+        recipe.model.architecture,
+        channels=data.channels,
+        input_size=data.frame.built_for,
+        **architecture_options(recipe),
+    )
+
+
+def _train_head_only(model: Classifier, head: frozenset[str] | None) -> None:
+    """Let only the parameters `head` change, batch statistics included; None lets all change."""
+    if head is not None:
+        model.eval()
+    for name, parameter in model.network.named_parameters():
+        parameter.requires_grad_(head is None or name in head)
+
+
 def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.SGD:
     optim = recipe.optim
     parameters = dict(state.model.network.named_parameters())
@@ -343,7 +402,7 @@ def _validation(run: _Run, state: State, row: dict[str, Any], started: float) ->
     run.callback(row)
 
 
-def in_precision(net: Classifier, compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
+def in_precision(net: Callable[[Tensor], Tensor], compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
     if not compute.bf16:
         return net
 
@@ -409,60 +468,7 @@ def _with_weights(model: Classifier, weights: dict[str, Tensor]) -> Classifier:
     return other
 
 
-def _initial_state(
-    recipe: Recipe,
-    train: Images,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    init: packages.ModelPackage | None,
-    compute: ComputeConfig,
-) -> State:
-    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-        torch.manual_seed(seed_from_key(recipe.seed, 0))
-        model = models.build(
-            recipe.model.architecture,
-            num_classes=len(train.label_names),
-            channels=recipe.data.channels,
-            input_size=recipe.data.size,
-            **architecture_options(recipe),
-            mean=mean,
-            std=std,
-        )
-    if init is not None:
-        if tuple(init.label_names) != tuple(train.label_names):
-            raise UsageError(
-                f"--init {init.name}",
-                "its labels are not those of the training data",
-                _difference(init.label_names, train.label_names),
-            )
-        models.load_weights(model, packages.read_weights(init), where=f"--init {init.name}")
-    model = model.to(compute.device).to(memory_format=torch.channels_last)
-    average = None
-    if recipe.optim.ema is not None:
-        average = {k: v.clone() for k, v in model.network.state_dict().items() if v.is_floating_point()}
-    start = None
-    if init is not None:
-        data = init.config["ratio"].get("provenance", {}).get("data", {})
-        split = {key: str(data.get(key, "")) for key in ("train_source", "held_out")}
-        start = {"name": init.name, "digest": init.digest, **split}
-    pace = full_pace(recipe, len(train))
-    return State(update=0, model=model, average=average, momentum={}, pace=pace, init=start)
-
-
-def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """How the labels of a model and of the data differ, in a line."""
-    if sorted(ours) == sorted(theirs):
-        k = next(k for k, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        return f'They are the same in another order: number {k} is "{ours[k]}" and "{theirs[k]}".'
-    sides = []
-    for name, mine, other in (("model", ours, theirs), ("data", theirs, ours)):
-        only = [label for label in mine if label not in set(other)]
-        shown = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")
-        sides.append(f"{len(mine)} classes of the {name}" + (f", {shown} only there" if only else ""))
-    return f"There are {sides[0]}; {sides[1]}. Start from a model of the same classes."
-
-
-def _leaked_by(init: dict[str, str] | None, splits: loader.Splits) -> dict[str, int]:
+def _leaked_by(init: dict[str, Any] | None, splits: loader.Splits) -> dict[str, int]:
     """Held-out images that `init` may have been trained on: all, if it split the same data differently."""
     if init is None:
         return {}

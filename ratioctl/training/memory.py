@@ -33,7 +33,7 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
                 recipe.model.architecture,
                 num_classes=classes,
                 channels=data.channels,
-                input_size=data.size,
+                input_size=data.frame.built_for,
                 width=recipe.model.width,
                 stem_stride=recipe.model.stem_stride,
                 **(recipe.model.options or {}),
@@ -41,7 +41,7 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
             for module in network.modules():
                 if not any(True for _ in module.children()):
                     module.register_forward_hook(count)
-            network(torch.empty(1, data.channels, data.size, data.size))
+            network(torch.empty(1, data.channels, data.frame.height, data.frame.width))
     except UsageError:
         raise
     except Exception:  # networks of other libraries may compute with values while they are built
@@ -51,7 +51,7 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
     largest = max(optim.batch_size, optim.batch_size_out if outside else 0)
     images = optim.batch_size + (optim.batch_size_out if outside else 0)
     copies = 3 + (optim.ema is not None)  # weights, gradients, momentum, average
-    pixels = data.channels * data.size**2
+    pixels = data.channels * data.frame.area
     # Two batches exist at a time, as floats; each was made of bytes.
     return 4 * copies * weights + (2 if bf16 else 4) * activations * largest + 2 * 5 * pixels * images
 

@@ -55,6 +55,7 @@ def losses(
     *,
     generator: torch.Generator | None = None,
     shrink: tuple[float, float] = (1.0, 1.0),
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
 
@@ -66,6 +67,7 @@ def losses(
         logits_of: the same function in eval mode, for the attacks (`models.fold_batchnorm`).
         batch: pixels in [0,1].
         shrink: factors on the radii of the ID and OOD attacks.
+        class_weights: (K,), of the cross-entropies of labelled images; None weighs them equally.
 
     Returns:
         "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0
@@ -96,14 +98,14 @@ def losses(
     total = logits.new_zeros(())
     for name, term, _, y, _ in sides:
         if term.clean > 0:
-            named[f"{name}.clean"] = _cross_entropy(logits[where[f"{name}.clean"]], y)
+            named[f"{name}.clean"] = _cross_entropy(logits[where[f"{name}.clean"]], y, class_weights)
             total = total + term.clean * named[f"{name}.clean"]
         if term.robust > 0:
             moved = logits[where[f"{name}.robust"]]
             if term.against == "clean":
                 named[f"{name}.robust"] = _divergence(logits[where[f"{name}.clean"]], moved)
             else:
-                named[f"{name}.robust"] = _cross_entropy(moved, y)
+                named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
             total = total + term.robust * named[f"{name}.robust"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
@@ -112,10 +114,12 @@ def losses(
     return named
 
 
-def _cross_entropy(logits: Tensor, y: Tensor | None) -> Tensor:
+def _cross_entropy(logits: Tensor, y: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy to the labels, or to the uniform distribution where y is None."""
     if y is None:
         return -F.log_softmax(logits, dim=1).mean()
+    if weights is not None:
+        return (weights[y] * F.cross_entropy(logits, y, reduction="none")).mean()
     return F.cross_entropy(logits, y)
 
 

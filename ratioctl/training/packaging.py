@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,26 @@ from ratioctl._version import __version__
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.errors import UsageError
+from ratioctl.images.cache import CACHE_FROM_BYTES, remembered
 from ratioctl.recipe import Recipe
 from ratioctl.training.checkpoint import State, final_weights
 
 
+class Normalized(Protocol):
+    """A start of training: weights that belong to a normalization."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
 def normalization(
-    recipe: Recipe, train: Images, init: packages.ModelPackage | None = None
+    recipe: Recipe, train: Images, init: Normalized | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation: the recipe's, else the start's, else the training pixels'.
 
@@ -41,11 +55,21 @@ def normalization(
         return tuple(init.mean), tuple(init.std)
     if stated is not None:
         return stated
-    flat = train.pixels.reshape(-1, train.pixels.shape[-1])
-    count, total, squares = len(flat), np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
-    for start in range(0, count, 1 << 22):
-        part = flat[start : start + (1 << 22)].astype(np.float64) / 255
-        total, squares = total + part.sum(0), squares + (part**2).sum(0)
+    pixels = train.pixels
+    if pixels.nbytes < CACHE_FROM_BYTES:
+        return _statistics(pixels)
+    known = remembered(["normalization", train.fingerprint], lambda: _statistics(pixels))
+    return tuple(known[0]), tuple(known[1])
+
+
+def _statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation, rounded to four digits."""
+    channels = pixels.shape[-1]
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    step = max(1, (1 << 22) // int(np.prod(pixels.shape[1:3])))
+    for start in range(0, len(pixels), step):
+        part = pixels[start : start + step].reshape(-1, channels).astype(np.float64) / 255
+        count, total, squares = count + len(part), total + part.sum(0), squares + (part**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
@@ -73,7 +97,7 @@ def write_package(
     ladders = {
         recipes.norm_name(p): list(
             evaluation.ladders.get(recipes.norm_name(p))  # type: ignore[call-overload]
-            or recipes.default_ladder(p, data.size, data.channels)
+            or recipes.default_ladder(p, data.frame, data.channels)
         )
         for p in recipes.NORMS
     }
@@ -83,10 +107,11 @@ def write_package(
         "num_classes": len(splits.train.label_names),
         "label_names": list(splits.train.label_names),
         "pretrained_cfg": {
-            "input_size": [data.channels, data.size, data.size],
+            "input_size": [data.channels, data.frame.height, data.frame.width],
             "mean": list(mean),
             "std": list(std),
             "interpolation": "bicubic",
+            **({"crop_mode": "border"} if data.frame.pad else {}),
         },
         "ratio": {
             "temperature": 1.0,

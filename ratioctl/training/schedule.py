@@ -17,14 +17,23 @@ def total_updates(recipe: Recipe, train_images: int) -> int:
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """The learning rate at a (fractional) epoch: warm-up times step, cosine or one-cycle schedule."""
+    """The learning rate at a (fractional) epoch: warm-up times the schedule.
+
+    It is `optim.lr` while the head alone is trained; warm-up and schedule begin after that.
+    """
     optim = recipe.optim
-    warm = min(1.0, epoch / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
-    part = min(1.0, epoch / optim.epochs)
+    if epoch < optim.head_epochs:
+        return optim.lr
+    epoch_of_all = epoch - optim.head_epochs
+    warm = min(1.0, epoch_of_all / optim.warmup_epochs) if optim.warmup_epochs > 0 else 1.0
+    part = min(1.0, epoch_of_all / (optim.epochs - optim.head_epochs))
     if optim.schedule == "step":
         factor = optim.gamma ** _drops(recipe, epoch)
     elif optim.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * part))
+    elif optim.schedule == "slowstart":
+        top = 0.6
+        factor = max(0.01, (part / top) ** 2) if part < top else ((1 - part) / (1 - top)) ** 2
     else:
         rise = 0.3
         if part < rise:
@@ -72,11 +81,12 @@ def work(recipe: Recipe, epoch: float) -> float:
     """
     objective, _ = schedule_attacks(recipe, epoch)
     sides = (objective.inside, recipe.optim.batch_size), (objective.outside, recipe.optim.batch_size_out)
+    update = 1.0 if epoch < recipe.optim.head_epochs else 3.0  # the head's gradient costs next to nothing
     total = 0.0
     for term, images in sides:
         if term is None:
             continue
-        total += 3.0 * images * ((term.clean > 0 or term.against == "clean") + (term.robust > 0))
+        total += update * images * ((term.clean > 0 or term.against == "clean") + (term.robust > 0))
         if term.robust > 0 and term.attack is not None:
             total += images * term.attack.restarts * (2 * term.attack.steps + 1)
     return total

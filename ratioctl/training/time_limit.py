@@ -159,8 +159,8 @@ class TimeLimit:
     def _too_short(self, what: str) -> UsageError:
         spent, ending = self.seconds - self.left, self._ending_s(self._unit_s or 0.0)
         reason = (
-            f"is too short: {what} took until {duration(spent)} after the start, and {duration(ending)} are "
-            "needed for saving and calibrating"
+            f"is too short; {what} took until {duration(spent)} after the start, and saving and calibrating "
+            f"take {duration(ending)}"
         )
         return UsageError(f"--max-time {duration(self.seconds)}", reason, "Give it more time.")
 

@@ -45,12 +45,15 @@ OPTIONS: dict[str, set[str]] = {
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),
-        *("--arch-option", "--ema", "--force"),
+        *("--arch-option", "--ema", "--force", "--resize"),
     },
     "inspect": set(),
     "verify": {"--public-key"},
     "sign": {"--key", "--new-key"},
     "models": set(),
+    "cache": {"--clear", "--downloads"},
+    "report": {"--data", "--ood", "--limit", "--out", "--download"},
+    "init": {"--outside", "--arch", "--size", "--out", "--download"},
 }
 
 
@@ -99,7 +102,9 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
-NO_EFFECT |= dict.fromkeys(("export", "package", "inspect", "verify", "sign", "models"), COMPUTE)
+NO_EFFECT |= dict.fromkeys(
+    ("export", "package", "inspect", "verify", "sign", "models", "cache", "init"), COMPUTE
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

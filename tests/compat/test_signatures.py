@@ -18,7 +18,7 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
-WITHOUT_A_VERB = ("serve", "inspect", "verify", "sign", "models")
+WITHOUT_A_VERB = ("init", "report", "serve", "inspect", "verify", "sign", "models", "cache")
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
@@ -43,6 +43,9 @@ OPTIONS = {
     "verify": ("--public-key",),
     "sign": (),
     "models": (),
+    "cache": ("--clear",),
+    "report": ("--data", "--ood", "--limit", "--out"),
+    "init": ("--outside", "--arch", "--size", "--out"),
 }
 
 # Of the terminal: a function returns its result, raises its errors and prints nothing.

@@ -44,6 +44,13 @@ def test_a_batch_is_a_function_of_its_number() -> None:
         assert a.x_out is not None
         assert b.x_out is not None
         assert torch.equal(a.x_out, b.x_out)
+    assert splits.outside is not None
+    held = torch.from_numpy(splits.train.pixels), torch.from_numpy(splits.outside.pixels)
+    on_device = loader.batch_at(4, recipe, splits.train, splits.outside, fill, held=held)
+    assert torch.equal(on_device.x_in, once[4].x_in)
+    assert on_device.x_out is not None
+    assert once[4].x_out is not None
+    assert torch.equal(on_device.x_out, once[4].x_out)
     assert once[0].x_in.shape == (8, 1, 8, 8)
     assert once[0].x_out is not None
     assert once[0].x_out.shape == (4, 1, 8, 8)
@@ -115,3 +122,23 @@ def test_a_stuck_batch_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert "KeyboardInterrupt" in done.stderr
+
+
+def test_balanced_batches_draw_every_class_equally_often_and_every_image() -> None:
+    labels = np.repeat([0, 1, 2], [40, 5, 11])
+    drawn = np.concatenate([loader.balanced_indices(labels, 8, k, seed=3) for k in range(60)])
+    counts = np.bincount(labels[drawn])
+    assert counts.max() - counts.min() <= 1
+    assert set(drawn) == set(range(len(labels)))
+    for c in range(3):
+        own = np.bincount(drawn[labels[drawn] == c], minlength=len(labels))[labels == c]
+        assert own.max() - own.min() <= 1, "images of a class take turns"
+    np.testing.assert_array_equal(drawn[16:24], loader.balanced_indices(labels, 8, 2, seed=3))
+    assert (drawn[:8] != loader.balanced_indices(labels, 8, 0, seed=4)).any()
+
+
+def test_class_weights_have_mean_one_over_the_images() -> None:
+    labels = np.repeat([0, 1, 2], [40, 5, 11])
+    weights = loader.class_weights(labels, 3)
+    assert weights[labels].mean() == pytest.approx(1)
+    assert weights * np.bincount(labels) == pytest.approx([len(labels) / 3] * 3)

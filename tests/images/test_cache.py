@@ -1,11 +1,18 @@
 """The cache folder and decoded sources in it."""
 
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ratioctl import images
+from ratioctl.cli import main
+from ratioctl.errors import DiskError
 from ratioctl.images import cache as decoded_cache
 from ratioctl.images import labelled
 from tests.images.helpers import encoded, picture, plant
@@ -109,3 +116,121 @@ def test_the_cache_folder(monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         monkeypatch.setenv("HOME", "/home/nobody")
         assert images.cache_dir() == Path("/home/nobody/.cache/ratioctl")
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_an_archive_in_another_order_is_cached_in_the_order_of_the_classes(pets, tmp_path):
+    folder = images.load_source(f"{pets}:train", 16)
+    members = sorted((p for p in pets.rglob("train/*/**/*") if p.is_file()), key=lambda p: str(p)[::-1])
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        for path in members:
+            archive.add(path, path.relative_to(pets))
+    for _ in range(2):
+        packed = images.load_source(f"{tmp_path / 'pets.tar'}:train", 16)
+        np.testing.assert_array_equal(np.asarray(packed.images), folder.images)
+        assert (packed.names, packed.fingerprint) == (folder.names, folder.fingerprint)
+        np.testing.assert_array_equal(packed.labels, folder.labels)
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_a_file_that_was_not_touched_is_not_hashed_again(pets, monkeypatch):
+    images.load_source(f"{pets}:train", 16)
+    monkeypatch.setattr(labelled, "_fingerprint", lambda *args: pytest.fail("hashed"))
+    images.load_source(f"{pets}:train", 16)
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_a_full_disk_is_refused_before_decoding_unless_memory_does(pets, tmp_path, monkeypatch):
+    calls = decoded_count(monkeypatch)
+    monkeypatch.setattr(decoded_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 0))
+    assert len(images.load_source(f"{pets}:train", 16).images) == 5  # in memory
+    assert not (tmp_path / "cache" / "decoded").exists()
+    monkeypatch.setattr(decoded_cache.resources, "memory_limit", lambda: 4 * 16 * 16 * 3 * 3)
+    before = len(calls)
+    with pytest.raises(DiskError, match=r"decoded images of .*train need.*RATIOCTL_CACHE"):
+        images.load_source(f"{pets}:train", 16)
+    assert len(calls) == before
+
+
+@pytest.mark.usefixtures("eager_cache")
+@pytest.mark.parametrize("roomy", [True, False])
+def test_a_disk_that_fills_up_while_decoding(pets, tmp_path, monkeypatch, roomy):
+    """Of an archive the number of images is not known before; nothing half-written stays."""
+    monkeypatch.setattr(decoded_cache, "CHECK_EVERY", 16 * 16 * 3)
+    free = iter([2**40, 2**40, 0, 0, 0, 0])
+    monkeypatch.setattr(
+        decoded_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, next(free))
+    )
+    if not roomy:
+        monkeypatch.setattr(decoded_cache.resources, "memory_limit", lambda: 4)
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.add(pets, "pets")
+    source = f"{tmp_path / 'pets.tar'}:train"
+    if roomy:
+        expected = images.load_source(f"{pets}:train", 16, cache=False).images
+        np.testing.assert_array_equal(np.asarray(images.load_source(source, 16).images), expected)
+    else:
+        with pytest.raises(DiskError):
+            images.load_source(source, 16)
+    assert not list((tmp_path / "cache" / "decoded").iterdir())
+
+
+WRITER = """
+import sys
+from ratioctl.images import cache, labelled
+cache.CACHE_FROM_BYTES = 0
+for _ in range(5):
+    cache.clear() if sys.argv[2] == "clear" else None
+    print(labelled.load_source(sys.argv[1], 16).fingerprint)
+"""
+
+
+def test_two_writers_and_a_cleaner(pets):
+    """Processes that decode the same source at once, while another clears the cache, all get the images."""
+    expected = images.load_source(f"{pets}:train", 16, cache=False).fingerprint
+    line = [sys.executable, "-c", WRITER, f"{pets}:train"]
+    running = [
+        subprocess.Popen([*line, kind], stdout=subprocess.PIPE, text=True)
+        for kind in ("write", "write", "clear")
+    ]
+    for process in running:
+        out, _ = process.communicate()
+        assert (process.returncode, set(out.split())) == (0, {expected})
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_a_killed_writer_leaves_nothing_that_is_read(pets, tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from ratioctl.images import cache, labelled\n"
+        "cache.CACHE_FROM_BYTES = 0\n"
+        "cache._header = lambda count, shape, real=cache._header: real(count, shape) if count < 5 else "
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "labelled.load_source(sys.argv[1], 16)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, f"{pets}:train"], check=False)
+    assert done.returncode == -9
+    folder = tmp_path / "cache" / "decoded"
+    assert [path.suffix for path in folder.iterdir()] == [".tmp~"]
+    first = images.load_source(f"{pets}:train", 16)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"], "what was left is removed"
+    assert first.fingerprint == images.load_source(f"{pets}:train", 16, cache=False).fingerprint
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_the_cache_is_listed_and_cleared(pets, tmp_path, capsys):
+    images.load_source(f"{pets}:train", 16)
+    assert decoded_cache.remembered(["x", 1], lambda: [1, 2]) == [1, 2]
+    assert decoded_cache.remembered(["x", 1], lambda: pytest.fail("known")) == [1, 2]
+    assert main(["cache", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["folder"] == str(tmp_path / "cache")
+    first = listed["entries"][0]
+    assert (first["kind"], first["name"]) == ("decoded images", f"{pets}:train")
+    assert first["bytes"] > 5 * 16 * 16 * 3
+    assert main(["cache"]) == 0
+    assert "decoded images" in capsys.readouterr().out
+    assert main(["cache", "--downloads"]) == 2
+    assert main(["cache", "--clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"] == []
+    assert not list((tmp_path / "cache" / "decoded").iterdir())

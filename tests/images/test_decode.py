@@ -453,7 +453,7 @@ def test_threads_give_the_same_pixels():
 def test_large_images_take_turns(monkeypatch):
     monkeypatch.setattr(decode_module, "LARGE_PIXELS", 100)
     inside, most = [], []
-    whole = decode_module._to_square
+    whole = decode_module._to_frame
 
     def watched(*args):
         inside.append(threading.get_ident())
@@ -462,7 +462,7 @@ def test_large_images_take_turns(monkeypatch):
         inside.remove(threading.get_ident())
         return result
 
-    monkeypatch.setattr(decode_module, "_to_square", watched)
+    monkeypatch.setattr(decode_module, "_to_frame", watched)
     data = encoded(picture(400, 400), "JPEG")
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: images.decode(data, 32), range(24)))

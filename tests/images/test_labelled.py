@@ -4,13 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from ratioctl import images
 from ratioctl.errors import SourceError
-from ratioctl.images import labelled
 from tests.images.helpers import PNG, encoded, members_of, pack, plant
 
 
@@ -135,7 +132,7 @@ def test_bad_sources(tmp_path):
         tmp_path / "missing": "does not exist",
         f"{tmp_path}/missing:train": "does not exist",
         "": "does not exist",
-        tmp_path / "file.png": "neither a folder nor an archive",
+        tmp_path / "file.png": "neither a folder nor an archive nor a table",
         tmp_path / "none": "holds no images",
         f"{tmp_path}/x:": "names no split",
         f"{tmp_path}/x:dog": "no split 'dog'",
@@ -162,12 +159,3 @@ def test_many_images_in_any_order(tmp_path):
     assert list(loaded.names) == sorted(grey)
     assert loaded.images[:, 0, 0, 0].tolist() == [grey[n] % 251 for n in loaded.names]
     assert loaded.labels.tolist() == [grey[n] % 7 for n in loaded.names]
-
-
-@settings(deadline=None)
-@given(st.integers(0, 40).flatmap(lambda n: st.permutations(range(n))), st.data())
-def test_reordering_in_place(order, data):
-    rows = np.arange(len(order) * 2, dtype=np.uint8).reshape(-1, 2)
-    kept = data.draw(st.sampled_from([order, order[: len(order) // 2]]))
-    expected = rows[list(kept)] if kept else rows[:0]
-    np.testing.assert_array_equal(labelled._reordered(rows.copy(), list(kept)), expected)

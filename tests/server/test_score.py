@@ -226,12 +226,17 @@ def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(
         assert (full.status_code, full.headers["retry-after"]) == (429, "1")
         assert "holds 2 images" in full.json()["error"]["reason"]
         assert await leaving == 499
+        after = asyncio.create_task(server.send("POST", "/v1/score", content=png((0, 255, 0))))
+        while server.app.active < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
         held.free.set()
+        assert (await after).json()["rows"][0]["label"] == "green"
         assert (await first).json()["rows"][0]["label"] == "red"
         assert (await waiting).json()["rows"][0]["label"] == "blue"
 
     asyncio.run(scenario())
-    assert sum(held.batches) == 2, "the image of the client that left was scored"
+    assert sum(held.batches) == 3, "the image of the client that left was scored"
 
 
 async def leave_while_it_waits(server: Any, body: bytes) -> int:
@@ -419,4 +424,4 @@ asyncio.run(main())
         "501 counterfactual: needs torch, which is not installed. "
         'Run on the server: pip install "ratioctl[torch]"'
     )
-    assert onnx.startswith("501 tiny-2: is an ONNX file, which has no gradients")
+    assert onnx.startswith("501 tiny-2: is an ONNX file, and this server searches")

@@ -12,7 +12,7 @@ import pytest
 
 from ratioctl import package
 
-SECONDS = 30
+SECONDS = 45
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_a_run_ends_within_its_time(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     spent = time.monotonic() - began
     assert 0.5 * SECONDS < spent < SECONDS + 5  # the interpreter starts and ends outside of it
-    assert "of the recipe's updates fit into 30 s" in ended.stderr
+    assert "of the recipe's updates fit into 45 s" in ended.stderr
     made = package.read(tmp_path / "package")
     assert made.calibrated
     provenance = made.config["ratio"]["provenance"]

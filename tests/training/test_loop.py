@@ -213,6 +213,29 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
     assert again.config["ratio"]["provenance"]["init"]["digest"] == start.digest, "the checkpoint knows it"
 
 
+def test_a_resumed_run_keeps_the_start_s_normalization_and_head_phase(tmp_path: Path) -> None:
+    """Also where `--init` is not repeated; the phases of fine-tuning follow the number of the update."""
+    start = fit(tiny("optim.epochs=0.05", "model.mean=[0.4]", "model.std=[0.2]"), tmp_path / "start")
+    recipe = tiny("optim.head_epochs=0.1", "optim.schedule=slowstart", "objective.inside.ramp_epochs=0.2")
+    whole = fit(recipe, tmp_path / "whole", init=start)
+    with pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "stopped", init=start, callback=stop_after(4, signal.SIGINT))
+    resumed = fit(recipe, tmp_path / "stopped", resume=True)
+    assert (resumed.mean, resumed.digest) == ((0.4,), whole.digest)
+    assert same(whole, resumed)
+
+
+def test_the_head_is_trained_first(tmp_path: Path) -> None:
+    start = fit(tiny("optim.epochs=0.05"), tmp_path / "start")
+    probe = tiny("optim.epochs=0.1", "optim.head_epochs=0.099", "optim.select=last", "optim.ema=")
+    tuned = weights(fit(probe, tmp_path / "probe", init=start))
+    before = weights(start)
+    moved = {key for key in tuned if (tuned[key] != before[key]).any()}
+    assert moved == {"linear.weight", "linear.bias"}, "no other weight and no batch statistics"
+    with pytest.raises(UsageError, match="head_epochs"):
+        fit(probe, tmp_path / "none")
+
+
 def test_the_start_s_normalization_is_kept(tmp_path: Path) -> None:
     start = fit(tiny("optim.epochs=0.05", "model.mean=[0.4]", "model.std=[0.2]"), tmp_path / "start")
     tuned = fit(tiny("optim.epochs=0.05"), tmp_path / "tuned", init=start)
@@ -221,16 +244,6 @@ def test_the_start_s_normalization_is_kept(tmp_path: Path) -> None:
     assert fit(same_stated, tmp_path / "stated", init=start).mean == (0.4,)
     with pytest.raises(UsageError, match=r"expect mean \(0.4,\) .* the recipe states mean \(0.5,\)"):
         fit(tiny("model.mean=[0.5]", "model.std=[0.2]"), tmp_path / "other", init=start)
-
-
-def test_labels_that_differ_are_named_and_not_all_listed() -> None:
-    many = [f"class {k}" for k in range(1000)]
-    text = train._difference(many, ["class 1", "dog"])
-    assert text == (
-        "There are 1000 classes of the model, class 0, class 2, class 3, class 4, class 5 and 994 more only "
-        "there; 2 classes of the data, dog only there. Start from a model of the same classes."
-    )
-    assert 'number 1 is "b" and "c"' in train._difference(["a", "b", "c"], ["a", "c", "b"])
 
 
 def test_a_start_that_was_trained_on_the_held_out_images_is_reported(tmp_path: Path) -> None:

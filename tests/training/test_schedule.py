@@ -34,6 +34,16 @@ def test_cosine_and_onecycle_end_at_zero() -> None:
     assert learning_rate(warm, 1) == pytest.approx(0.5 * 0.4 * 0.5 * (1 + math.cos(math.pi / 10)))
 
 
+def test_slow_start_rises_slowly_and_begins_after_the_head_phase() -> None:
+    recipe = tiny("optim.schedule=slowstart", "optim.epochs=12", "optim.head_epochs=2", "optim.lr=0.4")
+    assert learning_rate(recipe, 0) == learning_rate(recipe, 1.9) == 0.4
+    assert learning_rate(recipe, 2) == pytest.approx(0.004)
+    assert learning_rate(recipe, 5) == pytest.approx(0.1), "a quarter after half of the rise"
+    assert learning_rate(recipe, 8) == pytest.approx(0.4)
+    assert learning_rate(recipe, 10) == pytest.approx(0.1)
+    assert learning_rate(recipe, 12) == pytest.approx(0)
+
+
 def test_acet_attack_grows_at_every_drop() -> None:
     recipe = recipes.load("cifar10-acet")
     steps = []

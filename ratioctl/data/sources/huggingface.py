@@ -44,7 +44,7 @@ def huggingface(request: SourceRequest) -> Images:
     with _errors_of(request.source):
         columns = _columns(request.source, _schema(files[0]))
         total = sum(map(_count, files))
-        pixels = np.empty((total, request.size, request.size, request.channels), np.uint8)
+        pixels = np.empty((total, request.frame.height, request.frame.width, request.channels), np.uint8)
         values: list[Any] = []
         errors: list[tuple[str, str]] = []
         rows = map_batches(

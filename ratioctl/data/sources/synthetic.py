@@ -1,10 +1,11 @@
-"""Generated images without labels: noise, and random crops of two sample photographs."""
+"""Generated images without labels: noise, crops of photographs, synthetic pictures, shuffled patches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ratioctl.data.registry import SourceRequest, register_source
+from ratioctl.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,14 +14,16 @@ if TYPE_CHECKING:
 
 NOISE_IMAGES = 2000  # where the caller names no number
 PHOTO_CROPS = 4000
+SYNTHETIC_IMAGES = 2000
 NOISE = ("uniform", "smooth")
 PHOTOS = ("china", "flower")
+SYNTHETIC = ("dead-leaves", "fractal")
 
 
 @register_source("noise", usage="noise:uniform, noise:smooth", description="uniform or smoothed noise")
 def noise(request: SourceRequest) -> Images:
     make = {"uniform": uniform_noise, "smooth": smooth_noise}[request.choose(*NOISE)]
-    return request.images(make(request.count or NOISE_IMAGES, request.size, request.channels, request.seed))
+    return request.images(make(request.count or NOISE_IMAGES, request.side, request.channels, request.seed))
 
 
 @register_source(
@@ -31,7 +34,7 @@ def noise(request: SourceRequest) -> Images:
 def photos(request: SourceRequest) -> Images:
     name = request.choose(*PHOTOS)
     count = request.count or PHOTO_CROPS
-    return request.images(photo_crops(name, count, request.size, request.channels, request.seed))
+    return request.images(photo_crops(name, count, request.side, request.channels, request.seed))
 
 
 def uniform_noise(count: int, size: int, channels: int, seed: int) -> np.ndarray:
@@ -83,3 +86,40 @@ def photo_crops(name: str, count: int, size: int, channels: int, seed: int) -> n
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         out[k] = np.asarray(crop).reshape(size, size, channels)
     return out
+
+
+@register_source(
+    "synthetic",
+    usage="synthetic:dead-leaves, synthetic:fractal",
+    description="generated pictures: overlapping shapes, or fractals",
+)
+def synthetic(request: SourceRequest) -> Images:
+    from ratioctl.data import generated
+    from ratioctl.images import cache
+
+    name = request.choose(*SYNTHETIC)
+    make = {"dead-leaves": generated.dead_leaves, "fractal": generated.fractals}[name]
+    count, shape = request.count or SYNTHETIC_IMAGES, (request.side, request.side, request.channels)
+    facts = ["synthetic", 1, name, count, shape, request.seed]
+    pictures = make(count, request.side, request.channels, request.seed)
+    return request.images(cache.generated(facts, shape, request.source, pictures))
+
+
+@register_source(
+    "patches",
+    usage="patches:SOURCE",
+    description="images of a SOURCE cut into tiles that are shuffled, within an image or between two",
+)
+def patches(request: SourceRequest) -> Images:
+    from ratioctl.data import generated, in_distribution
+
+    if not request.argument:
+        raise SourceError(
+            request.source, "names no images", "Use patches:SOURCE, for example patches:photos."
+        )
+    inner = in_distribution.load(
+        request.argument, request.size, request.channels, seed=request.seed, download=request.download
+    )
+    return request.images(
+        generated.shuffled_patches(inner.pixels, request.count or SYNTHETIC_IMAGES, request.seed)
+    )

@@ -63,7 +63,7 @@ def _phase(name: str) -> str:
 
 def _radii(context: Context) -> tuple[float, ...]:
     """The model's ladder of radii for the suite's norm."""
-    channels, size, _ = context.package.input_size
+    channels, size = context.package.input_size[0], context.package.frame
     p = NORMS[context.suite.explanation_norm]
     return context.package.ladders.get(recipe.norm_name(p)) or recipe.default_ladder(p, size, channels)
 

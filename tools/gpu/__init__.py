@@ -1,0 +1,1 @@
+"""Training and measuring on a rented GPU; see README.md."""
