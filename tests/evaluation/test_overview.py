@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import ratioctl
 from ratioctl.cli import main
@@ -21,17 +22,30 @@ def short() -> None:
     module.STEPS = 2
 
 
-@pytest.fixture
-def found(small_package: Path, cats_and_dogs: Path) -> module.Overview:
-    return module.overview(small_package, data=str(cats_and_dogs), ood=["noise=noise:smooth"], limit=8)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images of noise in each of two classes."""
+    root = tmp_path_factory.mktemp("overview") / "data"
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for k in range(4):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{k}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(small_package: Path, data: Path) -> module.Overview:
+    return module.overview(small_package, data=str(data), ood=["noise=noise:smooth"], limit=8)
 
 
 def test_the_page_agrees_with_the_rows_of_ood_score(
-    found: module.Overview, small_package: Path, cats_and_dogs: Path, tmp_path: Path
+    found: module.Overview, small_package: Path, data: Path
 ) -> None:
     rows = {
-        Path(row.path).relative_to(cats_and_dogs).as_posix(): row
-        for row in ratioctl.ood_score(str(cats_and_dogs), model=small_package)
+        Path(row.path).relative_to(data).as_posix(): row
+        for row in ratioctl.ood_score(str(data), model=small_package)
     }
     labels = found.package.label_names
     counts = np.zeros((4, 4), int)
@@ -73,6 +87,7 @@ def test_one_self_contained_page(found: module.Overview, tmp_path: Path) -> None
         overview_page.write(found, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_names_cannot_inject_markup(
     small_package: Path, cats_and_dogs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
