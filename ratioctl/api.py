@@ -188,6 +188,10 @@ def calibrate(
     objective: Literal["ece", "nll"] | None = None,
     out: Path | None = None,
     score: str | None = None,
+    ood: Sequence[str] | Mapping[str, str] = (),
+    thresholds: Sequence[str] | Mapping[str, str] = (),
+    per_class: bool = False,
+    keep_temperature: bool = False,
     weights: Literal["fp16"] | None = None,
     device: str = "auto",
     download: bool = False,
@@ -204,6 +208,10 @@ def calibrate(
         objective=objective,
         out=target,
         score=score,
+        ood=ood,
+        thresholds=thresholds,
+        per_class=per_class,
+        keep_temperature=keep_temperature,
         weights=weights,
         device=device,
         download=download,
@@ -360,6 +368,8 @@ def ood_score(
     threshold: str | float = "tpr95",
     score: str | None = None,
     probabilities: bool = False,
+    explain: bool = False,
+    checks: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
@@ -379,6 +389,7 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
+        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
@@ -393,7 +404,14 @@ def ood_score(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
     return run(
-        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+        paths,
+        opened,
+        threshold=threshold,
+        probabilities=probabilities,
+        explain=explain,
+        checks=checks,
+        limit=limit,
+        bit_depth=bit_depth,
     )
 
 
@@ -408,6 +426,7 @@ def export(
     weights: Literal["fp32", "fp16"] | None = None,
     layout: str = "file",
     opset: int | None = None,
+    threshold_input: bool = False,
     explain: bool = False,
     norm: str | float = "2",
     data: str | None = None,
@@ -428,6 +447,7 @@ def export(
         weights=weights,
         layout=layout,
         opset=opset,
+        threshold_input=threshold_input,
         explain=explain,
         norm=norm,
         data=data,

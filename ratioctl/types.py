@@ -167,6 +167,19 @@ class ScoreRow(_ShortRepr):
         is_ood: confidence < threshold.
         probabilities: (K,), where requested.
         worst_case_confidence, worst_case_is_ood: of the attacked image, where requested.
+
+    With `explain`:
+        margin: acceptance less its bound, in log-odds for the default score; below 0 for flagged images.
+        runner_up: the second most likely class.
+        percentile: of the calibration images, the percentage with a lower acceptance.
+        reason: of a flagged image, in words.
+
+    With `checks`:
+        width, height: of the file, before it is turned and resized.
+        blank: all pixels have about the same color.
+        saturated: at least half of the pixels are 0 or 255 in all channels.
+        duplicate: the model's 8-bit input is that of the image before.
+        notes: how the file was converted; pixels_sha256: of the model's 8-bit input.
     """
 
     path: str
@@ -178,6 +191,17 @@ class ScoreRow(_ShortRepr):
     probabilities: tuple[float, ...] | None = None
     worst_case_confidence: float | None = None
     worst_case_is_ood: bool | None = None
+    margin: float | None = None
+    runner_up: str | None = None
+    percentile: float | None = None
+    reason: str | None = None
+    width: int | None = None
+    height: int | None = None
+    blank: bool | None = None
+    saturated: bool | None = None
+    duplicate: bool | None = None
+    notes: str | None = None
+    pixels_sha256: str | None = None
 
     def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """The row of `ood-score --format jsonl`, without a worst case; `labels` adds p:<class> each."""

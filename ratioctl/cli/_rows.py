@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")
+EXPLAIN = ("margin", "runner_up", "percentile", "reason")
+CHECKS = ("width", "height", "blank", "saturated", "duplicate", "notes", "pixels_sha256")
+MORE = frozenset((*WORST, *EXPLAIN, *CHECKS))
+TEXTS = frozenset(("path", "label", "error", "runner_up", "reason", "notes", "pixels_sha256"))
+FLAGS = frozenset(("is_ood", "worst_case_is_ood", "blank", "saturated", "duplicate"))
+COUNTS = frozenset(("width", "height"))
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
 PATH_WIDTH, MAX_PATH_WIDTH = 40, 100  # of a table's column; a longer path pushes its row
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
@@ -28,7 +34,7 @@ _SUFFIXES: dict[str, Format] = dict.fromkeys(("", ".txt"), "table")
 _SUFFIXES |= {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Write = Callable[[Sequence["ScoreRow"]], None]
 Encode = Callable[[Sequence["ScoreRow"]], str]
-Value = str | float | bool | None
+Value = str | float | bool | int | None
 
 
 def format_of(output: Path | None) -> Format:
@@ -40,17 +46,24 @@ def format_of(output: Path | None) -> Format:
     return _SUFFIXES[suffix]
 
 
-def columns(labels: Sequence[str] | None, *, worst_case: bool) -> list[str]:
+def columns(
+    labels: Sequence[str] | None, *, worst_case: bool, explain: bool = False, checks: bool = False
+) -> list[str]:
     """Names of the columns; `labels` are given where probabilities are wanted."""
-    return [*FIXED, *(f"p:{label}" for label in labels or ()), *(WORST if worst_case else ())]
+    wanted = ((WORST, worst_case), (EXPLAIN, explain), (CHECKS, checks))
+    more = [name for names, on in wanted if on for name in names]
+    return [*FIXED, *(f"p:{label}" for label in labels or ()), *more]
 
 
 def values(row: ScoreRow, names: Sequence[str]) -> list[Value]:
     """A row's values in the order of `names`, numbers rounded to 9 significant digits."""
+    end = len(names)
+    while names[end - 1] in MORE:
+        end -= 1
     fixed = [getattr(row, name) for name in FIXED]
-    worst = [getattr(row, name) for name in WORST] if names[-1] in WORST else []
-    each: Sequence[Value] = row.probabilities or [None] * (len(names) - len(fixed) - len(worst))
-    return [float(f"{v:.9g}") if isinstance(v, float) else v for v in (*fixed, *each, *worst)]
+    more = [getattr(row, name) for name in names[end:]]
+    each: Sequence[Value] = row.probabilities or [None] * (end - len(fixed))
+    return [float(f"{v:.9g}") if isinstance(v, float) else v for v in (*fixed, *each, *more)]
 
 
 @contextlib.contextmanager
@@ -149,7 +162,7 @@ class _Table:
         self._widths = [PATH_WIDTH, *(len(head) for head in self._heads[1:])]
         self._widths[1] = max(len("label"), *(len(clipped(label)) for label in labels))
         for k, name in enumerate(names):
-            if name not in ("path", "label", "is_ood", "error", "worst_case_is_ood"):
+            if name not in TEXTS | FLAGS | COUNTS:
                 self._widths[k] = max(self._widths[k], len("0.123456789"))
 
     def __call__(self, rows: Sequence[ScoreRow]) -> str:
@@ -186,8 +199,8 @@ def _parquet(stream: IO[bytes], names: Sequence[str]) -> tuple[Write, Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {name: pa.string() for name in ("path", "label", "error")}
-    kinds |= {name: pa.bool_() for name in ("is_ood", "worst_case_is_ood")}
+    kinds = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(FLAGS, pa.bool_())
+    kinds |= dict.fromkeys(COUNTS, pa.int64())
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
     file = parquet.ParquetWriter(pa.PythonFile(stream, mode="w"), schema)
     held: list[list[Value]] = []

@@ -23,6 +23,28 @@ if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
 
 
+Ood = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ood",
+        metavar="NAME=SOURCE",
+        help="An out-of-distribution (OOD) set for the rules; repeatable. Without NAME= its last part.",
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option("--threshold", metavar="NAME=RULE", help="Also choose this threshold; repeatable."),
+]
+PerClass = Annotated[
+    bool,
+    typer.Option(
+        "--per-class",
+        help="Choose a threshold for each predicted class too; classes with few images use the common one.",
+    ),
+]
+KeepTemperature = Annotated[
+    bool, typer.Option("--keep-temperature", help="Leave the temperature as it is; choose thresholds only.")
+]
 StoredAs = Annotated[
     Literal["fp16"] | None,
     typer.Option(
@@ -56,10 +78,20 @@ def calibrate(
         typer.Option("--out", metavar="DIR", help="Write a new package here instead of updating MODEL."),
     ] = None,
     score: Score = None,
+    ood: Ood = None,
+    thresholds: Thresholds = None,
+    per_class: PerClass = False,
+    keep_temperature: KeepTemperature = False,
     weights: StoredAs = None,
     download: Download = False,
 ) -> int | None:
-    """Choose temperature and thresholds on held-out data."""
+    """Choose temperature and thresholds on held-out data.
+
+    Rules of --threshold: keep:0.95 accepts this share of the in-distribution images; pass:0.05@NAME accepts
+    at most this share of the OOD set NAME, worst-pass:0.2@NAME:eps=1.0 also under attack in this l2 radius;
+    cost:FP/FN@PREVALENCE has the least expected cost; conformal:0.05 flags a new in-distribution image with
+    at most this probability; risk:0.01 allows at most this share of errors among accepted images.
+    """
     from ratioctl.calibration.calibrate import calibrate as run
 
     result = run(
@@ -68,9 +100,14 @@ def calibrate(
         objective=objective,
         out=out,
         score=score,
+        ood=ood or (),
+        thresholds=thresholds or (),
+        per_class=per_class,
+        keep_temperature=keep_temperature,
         weights=weights,
         device=context.device,
         download=download,
+        on_search=lambda n: context.note(f"Attacking {n:,} images for the worst case; this takes a while."),
     )
     for warning in result.warnings:
         context.warn(warning)
@@ -83,6 +120,7 @@ def calibrate(
                 "thresholds": result.thresholds,
                 "score": result.score,
                 "score_thresholds": result.score_thresholds,
+                "threshold_records": result.records,
                 "calibration": result.package.config["ratio"]["calibration"],
             }
         )
@@ -112,6 +150,8 @@ def _print_result(context: Context, result: Calibrated) -> None:
         if not name or result.score != "msp":
             shown = ", ".join(f"{k} {threshold_text(v, '.6f')}" for k, v in thresholds.items())
             context.out.print(f"Thresholds{name}: {shown}")
+    if len(result.records) > 2:
+        context.out.print("`ratioctl thresholds` shows their acceptance rates with intervals.")
     context.out.print(f"Package: {result.package.path} (digest {result.package.digest[:12]})")
 
 

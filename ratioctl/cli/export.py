@@ -22,6 +22,7 @@ from ratioctl.utils.defaults import DEFAULT_MODEL
 from ratioctl.utils.text import milliseconds, safe_text, threshold_text
 
 if TYPE_CHECKING:
+    from ratioctl.onnx.export import Exported
     from ratioctl.onnx.quantize import Cost
 
 
@@ -79,6 +80,12 @@ def export(
         ),
     ] = "file",
     opset: Annotated[int | None, typer.Option("--opset", min=1, metavar="N", help="ONNX opset.")] = None,
+    threshold_input: Annotated[
+        bool,
+        typer.Option(
+            "--threshold-input", help="Add the optional input threshold, whose default is --threshold."
+        ),
+    ] = False,
     explain: Explain = False,
     norm: Norm = "2",
     data: Data = None,
@@ -98,6 +105,7 @@ def export(
         weights=weights,
         layout=layout,
         opset=opset,
+        threshold_input=threshold_input,
         explain=explain,
         norm=norm,
         data=data,
@@ -110,6 +118,11 @@ def export(
         facts = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
         emit_json({**facts, "package": None if done.package is None else done.package.path})
         return None
+    _show(context, done, explain)
+    return None
+
+
+def _show(context: Context, done: Exported, explain: bool) -> None:
     show = context.out.print
     for file in done.files:
         show(safe_text(file))
@@ -126,12 +139,11 @@ def export(
     if done.cost is not None:
         _show_cost(context, done.cost)
     if explain:
-        return None
+        return
     backends = list(done.latency_ms)
     for batch, before in done.latency_ms[backends[-2]].items():
         times = ", ".join(f"{name} {milliseconds(done.latency_ms[name][batch])}" for name in backends)
         show(f"Batch {batch}: {times} ({before / done.latency_ms[backends[-1]][batch]:.2g} times as fast)")
-    return None
 
 
 def _show_cost(context: Context, cost: Cost) -> None:

@@ -41,7 +41,8 @@ def inspect(
         else:
             about["input"] = loaded.input_type
         if loaded.threshold is not None:
-            about["is_ood"] = f"confidence below {loaded.threshold:.4g}"
+            per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
+            about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"
         stored = loaded.weights
     else:
         found = spec = package.resolve(model)

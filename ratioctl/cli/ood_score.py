@@ -21,6 +21,7 @@ from ratioctl.utils.durations import duration
 from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
+    from ratioctl.cli._flagged import Flagged
     from ratioctl.scoring.pipeline import Model
     from ratioctl.types import ScoreRow
 
@@ -40,7 +41,8 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         metavar="tpr95|tpr99|FLOAT",
-        help="Confidence below which an image is OOD; for another --score the value above which it is.",
+        help="A stored name (see `ratioctl thresholds`), or the confidence below which an image is OOD; for "
+        "another --score the value above which it is.",
     ),
 ]
 RowFormat = Annotated[
@@ -66,6 +68,30 @@ Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N images only.")
 ]
 Probabilities = Annotated[bool, typer.Option("--probabilities", help="Add one column p:<class> per class.")]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Add margin (log-odds above the threshold), runner_up (class), percentile (among the "
+        "calibration images) and, for flagged images, reason.",
+    ),
+]
+Checks = Annotated[
+    bool,
+    typer.Option(
+        "--checks",
+        help="Add checks of the input: width and height before resizing, blank, saturated, duplicate (of the "
+        "image before), notes of the decoder, pixels_sha256.",
+    ),
+]
+SaveFlagged = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-flagged",
+        metavar="DIR",
+        help="Then search counterfactuals of the flagged images (at most 100) towards their predicted class.",
+    ),
+]
 WorstCase = Annotated[
     float | None,
     typer.Option(
@@ -96,6 +122,9 @@ def ood_score(
     limit: Limit = None,
     bit_depth: BitDepth = None,
     probabilities: Probabilities = False,
+    explain: Explain = False,
+    checks: Checks = False,
+    save_flagged: SaveFlagged = None,
     worst_case: WorstCase = None,
     fail_on_ood: FailOnOod = False,
     skip_errors: SkipErrors = False,
@@ -103,14 +132,13 @@ def ood_score(
     """Flag images that are out of the model's distribution."""
     from ratioctl import package
     from ratioctl.cli import _rows
+    from ratioctl.cli._flagged import Flagged
     from ratioctl.scoring import pipeline
     from ratioctl.scoring.backends import open_model
 
     row_format = row_format or _rows.format_of(output)
-    if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
-        step = "Name a file with --output, or redirect the output to one."
-        raise UsageError("--format parquet", "cannot be shown on a terminal", step)
-    tally = _Tally()
+    _check_format(context, row_format, output)
+    tally = _Tally(flagged=Flagged.opened(save_flagged, model))
     opened = open_model(
         model,
         threshold,
@@ -122,14 +150,22 @@ def ood_score(
     )
     bound = package.threshold(opened.spec, threshold, opened.score)
     batches = pipeline.batches(
-        paths, opened, threshold=threshold, probabilities=probabilities, limit=limit, bit_depth=bit_depth
+        paths,
+        opened,
+        threshold=threshold,
+        probabilities=probabilities,
+        explain=explain,
+        checks=checks,
+        limit=limit,
+        bit_depth=bit_depth,
     )
     _rows.refuse_foreign(output)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
     total = _estimate(context, opened, paths, limit)
     labels = opened.spec.label_names
-    names = _rows.columns(labels if probabilities else None, worst_case=worst_case is not None)
+    more = {"worst_case": worst_case is not None, "explain": explain, "checks": checks}
+    names = _rows.columns(labels if probabilities else None, **more)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(batches))
         write = None
@@ -149,15 +185,24 @@ def ood_score(
     if context.json:
         emit_json(_summary(tally, opened, model, threshold, bound, output))
     context.note(tally.sentence(opened, bound, threshold))
+    if tally.flagged is not None:
+        tally.flagged.write(context, bit_depth)
     if fail_on_ood and tally.ood:
         return 4
     return 3 if tally.unreadable and not skip_errors else 0
 
 
+def _check_format(context: Context, row_format: str, output: Path | None) -> None:
+    if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
+        step = "Name a file with --output, or redirect the output to one."
+        raise UsageError("--format parquet", "cannot be shown on a terminal", step)
+
+
 @dataclasses.dataclass(kw_only=True)
 class _Tally:
-    """What has been scored since `began`."""
+    """What has been scored since `began`; `flagged` collects images for --save-flagged."""
 
+    flagged: Flagged | None = None
     began: float = dataclasses.field(default_factory=time.monotonic)
     images: int = 0
     ood: int = 0
@@ -165,6 +210,8 @@ class _Tally:
 
     def add(self, rows: Sequence[ScoreRow]) -> None:
         self.images += len(rows)
+        if self.flagged is not None:
+            self.flagged.add(rows)
         self.ood += sum(row.is_ood is True for row in rows)
         self.unreadable += sum(row.error is not None for row in rows)
 
@@ -182,6 +229,7 @@ class _Tally:
         seconds = self.seconds()
         rule = "confidence below" if opened.score == "msp" else f"{opened.score} above"
         name = f", {threshold}" if threshold in opened.spec.thresholds_of(opened.score) else ""
+        name += " per class" if getattr(bound, "classes", None) is not None else ""
         return (
             f"{_count(self.images)} in {seconds:.1f} s ({rate(self.images / seconds)} per second): "
             f"{self.ood:,} out of distribution ({rule} {threshold_text(bound)}{name}), "
@@ -198,10 +246,11 @@ def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked:
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
         context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
-    if own is not None and abs(own - bound) > 1e-6:
+    if own is not None and (abs(own - bound) > 1e-6 or own.classes != getattr(bound, "classes", None)):
+        same = [name for name, value in spec.thresholds_of(opened.score).items() if value == own]
         context.note(
             f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
-            f"Give --threshold {own:.9g} for the file's own flags."
+            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the file's own flags."
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")

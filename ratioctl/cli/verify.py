@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,11 +25,16 @@ def verify(
             help="Also require a signature by this key, or by one of several, and no unsigned files.",
         ),
     ] = None,
+    parity: Annotated[
+        Path | None,
+        typer.Option("--parity", metavar="FILE.json", help="Also check this certificate of `parity`."),
+    ] = None,
 ) -> int | None:
     """Check every file of a package, and its signature.
 
     Every file is compared with the SHA-256 recorded in config.json; with --public-key, config.json must have
-    a valid signature by that key.
+    a valid signature by that key. With --parity, the certificate must be unchanged and passed, and be about
+    this package and the files that it names.
     """
     from ratioctl import package
     from ratioctl.package import signing
@@ -42,9 +48,13 @@ def verify(
             signed = signing.verify(path, public_keys)
         except PackageError as error:
             refused = error
+    certified = _certified(path, parity) if parity is not None and not faults else []
+    wrong = [f"{name}: {fault}" for name, fault in certified if fault is not None]
     if context.json:
         files = [{"file": name, "ok": fault is None, "fault": fault} for name, fault in findings]
-        document = {"path": path, "ok": not faults and refused is None, "files": files}
+        document = {"path": path, "ok": not faults and refused is None and not wrong, "files": files}
+        if parity is not None:
+            document["parity"] = [{"about": n, "ok": f is None, "fault": f} for n, f in certified]
         if public_keys:
             document["signature"] = {
                 "ok": signed is not None,
@@ -54,7 +64,7 @@ def verify(
             }
         emit_json(document)
     else:
-        for name, fault in findings:
+        for name, fault in [*findings, *certified]:
             state = "ok" if fault is None else f"FAULT: {fault}"
             context.out.print(f"{safe_text(name)}: {safe_text(state)}", soft_wrap=True)
         if signed is not None:
@@ -70,6 +80,15 @@ def verify(
         )
     if refused is not None:
         raise refused
+    if wrong:
+        raise PackageError(parity, "; ".join(wrong), "Compare again with `ratioctl parity`.")
     if not public_keys and (path / signing.SIGNATURE).exists():
         context.note(f"{path} has a signature, which was not checked; --public-key checks it.")
     return None
+
+
+def _certified(path: Path, parity: Path) -> list[tuple[str, str | None]]:
+    from ratioctl import package
+    from ratioctl.onnx import certificate
+
+    return list(certificate.faults(certificate.read(parity), package.read(path), parity.parent))

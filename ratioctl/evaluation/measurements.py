@@ -18,6 +18,7 @@ from ratioctl.utils.result_cache import Arrays
 SAMPLES = 200  # of bootstrap intervals
 CURVE_POINTS = 200  # of a ROC
 HISTOGRAM_BINS = 25
+RISKS = (0.01, 0.05)  # shares of errors at which the coverage is reported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,9 +231,9 @@ def score_operating(
     score: str,
     acceptance: np.ndarray,
     thresholds: Mapping[str, float],
-    bounds: Mapping[str, float],
+    bounds: Mapping[str, np.ndarray],
 ) -> list[Measurement]:
-    """Acceptance rates of a set at the stored thresholds of an OOD score; `bounds` in units of acceptance."""
+    """Acceptance rates of a set at the stored thresholds of an OOD score; `bounds` (N,) of the acceptance."""
     what = "kept" if source.images.labels is not None else "let_through"
     return [
         rate(
@@ -241,7 +242,7 @@ def score_operating(
             len(acceptance),
             source,
             score=score,
-            threshold=threshold,
+            threshold=float(threshold),
         )
         for name, threshold in sorted(thresholds.items())
     ]
@@ -250,28 +251,47 @@ def score_operating(
 def operating(
     source: Source,
     confidences: np.ndarray,
+    predicted: np.ndarray,
     thresholds: Mapping[str, float],
     ball: Ball | None = None,
     **details: Any,
 ) -> list[Measurement]:
     """Acceptance rates of a set at each stored threshold (`kept_at_*` of ID, `let_through_at_*` of OOD sets).
 
-    An image is accepted where its confidence is at or above the threshold. For the threshold `tpr95` ID
-    images are the positive class.
+    An image is accepted where its confidence reaches the threshold; of thresholds per class, reaches that
+    of its predicted class (N,). For the threshold `tpr95` ID images are the positive class.
     """
     what = "kept" if source.images.labels is not None else "let_through"
+
+    def limit(threshold: float) -> np.ndarray | float:
+        classes = getattr(threshold, "classes", None)
+        return threshold if classes is None else np.array(classes)[predicted]
+
     return [
         rate(
             f"{what}_at_{name}",
-            int((confidences >= threshold).sum()),
+            int((confidences >= limit(threshold)).sum()),
             len(confidences),
             source,
             ball,
-            threshold=threshold,
+            threshold=float(threshold),
             **details,
         )
         for name, threshold in sorted(thresholds.items())
     ]
+
+
+def selective(source: Source, scores: np.ndarray, correct: np.ndarray) -> list[Measurement]:
+    """Selective prediction by `scores` (N,), larger for more confident: AURC, and coverage at `RISKS`."""
+    n, groups = len(scores), [[scores, correct]]
+    rows = [_bootstrapped("aurc", metrics.aurc, groups, n, source)]
+    for risk in RISKS:
+
+        def coverage(s: np.ndarray, right: np.ndarray, risk: float = risk) -> float:
+            return metrics.coverage_at_risk(s, right, risk)
+
+        rows.append(_bootstrapped(f"coverage_at_risk_{risk:g}", coverage, groups, n, source, risk=risk))
+    return rows
 
 
 def mean_over_sets(
@@ -349,6 +369,15 @@ def roc(inside: Confidences, outside: Confidences) -> dict[str, list[float]]:
     at = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))
     at = np.unique(np.concatenate([[0], np.minimum(at, len(fpr) - 1), [len(fpr) - 1]]))
     return {"fpr": np.round(fpr[at], 6).tolist(), "tpr": np.round(tpr[at], 6).tolist()}
+
+
+def risk_coverage(scores: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+    """The risk-coverage curve: share of errors ("risk") over the share of images accepted, thinned."""
+    coverage, risk = metrics.risk_coverage(scores, correct)
+    at = np.unique(
+        np.searchsorted(coverage, np.linspace(coverage[0], 1.0, CURVE_POINTS)).clip(max=len(risk) - 1)
+    )
+    return {"coverage": np.round(coverage[at], 6).tolist(), "risk": np.round(risk[at], 6).tolist()}
 
 
 def histogram(confidences: np.ndarray, low: float) -> list[float]:

@@ -32,5 +32,12 @@ from ratioctl.metrics.detection import (
     operating_point,
     threshold_at_tpr,
 )
-from ratioctl.metrics.intervals import auroc_interval, bootstrap_interval, mean_interval, wilson_interval
+from ratioctl.metrics.intervals import (
+    auroc_interval,
+    bootstrap_interval,
+    clopper_pearson_interval,
+    mean_interval,
+    wilson_interval,
+)
 from ratioctl.metrics.paired import mcnemar, paired_auroc_test, paired_mean_test
+from ratioctl.metrics.selective import aurc, coverage_at_risk, risk_coverage

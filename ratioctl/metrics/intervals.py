@@ -22,6 +22,18 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half))
 
 
+def clopper_pearson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a rate k/n (Clopper and Pearson 1934): covers with probability `level` at least."""
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"expected 0 <= k <= n and n >= 1, got k = {k}, n = {n}")
+    from scipy.special import betaincinv
+
+    tail = (1 - checked_level(level)) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return low, high
+
+
 def auroc_interval(value: float, n_in: int, n_out: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of an AUROC: all t with |value - t| <= z sd(t), with the sd of Hanley and McNeil 1982.
 

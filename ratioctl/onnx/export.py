@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ratioctl import package as packages
 from ratioctl import recipe
@@ -83,6 +83,7 @@ def export(
     weights: Stored | None = None,
     layout: str = DEFAULT,
     opset: int | None = None,
+    threshold_input: bool = False,
     explain: bool = False,
     norm: str | float = "2",
     data: str | None = None,
@@ -103,6 +104,7 @@ def export(
         weights: how the file stores them; None as the package does. With "fp16" it is half as large and still
             computes in fp32.
         opset: the ONNX operator set; default OPSET.
+        threshold_input: let clients give another threshold, see `ratioctl.onnx.graph.graph`.
         explain: write a file that searches counterfactuals, by default `explain.onnx` in the current folder;
             see `ratioctl.onnx.explain`. Its images are uint8 NHWC whatever `input_type` says.
         norm: of the balls that it searches, "2" or "inf".
@@ -115,28 +117,27 @@ def export(
         SourceError: `int8`, and neither `data` nor the recipe's held-out images can be read.
         UsageError: an opset that the exporter cannot write, an unknown layout, an impossible threshold, or
             with `explain` an option without effect, another norm, or an operator that has no gradient.
-        OutputError, DiskError: the output cannot be written.
-        RatioctlError: the file does not agree with torch; nothing is written.
+        OutputError, DiskError: the output cannot be written. RatioctlError: it does not agree with torch.
     """
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
     stored = packages.stored_as(package.weights_path)
     weights = _stored(weights, stored, int8, explain)
     chosen = find_layout(layout)
-    _refuse_without(int8, data, "2" if explain else norm)
+    _refuse_without(int8, data, "2" if explain else norm, threshold_input and (chosen, explain))
     if explain:
         return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
-    usual = (int8, threshold, weights) == (False, "tpr95", stored)
+    usual = (int8, threshold, weights, threshold_input) == (False, "tpr95", stored, False)
     target = _target(package, output, chosen, usual)
     held = held_out(package, data, download) if int8 else None
     if on_start is not None:
         on_start()
-    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, weights=weights)
+    more: dict[str, Any] = {"weights": weights, "threshold_input": threshold_input}
+    content = graph(package, threshold=limit, input_type=input_type, opset=opset or OPSET, **more)
     content, measured = _measured(package, limit, content, held, weights)
     if target is None:
         written = packages.update(package, onnx=content)
-        assert written.onnx_path is not None
-        files = [written.onnx_path]
+        files = [written.onnx_path or written.path]
     else:
         name = safe_name(package.name)
         written, files = None, _write(chosen.contents(target, name, content, package, input_type))
@@ -174,12 +175,22 @@ def _write(contents: dict[Path, bytes]) -> list[Path]:
     return files
 
 
-def _refuse_without(int8: bool, data: str | None, norm: str | float) -> None:
-    """Refuse options that have no effect without `--int8` or `--explain`."""
+def _refuse_without(
+    int8: bool, data: str | None, norm: str | float, threshold_input: tuple[Layout, bool] | Literal[False]
+) -> None:
+    """Refuse options that have no effect without `--int8` or `--explain`, or beside them.
+
+    Args:
+        threshold_input: the layout and `explain` where it is asked for.
+    """
     if data is not None and not int8:
         raise UsageError("--data", "is for --int8, which is calibrated on it", "Give both, or neither.")
     if recipe.norm_name(_norm(norm)) != "2":
         raise UsageError("--norm", "is for --explain", "Give both, or neither.")
+    layout, explain = threshold_input or (None, False)
+    if layout is not None and (layout.is_folder or int8 or explain):
+        option = "--int8" if int8 else "--explain" if explain else f"--layout {layout.name}"
+        raise UsageError("--threshold-input", f"cannot be combined with {option}", "Leave one of them out.")
 
 
 def _norm(norm: str | float) -> float:

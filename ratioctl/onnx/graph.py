@@ -32,7 +32,7 @@ from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec, Stored
 from ratioctl.recipe import norm_name
-from ratioctl.scores import DEFAULT, OodScore, by_name
+from ratioctl.scores import DEFAULT, OodScore, Threshold, by_name
 
 OPSET = 18  # the lowest the exporter writes without conversion, so what the most servers read
 
@@ -41,7 +41,8 @@ class Flagging(nn.Module):
     """From the input as clients send it to the six outputs.
 
     The flag compares the score's acceptance (log-odds for maximum softmax) in double precision, as
-    `OodScore.is_ood` does: in float32 confidences round to 1 where thresholds may lie.
+    `OodScore.is_ood` does: in float32 confidences round to 1 where thresholds may lie. Of thresholds per
+    class that of the predicted class applies.
     """
 
     def __init__(
@@ -56,21 +57,31 @@ class Flagging(nn.Module):
         self.network = network
         self.temperature = temperature
         self.score = score or by_name(DEFAULT)
-        self.bound = self.score.acceptance_bound(threshold)
+        self.threshold: Tensor
+        self.bounds: Tensor
+        classes = getattr(threshold, "classes", None) or (float(threshold),)
+        self.register_buffer("threshold", torch.tensor(classes, dtype=torch.float64))
+        bounds = [self.score.acceptance_bound(value) for value in classes]
+        self.register_buffer("bounds", torch.tensor(bounds, dtype=torch.float64))
         self.input_type = input_type
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, threshold: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         pixels = image.permute(0, 3, 1, 2).float() / 255 if self.input_type == "uint8" else image
         logits = self.network(pixels)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         confidence = probabilities.amax(dim=1)
+        label = logits.argmax(dim=1)
         acceptance = self.score.acceptance_tensor(logits.double(), self.temperature)
+        bounds = self.bounds if threshold is None else self.score.acceptance_bound_tensor(threshold)
+        bound = bounds[label] if len(self.bounds) > 1 else bounds
         # Comparisons with NaN are false, so inputs that are not finite are flagged.
-        is_ood = torch.logical_not((acceptance >= self.bound) & (confidence >= 0))
+        is_ood = torch.logical_not((acceptance >= bound) & (confidence >= 0))
         score = (
             1 - confidence if self.score.name == DEFAULT else self.score.from_tensor(logits, self.temperature)
         )
-        return logits, probabilities, logits.argmax(dim=1), confidence, score, is_ood
+        return logits, probabilities, label, confidence, score, is_ood
 
 
 def graph(
@@ -80,11 +91,14 @@ def graph(
     input_type: Input = "float",
     opset: int = OPSET,
     weights: Stored = "fp32",
+    threshold_input: bool = False,
 ) -> bytes:
     """The ONNX file of a package, checked by `onnx.checker`, with its config as metadata.
 
     Args:
         weights: how the file stores them.
+        threshold_input: add the input "threshold", float64 [1], or [K] for thresholds per class. Its default
+            is `threshold`: clients that do not give it get the same answers as without.
 
     Raises:
         UsageError: an opset that the exporter cannot write.
@@ -100,15 +114,20 @@ def graph(
     else:
         example = torch.zeros(2, channels, height, width)
     flagging = Flagging(network, package.temperature, threshold, input_type, package.ood_score).eval()
+    inputs: dict[str, Tensor] = {"image": example}
+    shapes: list[dict[int, Any] | None] = [{0: torch.export.Dim("batch")}]
+    if threshold_input:
+        inputs[runtime.THRESHOLD] = flagging.threshold
+        shapes.append(None)
     try:
         with quiet():
             program = torch.onnx.export(
                 flagging,
-                (example,),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=["image"],
+                input_names=list(inputs),
                 output_names=list(runtime.OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=tuple(shapes),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -125,8 +144,17 @@ def graph(
         raise refused
     if weights == "fp16":
         _store_halves(exported, model)
-    about = {"threshold": threshold, **({"weights": weights} if weights == "fp16" else {})}
+    if threshold_input:  # an initializer with the name of an input is its default
+        default = numpy_helper.from_array(flagging.threshold.numpy(), runtime.THRESHOLD)
+        exported.graph.initializer.append(default)
+    about = {**_about(threshold), **({"weights": weights} if weights == "fp16" else {})}
     return finish(exported, package, about)
+
+
+def _about(threshold: float) -> dict[str, Any]:
+    """The metadata of a graph's threshold."""
+    classes = threshold.classes if isinstance(threshold, Threshold) else None
+    return {"threshold": float(threshold), **({} if classes is None else {"classes": list(classes)})}
 
 
 @torch.no_grad()
@@ -168,7 +196,7 @@ def explain(base: bytes, package: Spec, *, threshold: float, p: float) -> bytes:
 
     parsed = onnx.load_model_from_string(base)
     model = explain_graph(parsed, p=p, temperature=package.temperature, name=package.name)
-    return finish(model, package, {"threshold": threshold, "explain": {"norm": norm_name(p)}})
+    return finish(model, package, {**_about(threshold), "explain": {"norm": norm_name(p)}})
 
 
 def finish(model: onnx.ModelProto, package: Spec, about: dict[str, Any]) -> bytes:

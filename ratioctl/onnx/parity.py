@@ -32,13 +32,19 @@ class Agreement:
     Attributes:
         n: number of images; all of them are counted.
         difference: the largest absolute difference of their logits.
-        labels, flags: how many predictions, and how many OOD flags, differ.
+        labels, flags: how many predictions, and how many OOD flags, differ by more than the difference of the
+            logits explains.
+        changed_labels, changed_flags: how many differ at all.
+        probability_difference: the largest absolute difference of probabilities.
     """
 
     n: int
     difference: float
     labels: int
     flags: int
+    changed_labels: int = 0
+    changed_flags: int = 0
+    probability_difference: float = 0.0
 
 
 @contextlib.contextmanager
@@ -86,24 +92,36 @@ def agreement(
     score, temperature = package.ood_score, package.temperature
     top = np.sort(logits, axis=1)
     tie = top[:, -1] - top[:, -2] <= 2 * difference
-    distance = np.abs(score.acceptance(logits, temperature) - score.acceptance_bound(threshold))
+    distance = np.abs(score.acceptance(logits, temperature) - score.bounds(threshold, logits.argmax(axis=1)))
     near = distance <= 4 * difference / min(temperature, 1.0)
     label, flag = found["label"], found["is_ood"]
     labels = (label != own.argmax(axis=1)) | ((label != logits.argmax(axis=1)) & ~tie)
-    flags = flag != score.is_ood(own, temperature, threshold)
-    flags |= (flag != score.is_ood(logits, temperature, threshold)) & ~near
-    return Agreement(n=len(pixels), difference=difference, labels=int(labels.sum()), flags=int(flags.sum()))
+    changed = flag != score.is_ood(logits, temperature, threshold)
+    flags = (flag != score.is_ood(own, temperature, threshold)) | (changed & ~near)
+    probabilities = np.abs(metrics.softmax(logits, temperature) - found["probabilities"])
+    return Agreement(
+        n=len(pixels),
+        difference=difference,
+        labels=int(labels.sum()),
+        flags=int(flags.sum()),
+        changed_labels=int((label != logits.argmax(axis=1)).sum()),
+        changed_flags=int(changed.sum()),
+        probability_difference=float(probabilities.max()),
+    )
 
 
 def between(logits: Sequence[np.ndarray], package: Spec, threshold: float) -> Agreement:
     """Agreement of the decisions that follow from two backends' logits (N, K)."""
     labels = [z.argmax(axis=1) for z in logits]
     flags = [package.ood_score.is_ood(z, package.temperature, threshold) for z in logits]
+    changed_labels, changed_flags = (int((a != b).sum()) for a, b in (labels, flags))
     return Agreement(
         n=len(logits[0]),
         difference=float(np.abs(logits[0] - logits[1]).max()),
-        labels=int((labels[0] != labels[1]).sum()),
-        flags=int((flags[0] != flags[1]).sum()),
+        labels=changed_labels,
+        flags=changed_flags,
+        changed_labels=changed_labels,
+        changed_flags=changed_flags,
     )
 
 

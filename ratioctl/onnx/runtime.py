@@ -16,11 +16,13 @@ import numpy as np
 
 from ratioctl.errors import PackageError
 from ratioctl.package import ModelPackage, Spec, Stored, parse_config, parse_document, resolve
+from ratioctl.scores import Threshold
 from ratioctl.utils import resources
 
 EXPORT = "Export it again with `ratioctl export`."
 MAX_BYTES = 2**31 - 1  # of one file in the format's encoding
 CONFIG, ABOUT = "ratioctl", "ratioctl.export"  # metadata: the package's config; what holds of the graph alone
+THRESHOLD = "threshold"  # the optional input of `export --threshold-input`
 OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
 
 
@@ -32,7 +34,8 @@ class Runtime:
         path: the file.
         spec: the config block it carries: labels, input size, temperature, thresholds.
         input_type: "float" for graphs that take float32 NCHW in [0,1], "uint8" for uint8 NHWC.
-        threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
+        threshold: the threshold of the graph's `is_ood`, with those per class where it has them; None in
+            files that do not record it.
         weights: how the file stores the weights; it computes in fp32 with either.
         session: the onnxruntime session.
     """
@@ -40,7 +43,7 @@ class Runtime:
     path: Path
     spec: Spec
     input_type: Literal["float", "uint8"]
-    threshold: float | None
+    threshold: Threshold | None
     weights: Stored
     session: Any = dataclasses.field(repr=False)
 
@@ -153,10 +156,12 @@ class Opened:
     about: dict[str, Any]
 
     @property
-    def threshold(self) -> float | None:
+    def threshold(self) -> Threshold | None:
         """The threshold of the graph's `is_ood`; None in files that do not record it."""
         try:
-            return float(self.about["threshold"])
+            classes = self.about.get("classes")
+            own = None if classes is None else tuple(map(float, classes))
+            return Threshold(float(self.about["threshold"]), own)
         except (KeyError, ValueError, TypeError, OverflowError):
             return None
 

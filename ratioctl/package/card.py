@@ -50,7 +50,7 @@ def render_card(config: Mapping[str, Any]) -> str:
         ['model = ratioctl.load_model("path/to/this/folder")  # pixels in [0,1], NCHW, to logits', "```", ""],
         [_NORMALIZES[1], ""],
         ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""],
-        _calibration(spec, ratio.get("calibration")),
+        _calibration(spec, ratio.get("calibration"), ratio.get("threshold_records")),
         ["## Measurements", "", *_measurements(ratio.get("metrics")), ""],
         ["## Limits", "", _KNOWS[1]],
         [
@@ -88,7 +88,28 @@ def _front(spec: Spec, objective: Any) -> list[str]:
     return lines + ([f"Training objective: {_md(inline(objective))}.", ""] if objective else [])
 
 
-def _calibration(spec: Spec, calibration: Any) -> list[str]:
+def _rules(records: Any) -> list[str]:
+    """The rules of thresholds and what they accept, from `ratio.threshold_records`."""
+    lines = []
+    for record in records if isinstance(records, list) else ():
+        try:
+            parts = [("ID", record["id"]), *(("OOD", part) for part in record["ood"])]
+            rates = [
+                f"{part['rate']:.1%} of {part['n']} {kind} images ({_md(inline(part['set']))}"
+                + (f", attacked in {inline(part['ball'])}" if part.get("ball") else "")
+                + f"; {part['interval'][0]:.1%} to {part['interval'][1]:.1%})"
+                for kind, part in parts
+            ]
+            lines.append(f"- {_md(record['name'])}, rule {_md(record['rule'])}: accepts {', '.join(rates)}.")
+            if record.get("statement"):
+                lines.append(f"  {_md(record['statement'])} Assumes: {_md(inline(record['assumptions']))}.")
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            continue  # damaged; `ratioctl thresholds` reports it
+    head = "Acceptance rates on the calibration images, with exact 95 % intervals:"
+    return ["", head, "", *lines] if lines else []
+
+
+def _calibration(spec: Spec, calibration: Any, records: Any) -> list[str]:
     lines = ["## Calibration", ""]
     if spec.calibrated:
         lines += [
@@ -97,7 +118,7 @@ def _calibration(spec: Spec, calibration: Any) -> list[str]:
         ]
         lines += ["", "| threshold | confidence |", "|---|---|"]
         lines += [f"| {_md(key)} | {value:.6g} |" for key, value in sorted(spec.thresholds.items())]
-        lines += ["", _KEEPS[1]]
+        lines += ["", _KEEPS[1], *_rules(records)]
     else:
         lines += [
             "**Not calibrated**: temperature 1, no thresholds. Its confidences mean little, and it cannot "

@@ -3,7 +3,8 @@
 **Digest.** The SHA-256 of the JSON (sorted keys, no spaces, ASCII) of `architecture`,
 `architecture_options`, `label_names`, `input_size`, `mean`, `std`, `interpolation`, `temperature`,
 `thresholds` and `weights`, the SHA-256 of the weights file, and of `score` and `score_thresholds` where
-another score than the maximum softmax probability is stored; numbers that may be fractional are written as
+another score than the maximum softmax probability is stored, and of `class_thresholds` where there are any;
+numbers that may be fractional are written as
 floats. Metrics, cards and exports do not change it. It is recorded as `ratio.digest`, so that a manual edit
 of those parts is noticed (`ModelPackage.edited`).
 """
@@ -51,6 +52,8 @@ class Spec:
         thresholds: name ("tpr95") to confidence in [0,1]; empty where the model is not calibrated.
         score: the OOD score that is used where none is requested, a name of `ratioctl.scores`.
         score_thresholds: score name to thresholds, for the calibrated scores other than "msp".
+        class_thresholds: score name to the names of thresholds that differ by class, to class to value; a
+            class that is absent uses the common threshold.
         ladders: counterfactual budgets by norm name ("1", "1.5", "2", "inf"), ascending.
     """
 
@@ -68,6 +71,7 @@ class Spec:
     score: str
     score_thresholds: dict[str, dict[str, float]]
     ladders: dict[str, tuple[float, ...]]
+    class_thresholds: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def frame(self) -> Frame:
@@ -84,9 +88,20 @@ class Spec:
         """The score by which images are flagged."""
         return scores.by_name(self.score)
 
-    def thresholds_of(self, score: str) -> dict[str, float]:
-        """Stored thresholds of a score; empty where it has not been calibrated."""
-        return self.thresholds if score == scores.DEFAULT else self.score_thresholds.get(score, {})
+    def thresholds_of(self, score: str) -> dict[str, scores.Threshold]:
+        """Stored thresholds of a score; empty where it has not been calibrated.
+
+        Values are `scores.Threshold`, with one for each class where they were calibrated per class.
+        """
+        stored = self.thresholds if score == scores.DEFAULT else self.score_thresholds.get(score, {})
+        own = self.class_thresholds.get(score, {})
+        return {
+            name: scores.Threshold(
+                value,
+                tuple(own[name].get(label, value) for label in self.label_names) if name in own else None,
+            )
+            for name, value in stored.items()
+        }
 
 
 def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None) -> float:
@@ -94,8 +109,12 @@ def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None
     other score the value above which it is flagged.
 
     Args:
-        which: a stored name such as "tpr95", or a number (also as text).
+        which: a stored name such as "tpr95", or a number (also as text). A `scores.Threshold` is returned as
+            it is.
         score: a name of `ratioctl.scores`; None takes the package's.
+
+    Returns:
+        A number; for a stored name a `scores.Threshold`, which also holds thresholds per class.
 
     Raises:
         UncalibratedError: a name, and the model has no thresholds for this score.
@@ -105,6 +124,8 @@ def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None
     stored = spec.thresholds_of(kind.name)
     if isinstance(which, str) and which in stored:
         return stored[which]
+    if isinstance(which, scores.Threshold):
+        return which
     try:
         number = float(which)
     except ValueError:
@@ -163,10 +184,12 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
             "Update ratioctl." if newer else AGAIN,
         )
     check = _Checks(where)
+    labels = check.labels(config)
     return Spec(
         config=config,
         name=ratio["name"] if isinstance(ratio.get("name"), str) and ratio["name"] else name,
-        label_names=check.labels(config),
+        label_names=labels,
+        class_thresholds=check.class_thresholds(ratio.get("class_thresholds", {}), labels),
         **check.architecture(config),
         **check.input(config.get("pretrained_cfg")),
         **check.calibration(ratio),
@@ -264,6 +287,28 @@ class _Checks:
             if any(value is None for value in checked.values()):
                 self.bad(f"ratio.score_thresholds.{name}", "must be finite numbers")
             found[kind.name] = {key: value for key, value in checked.items() if value is not None}
+        return found
+
+    def class_thresholds(
+        self, table: object, labels: Sequence[str]
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        key = "ratio.class_thresholds"
+        if not isinstance(table, dict) or not all(isinstance(stored, dict) for stored in table.values()):
+            self.bad(key, "must hold one table for each score")
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for score, stored in table.items():
+            kind = scores.by_config_name(score)
+            if kind is None:
+                self.bad(key, f"has no score {score!r:.40}")
+            low, high = kind.threshold_range
+            for name, own in stored.items():
+                values = {x: _number(y) for x, y in own.items()} if isinstance(own, dict) else {"": None}
+                if not set(values) <= set(labels):
+                    self.bad(f"{key}.{score}.{name:.40}", "must hold thresholds by class")
+                if any(value is None or not low <= value <= high for value in values.values()):
+                    self.bad(f"{key}.{score}.{name:.40}", f"must hold numbers from {low:g} to {high:g}")
+                kept = {x: y for x, y in values.items() if y is not None}
+                found.setdefault(kind.name, {})[name] = kept
         return found
 
     def ladders(self, table: object) -> dict[str, tuple[float, ...]]:
@@ -393,6 +438,8 @@ def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
         decisive["crop_mode"] = "border"
     if spec.score != scores.DEFAULT or spec.score_thresholds:
         decisive |= {"score": spec.score, "score_thresholds": spec.score_thresholds}
+    if spec.class_thresholds:
+        decisive["class_thresholds"] = spec.class_thresholds
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -72,7 +72,7 @@ def write_counterfactuals(
     with contextlib.ExitStack() as stack:
         with files.writing(folder):
             stack.enter_context(files.lock(folder))
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         _rename_earlier(folder)
         _take_over(folder)
         _discard(folder / GROWING)
@@ -299,7 +299,7 @@ def _put_pictures(
     return replace(explanation, targets=tuple(targets), input_png=input_png)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """Raise OutputError where page or document would replace a file that ratioctl did not write."""
     for name, mark in ((PAGE, b'<meta name="generator" content="ratioctl">'), (DOCUMENT, b"ratioctl/")):
         with files.writing(folder / name):

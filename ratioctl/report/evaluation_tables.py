@@ -32,7 +32,8 @@ def tables(evaluation: Evaluation) -> list[Table]:
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
         found += [_calibration(model, suffix), *_breakdown(model, suffix), *_detection(model, suffix)]
-        found += [table for table in (_scores(model, suffix), _operating(model, suffix)) if table.rows]
+        more = (_selective(model, suffix), _scores(model, suffix), _operating(model, suffix))
+        found += [table for table in more if table.rows]
     return found
 
 
@@ -238,6 +239,21 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
             ("OOD sets, precision and confidence", second, "MMC: mean confidence. n: OOD images.", counts),
         )
     ]
+
+
+def _selective(model: Evaluated, suffix: str) -> Table:
+    """Selective prediction: errors among the accepted ID images."""
+    rows = [m for m in model.report.measurements if m.name == "aurc" or m.name.startswith("coverage_at_")]
+    titles = [
+        "AURC" if m.name == "aurc" else f"Coverage at a risk of {100 * m.details['risk']:g} %" for m in rows
+    ]
+    return measurement_table(
+        "Selective prediction" + suffix,
+        ("per cent", "value", "n"),
+        [(title, m, f"{m.n:,}") for title, m in zip(titles, rows, strict=True)],
+        note="Risk: share of errors among accepted ID images. Coverage: share of images accepted. AURC: area "
+        "under the curve of the risk over the coverage, lower is better.",
+    )
 
 
 def _scores(model: Evaluated, suffix: str) -> Table:

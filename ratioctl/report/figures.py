@@ -23,6 +23,7 @@ class Series:
     Attributes:
         low, high: a band around the line.
         bars: right edges; each point then is a bar from its x to there, down to 0.
+        dots: names of the points, which then are drawn as dots; not in the legend.
     """
 
     name: str
@@ -33,13 +34,17 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     bars: Sequence[float] = ()
+    dots: Sequence[str] = ()
 
 
 def figures(model: Evaluated) -> list[dict[str, Any]]:
     """The figures of one model, each with "title", "svg", "legend" and "note"; none without figure data."""
     if "reliability" not in model.figures:  # suite "explanations"
         return []
-    return [_reliability(model), *_radius(model), *_roc(model), *_histograms(model)]
+    return [
+        *(_reliability(model), *_risk_coverage(model), *_radius(model)),
+        *(*_roc(model), *_histograms(model)),
+    ]
 
 
 def _reliability(model: Evaluated) -> dict[str, Any]:
@@ -60,9 +65,18 @@ def _reliability(model: Evaluated) -> dict[str, Any]:
         dashed=True,
     )
     span = (calibrated["edges"][0], 1.0)
-    return _figure(
+    return figure(
         "Reliability", "confidence", "accuracy", [bins, before], span, diagonal="perfect calibration"
     )
+
+
+def _risk_coverage(model: Evaluated) -> Iterator[dict[str, Any]]:
+    curve = model.figures.get("risk_coverage")
+    if curve is None:  # of an earlier version
+        return
+    line = Series(name="errors among the accepted ID images", x=curve["coverage"], y=curve["risk"])
+    span = (0.0, max(0.01, *curve["risk"]) * 1.05)
+    yield figure("Risk over coverage", "ID images accepted", "errors among them", [line], _UNIT, span)
 
 
 def _radius(model: Evaluated) -> Iterator[dict[str, Any]]:
@@ -85,7 +99,7 @@ def _radius(model: Evaluated) -> Iterator[dict[str, Any]]:
         )
     ]
     span = (0.0, max(curves["inside"]["radii"]))
-    yield _figure("Confidence over the radius", "l2 radius", "mean confidence", lines, span)
+    yield figure("Confidence over the radius", "l2 radius", "mean confidence", lines, span)
 
 
 def _roc(model: Evaluated) -> Iterator[dict[str, Any]]:
@@ -95,7 +109,7 @@ def _roc(model: Evaluated) -> Iterator[dict[str, Any]]:
             Series(name=name, x=curve["fpr"], y=curve["tpr"], color=k, dashed=k == 1)
             for k, (name, curve) in enumerate(curves.items())
         ]
-        yield _figure(
+        yield figure(
             f"ROC, {dataset}",
             "ID images flagged",
             "OOD images flagged",
@@ -122,7 +136,7 @@ def _histograms(model: Evaluated) -> Iterator[dict[str, Any]]:
         top = 1.05 * max(max(series.y) for series in lines) or 1.0
         outside = dataset in model.figures.get("roc", {})
         how = f"towards {'high' if outside else 'low'} confidence in {outer if outside else inner}"
-        yield _figure(
+        yield figure(
             f"Confidences, {dataset}",
             "confidence",
             "fraction of images",
@@ -182,12 +196,22 @@ class _Axes:
         yield f'<text {turned} text-anchor="middle">{escape(y_name)}</text>'
 
     def series(self, series: Series) -> Iterator[str]:
+        from markupsafe import escape
+
         if series.bars:
             for x, right, y in zip(series.x, series.bars, series.y, strict=True):
                 width = max(self.x(right) - self.x(x) - 1, 0.5)
                 box = f'x="{self.x(x) + 0.5:.1f}" y="{self.y(y):.1f}" width="{width:.1f}"'
                 height = f"{self.y(self.y_span[0]) - self.y(y):.1f}"
                 yield f'<rect class="bar f{series.color}" {box} height="{height}"/>'
+            return
+        if series.dots:
+            for x, y, name in zip(series.x, series.y, series.dots, strict=True):
+                yield f'<circle class="f{series.color}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4"/>'
+                if name:
+                    left = self.x(x) > _WIDTH - 120
+                    place = f'x="{self.x(x) + (-8 if left else 8):.1f}" y="{self.y(y) + 4:.1f}"'
+                    yield f'<text {place} text-anchor="{"end" if left else "start"}">{escape(name)}</text>'
             return
         if series.low:
             around = self.path(series.x, series.high) + " " + self.path(series.x[::-1], series.low[::-1])
@@ -206,7 +230,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-6) + 1)]
 
 
-def _figure(
+def figure(
     title: str,
     x_name: str,
     y_name: str,
@@ -222,7 +246,7 @@ def _figure(
 
     axes = _Axes(x_span, y_span)
     parts = [*axes.grid(), *axes.names(x_name, y_name)]
-    legend = [(_mark(series), series.name) for series in lines]
+    legend = [(_mark(series), series.name) for series in lines if not series.dots]
     for series in lines:
         parts += axes.series(series)
     if diagonal:

@@ -37,13 +37,14 @@ def evaluation_tables(evaluation: Evaluation) -> list[RenderableType]:
         Text(safe_text(f"Suite {evaluation.suite}: {evaluation.protocol}."), style="dim")
     ]
     for table in tables(evaluation):
-        drawn.append(_rich(table))
+        drawn.append(rich_table(table))
         if table.note:
             drawn.append(Text(safe_text(table.note), style="dim"))
     return drawn
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """A table for a rich console."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

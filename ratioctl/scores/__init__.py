@@ -4,6 +4,14 @@ Each score is one module that calls `register_score`; the command line, `calibra
 and `export` take the names from the registry.
 """
 
-from ratioctl.scores.registry import DEFAULT, OodScore, by_config_name, by_name, names, register_score
+from ratioctl.scores.registry import (
+    DEFAULT,
+    OodScore,
+    Threshold,
+    by_config_name,
+    by_name,
+    names,
+    register_score,
+)
 
-__all__ = ["DEFAULT", "OodScore", "by_config_name", "by_name", "names", "register_score"]
+__all__ = ["DEFAULT", "OodScore", "Threshold", "by_config_name", "by_name", "names", "register_score"]

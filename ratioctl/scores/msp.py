@@ -49,8 +49,8 @@ def _confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
     return metrics.confidence(logits, temperature)
 
 
-def _is_ood(logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
-    return _log_odds(logits, temperature) < _logit(threshold)
+def _logit_tensor(confidence: Tensor) -> Tensor:
+    return confidence.log() - (1 - confidence + 1.5 * 2**-53).log() - 1e-12
 
 
 register_score(
@@ -64,7 +64,7 @@ register_score(
         acceptance=_log_odds,
         acceptance_tensor=_log_odds_tensor,
         acceptance_bound=_logit,  # a threshold of this score is a confidence
-        is_ood=_is_ood,
+        acceptance_bound_tensor=_logit_tensor,
         threshold_of=_confidence,
         threshold_range=(0.0, 1.0),
     )

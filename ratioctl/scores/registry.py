@@ -18,13 +18,40 @@ if TYPE_CHECKING:
 DEFAULT = "msp"
 
 
+class Threshold(float):
+    """A threshold of an OOD score: a number, and where it was calibrated per class one number for each class.
+
+    Attributes:
+        classes: K thresholds in the order of the labels, of which that of the predicted class applies; None
+            where the number itself holds for all classes.
+    """
+
+    classes: tuple[float, ...] | None
+
+    def __new__(cls, value: float, classes: tuple[float, ...] | None = None) -> Threshold:
+        made = super().__new__(cls, value)
+        made.classes = classes
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        """Equal numbers, and equal thresholds of the classes: it is a key of what is scored together."""
+        # Not `float(self) == other`: Python would ask `other` first, which then sees a plain number.
+        return float.__eq__(self, other) is True and getattr(other, "classes", None) == self.classes
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(float(self)) if self.classes is None else hash((float(self), self.classes))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OodScore:
     """An OOD score of logits f (N, K) at temperature T > 0. Larger means more outlying.
 
     The acceptance orders images exactly as the negated score does, also where the score itself is rounded
-    to a constant. So `acceptance(f, T) < acceptance_bound(threshold)`, which an exported graph
-    computes in double precision, raises the flags of `is_ood`.
+    to a constant. Images with `acceptance(f, T) < acceptance_bound(threshold)` are flagged; an exported graph
+    computes the same in double precision.
 
     Attributes:
         name: on the command line and in Python.
@@ -36,7 +63,7 @@ class OodScore:
         acceptance: (N, K) array, temperature -> (N,) float64, larger for more in-distribution.
         acceptance_tensor: the same in torch; a worst-case attack on OOD images maximizes it.
         acceptance_bound: from a stored threshold to the value that `acceptance` is compared with.
-        is_ood: (N, K) array, temperature, threshold -> (N,) bool.
+        acceptance_bound_tensor: the same for a float64 tensor, exportable to ONNX.
         threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
         threshold_range: smallest and largest threshold that makes sense.
     """
@@ -50,9 +77,22 @@ class OodScore:
     acceptance: Callable[[np.ndarray, float], np.ndarray]
     acceptance_tensor: Callable[[Tensor, float], Tensor]
     acceptance_bound: Callable[[float], float]
-    is_ood: Callable[[np.ndarray, float, float], np.ndarray]
+    acceptance_bound_tensor: Callable[[Tensor], Tensor]
     threshold_of: Callable[[np.ndarray, float], np.ndarray]
     threshold_range: tuple[float, float]
+
+    def bounds(self, threshold: float, predicted: np.ndarray) -> np.ndarray:
+        """What the acceptance of each image is compared with, (N,), for predicted classes (N,)."""
+        import numpy as np
+
+        classes = getattr(threshold, "classes", None)
+        if classes is None:
+            return np.full(len(predicted), self.acceptance_bound(threshold))
+        return np.array([self.acceptance_bound(value) for value in classes])[predicted]
+
+    def is_ood(self, logits: np.ndarray, temperature: float, threshold: float) -> np.ndarray:
+        """Flags (N,) of logits (N, K); a `Threshold` per class applies that of the predicted class."""
+        return self.acceptance(logits, temperature) < self.bounds(threshold, logits.argmax(axis=-1))
 
 
 _SCORES: dict[str, OodScore] = {}
@@ -88,9 +128,7 @@ def register_from_score(
             acceptance=lambda logits, temperature: -from_logits(logits, temperature),
             acceptance_tensor=lambda logits, temperature: -from_tensor(logits, temperature),
             acceptance_bound=_bound,
-            is_ood=lambda logits, temperature, threshold: (
-                -from_logits(logits, temperature) < _bound(threshold)
-            ),
+            acceptance_bound_tensor=lambda threshold: -threshold - 1e-13 * threshold.abs().clamp(min=1.0),
             threshold_of=from_logits,
             threshold_range=threshold_range,
         )

@@ -159,7 +159,7 @@ def _worst_case(
             acceptance=acceptance,
         )
         confidence = found.confidence.cpu().numpy()
-        if acceptance is None:
+        if acceptance is None and getattr(threshold, "classes", None) is None:
             return confidence, confidence < threshold
         return confidence, kind.is_ood(network.predict(found.x.cpu().numpy()), temperature, threshold)
 

@@ -15,7 +15,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import BinaryIO, Literal, ParamSpec
+from typing import Any, BinaryIO, Literal, ParamSpec
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ratioctl import images, metrics, package
 from ratioctl import scores as registry
 from ratioctl.errors import ImageError, PackageError, UsageError
 from ratioctl.package import Spec
+from ratioctl.scoring.details import Explainer, input_checks, with_duplicates
 from ratioctl.scoring.sources import Images, Unreadable, items_of
 from ratioctl.types import ScoreRow
 from ratioctl.utils import resources
@@ -62,7 +63,7 @@ class Model:
         default=None, repr=False
     )
     worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
-    own_threshold: float | None = None
+    own_threshold: registry.Threshold | None = None
 
 
 def batches(
@@ -71,6 +72,8 @@ def batches(
     *,
     threshold: str | float = "tpr95",
     probabilities: bool = False,
+    explain: bool = False,
+    checks: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
     stdin: BinaryIO | None = None,
@@ -86,6 +89,7 @@ def batches(
         threshold: a stored name, or a number: a confidence in [0,1], or for another OOD score than "msp" a
             value of that score.
         probabilities: fill in `ScoreRow.probabilities`.
+        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         workers: threads; None takes one per processor this process may use.
@@ -100,10 +104,20 @@ def batches(
         raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
     items = itertools.islice(items_of(paths, stdin=stdin), limit)
 
-    def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
-        return rows_of(batch, model, threshold=bound, probabilities=probabilities, bit_depth=bit_depth)
+    explainer = Explainer.of(model.spec, bound, model.score) if explain else None
 
-    return map_batches(
+    def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
+        return rows_of(
+            batch,
+            model,
+            threshold=bound,
+            probabilities=probabilities,
+            explainer=explainer,
+            checks=checks,
+            bit_depth=bit_depth,
+        )
+
+    found = map_batches(
         items,
         work,
         batch=batch_size(model.spec.frame.area),
@@ -112,6 +126,16 @@ def batches(
         max_weight=MAX_WAITING_BYTES,
         name="score",
     )
+    return _marked(found) if checks else found
+
+
+def _marked(found: Generator[list[ScoreRow], None, None]) -> Generator[list[ScoreRow], None, None]:
+    """The batches with `ScoreRow.duplicate`, which needs the image before."""
+    previous = None
+    with contextlib.closing(found):
+        for batch in found:
+            rows, previous = with_duplicates(batch, previous)
+            yield rows
 
 
 def _one_by_one(
@@ -144,13 +168,16 @@ def rows_of(
     *,
     threshold: float,
     probabilities: bool,
+    explainer: Explainer | None = None,
+    checks: bool = False,
     bit_depth: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> list[ScoreRow]:
-    """The rows of items that are predicted together, in their order."""
+    """The rows of items that are predicted together, in their order; `duplicate` is not filled in."""
     channels, size = model.spec.input_size[0], model.spec.frame
     pixels = np.empty((len(batch), size.height, size.width, channels), dtype=np.uint8)
     readable = 0
+    more: list[dict[str, Any]] = []
     reasons: list[str | None] = []
     for item in batch:
         try:
@@ -161,6 +188,7 @@ def rows_of(
                 item.read(), size, channels, name=item.path, bit_depth=bit_depth, max_pixels=max_pixels
             )
             pixels[readable] = decoded.pixels
+            more.append(input_checks(decoded) if checks else {})
             for note in decoded.notes:
                 if note.startswith(images.NARROW):
                     logging.getLogger(__name__).warning("%s: %s", item.path, note)
@@ -172,7 +200,11 @@ def rows_of(
     if not readable:
         return [ScoreRow(path=item.path, error=reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
-    scores = score_logits(model.predict(pixels), model.spec, threshold, model.score)
+    logits = model.predict(pixels)
+    scores = score_logits(logits, model.spec, threshold, model.score)
+    if explainer is not None:
+        explained = explainer.fields(logits, scores.probabilities, scores.ood_score, scores.is_ood)
+        more = [a | b for a, b in zip(explained, more, strict=True)]
     worst = _attacked(model, pixels, scores)
     rows, k = [], 0
     for item, reason in zip(batch, reasons, strict=True):
@@ -190,6 +222,7 @@ def rows_of(
                 probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
                 worst_case_is_ood=attacked_is_ood,
+                **more[k],
             )
         )
         k += 1

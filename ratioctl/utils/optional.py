@@ -14,6 +14,7 @@ EXTRAS = {
         *("scipy", "sklearn", "textual_image", "tomli_w"),
     ),
     "medical": ("pydicom",),
+    "openvino": ("openvino",),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "uvloop"),
     "sign": ("minisign",),
 }

@@ -56,7 +56,7 @@ def search(opened: Any, **fields: Any) -> str:
 
 
 def ended(opened: Any) -> str:
-    opened.page.wait_for_function("!document.querySelector('#live [type=submit]').disabled")
+    opened.page.locator("#live [type=submit]:not([disabled])").wait_for()
     return str(opened.page.inner_text("#live [role=status]"))
 
 

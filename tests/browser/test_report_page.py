@@ -50,13 +50,15 @@ def test_the_report_opens_with_its_figures_and_asks_the_network_for_nothing(
     loaded = "[...document.images].map(i => i.complete && i.naturalWidth === 8)"
     assert page.evaluate(loaded) == [True] * 6  # three out-images, each before and after
     titles = page.evaluate("[...document.querySelectorAll('figcaption b')].map(b => b.textContent)")
-    assert titles[:3] == ["Reliability", "Confidence over the radius", f"ROC, {NAME}"]
-    assert len(titles) == 5
+    assert titles[:4] == [
+        *("Reliability", "Risk over coverage", "Confidence over the radius", f"ROC, {NAME}"),
+    ]
+    assert len(titles) == 6
     drawn = """[...document.querySelectorAll('figure > svg')].map(svg => {
         const box = svg.getBBox();
         return box.width > 200 && box.height > 100 && svg.querySelectorAll('polyline, rect').length > 1;
     })"""
-    assert page.evaluate(drawn) == [True] * 5
+    assert page.evaluate(drawn) == [True] * 6
     overlaps = """[...document.querySelectorAll('figure > svg')].flatMap(svg => {
         const boxes = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
         return boxes.filter((a, i) => boxes.some((b, j) => i < j && a.left < b.right - 1

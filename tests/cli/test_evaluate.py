@@ -166,7 +166,7 @@ def test_the_clean_suite_measures_without_an_attack(
     assert all(row["ball"] is None and row["attack"] is None for row in rows)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Attacked" not in page
-    assert page.count("<figure>") == 4  # reliability, ROC, two histograms
+    assert page.count("<figure>") == 5  # reliability, risk over coverage, ROC, two histograms
     assert main(line(small_package, cats_and_dogs, tmp_path / "whole", "--json", "-q")) == 0
     quick = json.loads(capsys.readouterr().out)["models"][0]["measurements"]
     key = ("name", "dataset", "value", "interval", "n")

@@ -22,7 +22,12 @@ from ratioctl.cli._common import Context, emit_json
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
     "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
-    "calibrate": {"--data", "--objective", "--out", "--download", "--score", "--weights"},
+    "calibrate": {
+        *("--data", "--objective", "--out", "--download", "--score", "--weights"),
+        *("--ood", "--threshold", "--per-class", "--keep-temperature"),
+    },
+    "thresholds": {"--out"},
+    "parity": {"--data", "--tolerance", "--limit", "--out", "--no-timing", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
         *("--judge", "--backend", "--save-adversarial", "--score"),
@@ -34,10 +39,11 @@ OPTIONS: dict[str, set[str]] = {
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
         *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth", "--score"),
+        *("--explain", "--checks", "--save-flagged"),
     },
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
-        *("--data", "--download", "--explain", "--norm", "--weights"),
+        *("--data", "--download", "--explain", "--norm", "--weights", "--threshold-input"),
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),
@@ -48,7 +54,7 @@ OPTIONS: dict[str, set[str]] = {
         *("--arch-option", "--ema", "--force", "--resize"),
     },
     "inspect": set(),
-    "verify": {"--public-key"},
+    "verify": {"--public-key", "--parity"},
     "sign": {"--key", "--new-key"},
     "models": set(),
     "cache": {"--clear", "--downloads"},
@@ -103,7 +109,8 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
 NO_EFFECT |= dict.fromkeys(
-    ("export", "package", "inspect", "verify", "sign", "models", "cache", "init"), COMPUTE
+    ("export", "package", "inspect", "verify", "sign", "models", "cache", "init", "thresholds", "parity"),
+    COMPUTE,
 )
 
 

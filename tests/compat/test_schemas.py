@@ -32,6 +32,8 @@ REGISTRY: Registry[Any] = Registry().with_resources(
 HEADER = ["path", "label", "confidence", "ood_score", "is_ood", "error"]
 CLASSES = [f"p:{k}" for k in range(10)]
 WORST = ["worst_case_confidence", "worst_case_is_ood"]
+EXPLAIN = ["margin", "runner_up", "percentile", "reason"]
+CHECKS = ["width", "height", "blank", "saturated", "duplicate", "notes", "pixels_sha256"]
 
 
 def validator(name: str) -> Draft202012Validator:
@@ -104,7 +106,7 @@ def explanations(ratioctl: Run, package: Path, tmp_path_factory: pytest.TempPath
 def rows(ratioctl: Run, package: Path, damaged: Path) -> list[Any]:
     """With every column: one image, one file that cannot be read."""
     line = ("ood-score", damaged, "--model", package, "--format", "jsonl", "--device", "cpu")
-    code, shown = ratioctl(*line, "--probabilities", "--worst-case", 0.2)
+    code, shown = ratioctl(*line, "--probabilities", "--worst-case", 0.2, "--explain", "--checks")
     assert code == 3
     return [json.loads(text) for text in shown.splitlines()]
 
@@ -175,6 +177,7 @@ def test_the_report_of_the_suite_quick(report: Any) -> None:
         ),
         *((f"ece_mixture{suffix}", "digits:test + uni") for suffix in ("", "_uncalibrated")),
         *((f"kept_at_{name}", "digits:test") for name in ("tpr95", "tpr99")),
+        *((name, "digits:test") for name in ("aurc", "coverage_at_risk_0.01", "coverage_at_risk_0.05")),
         *(
             (name, dataset)
             for name in (
@@ -215,7 +218,7 @@ def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
 def test_rows_of_ood_score(rows: list[Any]) -> None:
     for row in rows:
         check("ood-score-row.json", row)
-        assert list(row) == [*HEADER, *CLASSES, *WORST]
+        assert list(row) == [*HEADER, *CLASSES, *WORST, *EXPLAIN, *CHECKS]
     assert [row["error"] is None for row in rows] == [True, False]
 
 
@@ -257,6 +260,16 @@ def test_the_summary_of_ood_score(summary: Any, ratioctl: Run, format_1: Path, d
     check("ood-score-summary.json", other)
     assert other["threshold"] == {"name": None, "confidence": 0.9}
     assert other["output"] is None
+
+
+def test_a_certificate_of_parity(ratioctl: Run, format_1: Path, digits: Path) -> None:
+    line = ("parity", format_1, format_1 / "model.onnx", "--data", digits, "--no-timing", "--json")
+    code, shown = ratioctl(*line)
+    assert code == 0
+    document = json.loads(shown)
+    check("parity.json", document)
+    assert {row["set"] for row in document["results"]} == {part["name"] for part in document["sets"]}
+    assert document["model"]["digest"] == load(format_1 / "config.json")["ratio"]["digest"]
 
 
 def test_the_config_of_the_package_that_is_kept(format_1: Path) -> None:
@@ -390,7 +403,10 @@ def test_damaged_counterfactuals_are_found(counterfactuals: Any) -> None:
 def test_damaged_reports_are_found(report: Any, explanations: Any) -> None:
     row = "models[].measurements[]"
     nullable = {"environment.hardware.gpu", f"{row}.interval", f"{row}.ball"}
-    assert accepted("report.json", report) == {"null": nullable | {f"{row}.attack"}}
+    assert accepted("report.json", report) == {
+        "null": nullable | {f"{row}.attack"},
+        "missing": {"models[].figures.risk_coverage"},  # absent from older reports
+    }
     assert accepted("report.json", explanations) == {"null": nullable}
 
 
@@ -408,9 +424,9 @@ def test_damaged_measurements_are_found(report: Any, explanations: Any) -> None:
 def test_damaged_rows_are_found(rows: list[Any]) -> None:
     image, broken = rows
     found = accepted("ood-score-row.json", image)
-    assert found == {"missing": {"p:*"}, "null": {"error"}}
+    assert found == {"missing": {"p:*"}, "null": {"error", "margin", "percentile", "reason"}}
     found = accepted("ood-score-row.json", broken)
-    assert found == {"missing": {"p:*"}, "null": {*HEADER[1:-1], "p:*", *WORST}}
+    assert found == {"missing": {"p:*"}, "null": {*HEADER[1:-1], "p:*", *WORST, *EXPLAIN, *CHECKS}}
 
 
 def test_damaged_summaries_are_found(summary: Any) -> None:

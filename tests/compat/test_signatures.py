@@ -18,7 +18,18 @@ import ratioctl
 from ratioctl.cli import COMMANDS, load
 
 VERBS = ("train", "calibrate", "evaluate", "counterfactual", "ood-score", "export", "package")
-WITHOUT_A_VERB = ("init", "report", "serve", "inspect", "verify", "sign", "models", "cache")
+WITHOUT_A_VERB = (
+    "thresholds",
+    "parity",
+    "init",
+    "report",
+    "serve",
+    "inspect",
+    "verify",
+    "sign",
+    "models",
+    "cache",
+)
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
 
@@ -40,6 +51,8 @@ OPTIONS = {
     "serve": ("--host", "--port", "--token"),
     "package": ("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out"),
     "inspect": (),
+    "thresholds": ("--out",),
+    "parity": ("--data", "--tolerance", "--out"),
     "verify": ("--public-key",),
     "sign": (),
     "models": (),
@@ -60,16 +73,18 @@ TERMINAL_OF = {
         "--format",  # rows are values in Python
         "--output",
         "--csv-safe",
+        "--save-flagged",  # `counterfactual` is its own function
         "--fail-on-ood",  # an exit code
         "--skip-errors",  # an exit code; in Python an unreadable image is always a row
     },
 }
 # Of Python: progress events, which the commands draw as a bar.
 PYTHON_ONLY = {"train": {"callback"}, "evaluate": {"callback"}}
-# The option's word is a builtin, or too short for an identifier.
+# The option's word is a builtin, too short for an identifier, or means one value in other verbs.
 RENAMED = {
     ("train", "--set"): "settings",
     ("export", "--input"): "input_type",
+    ("calibrate", "--threshold"): "thresholds",
     ("package", "--arch-option"): "arch_options",
 }
 # (default of the command line, of the function)
@@ -208,6 +223,10 @@ def test_differences_are_found() -> None:
         ("calibrate", "--download"): "default False, but 0 in Python",
         ("calibrate", "--out"): "not in Python",
         ("calibrate", "--score"): "not in Python",
+        ("calibrate", "--ood"): "not in Python",
+        ("calibrate", "--threshold"): "not in Python",
+        ("calibrate", "--per-class"): "not in Python",
+        ("calibrate", "--keep-temperature"): "not in Python",
         ("calibrate", "--weights"): "not in Python",
         ("calibrate", "--precision"): "not in Python",
         ("calibrate", "--seed"): "not in Python",

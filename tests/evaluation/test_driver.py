@@ -62,7 +62,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     assert len(document["models"][0]["measurements"]) == len(rows)
     page = paths[2].read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<figure>") == len(found.models[0].gallery) + 5
+    assert page.count("<figure>") == len(found.models[0].gallery) + 6
     table = pq.read_table(paths[3])
     by_attack = table.group_by(["dataset", "attack"]).aggregate([("index", "count")]).num_rows
     attacks = {r["attack"] for r in table.to_pylist() if r["dataset"] == "test"}
@@ -105,7 +105,7 @@ def test_an_evaluation_measures_everything_and_its_files_agree(
     assert f"| {100 * kept_at.value:.1f} ({low:.1f} to {high:.1f}) |" in paths[1].read_text(encoding="utf-8")
     assert f"<small>{low:.1f} to {high:.1f}</small>" in page
     shares = [t for t in evaluation_tables.tables(found) if t.header[0] == "per cent"]
-    assert len(shares) == 5
+    assert len(shares) == 6
     for shown in shares[1:]:  # the first one has a column for them
         cells = {(r, c) for r, row in enumerate(shown.rows) for c, cell in enumerate(row) if "." in cell}
         assert {at for at in cells if at[1]} == set(shown.intervals), "no share without its interval"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,84 +21,11 @@ import ratioctl
 import ratioctl.utils.resources
 from ratioctl import images, metrics, package
 from ratioctl.errors import OutputError, RatioctlError, SourceError, UncalibratedError, UsageError
-from ratioctl.models import build
 from ratioctl.models.predict import predictor
 from ratioctl.onnx import export, layouts, parity, quantize, runtime
+from tests.onnx.conftest import LABELS
 
-LABELS = ["cat", "dog", "frog"]
 OUTPUTS = ["logits", "probabilities", "label", "confidence", "ood_score", "is_ood"]
-
-
-def write(folder: Path) -> package.ModelPackage:
-    """A package of a narrow network whose confidences lie on both sides of its threshold."""
-    torch.manual_seed(0)
-    network = build("resnet18", num_classes=3, width=2, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # statistics as if it had seen something
-            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[operator,union-attr]
-            module.running_var.uniform_(0.05, 0.3)  # type: ignore[operator,union-attr]
-    state = {name: value.numpy() for name, value in network.network.state_dict().items()}
-    config = {
-        "architecture": "resnet18",
-        "architecture_options": {"width": 2},
-        "label_names": LABELS,
-        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
-        "ratio": {"name": "tiny pets", "temperature": 0.4, "thresholds": {"tpr95": 0.5}},
-    }
-    weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    plain = package.write(folder, config=config, weights=weights)
-    confidences = metrics.confidence(predictor(plain).predict(parity.sample_images(plain)), 0.4)
-    thresholds = {
-        "tpr95": float(np.quantile(confidences, 0.4)),
-        "tpr99": float(np.quantile(confidences, 0.1)),
-    }
-    return package.update(plain, config_changes={"ratio": {"thresholds": thresholds}})
-
-
-@pytest.fixture(scope="session")
-def traced() -> Callable[..., bytes]:
-    """`export.graph`, each kind of file made once: tracing a network takes seconds."""
-    original = export.graph
-
-    @functools.cache
-    def graph(
-        digest: str, folder: Path, threshold: float, input_type: Any, opset: int, weights: Any
-    ) -> bytes:
-        options = {"input_type": input_type, "opset": opset, "weights": weights}
-        return original(package.read(folder), threshold=threshold, **options)
-
-    return lambda pkg, **options: graph(pkg.digest, pkg.path, *options.values())
-
-
-@pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> package.ModelPackage:
-    return write(tmp_path_factory.mktemp("export") / "pets")
-
-
-@pytest.fixture
-def pets(
-    once: package.ModelPackage,
-    traced: Callable[..., bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> package.ModelPackage:
-    """A copy to write to; exporting it traces the network only where nothing like it was traced before."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        export,
-        "graph",
-        lambda pkg, *, threshold, input_type="float", opset=export.OPSET, weights="fp32": traced(
-            dataclasses.replace(once, config=pkg.config),
-            threshold=threshold,
-            input_type=input_type,
-            opset=opset,
-            weights=weights,
-        ),
-    )
-    monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
-    shutil.copytree(once.path, tmp_path / "pets")
-    return package.read(tmp_path / "pets")
 
 
 def test_the_graph_is_the_contracts(pets: package.ModelPackage, tmp_path: Path) -> None:
@@ -288,7 +213,12 @@ def test_a_graph_that_contradicts_its_own_logits_is_refused(pets: package.ModelP
         def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
             logits = predictor(pets).predict(pixels)
             no = np.zeros(len(pixels), bool)
-            return {**dict.fromkeys(OUTPUTS, no), "logits": logits, "label": logits.argmax(1)}
+            found = {
+                "logits": logits,
+                "label": logits.argmax(1),
+                "probabilities": metrics.softmax(logits, 0.4),
+            }
+            return {**dict.fromkeys(OUTPUTS, no), **found}
 
     images = parity.sample_images(pets)
     reference = predictor(pets).predict
@@ -307,6 +237,7 @@ def test_an_image_on_the_threshold_counts_with_the_graphs_own_logits(pets: packa
     class Graph:
         def __init__(self, label: list[int], flags: list[bool]) -> None:
             self.outputs = {"logits": off, "label": np.array(label), "is_ood": np.array(flags)}
+            self.outputs["probabilities"] = metrics.softmax(off, pets.temperature)
 
         def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
             rows = slice(0, 1) if pixels[0].max() == 0 else slice(1, 2)
@@ -472,7 +403,7 @@ def test_int8_without_labels_and_what_is_said_beside_it(pets: package.ModelPacka
     said = quantize.int8_warnings(held, faster)
     assert [text.split(str(data))[0] for text in said] == ["1 of the images of ", ""]
     assert said[1].endswith("accuracy and AUROC are not measured")
-    assert "batch 32 takes 3 ms instead of 2 ms" in quantize.int8_warnings(held, slower)[-1]
+    assert "batch 32 takes 3.00 ms instead of 2.00 ms" in quantize.int8_warnings(held, slower)[-1]
     assert quantize.int8_warnings(None, faster) == ()
 
 

@@ -29,13 +29,16 @@ def run(context: Context, results: Results) -> None:
     predicted = logits.argmax(1)
     source = context.source(data.name, data.inside, parts)
     results.measurements += measurements.clean(source, logits, temperature, spec)
-    results.measurements += measurements.operating(source, confidences.confidence, package.thresholds)
+    thresholds = package.thresholds_of("msp")
+    results.measurements += measurements.operating(source, confidences.confidence, predicted, thresholds)
     histogram = measurements.histogram(confidences.confidence, 1 / len(package.label_names))
     results.figures["histograms"] = {data.name: {"clean": histogram}}
     results.figures["reliability"] = measurements.reliability(
         logits, data.labels, temperature, spec.report_bins
     )
     right = predicted == data.labels
+    results.measurements += measurements.selective(source, confidences.log_odds, right)
+    results.figures["risk_coverage"] = measurements.risk_coverage(confidences.log_odds, right)
     index = np.arange(len(logits))
     results.examples.add(data.name, index, "clean", data.labels, predicted, confidences, right)
     first, second = (context.subject.predictor.predict(data.inside.pixels[:64]) for _ in range(2))

@@ -30,7 +30,9 @@ def run(context: Context, results: Results) -> None:
         confidences = results.outside[name] = Confidences.of(found, temperature)
         source = context.source(name, images, parts)
         results.measurements += measurements.detection(source, results.clean.confidences, confidences)
-        results.measurements += measurements.operating(source, confidences.confidence, package.thresholds)
+        results.measurements += measurements.operating(
+            source, confidences.confidence, found.argmax(1), package.thresholds_of("msp")
+        )
         results.figures["roc"][name] = {"clean": measurements.roc(results.clean.confidences, confidences)}
         histogram = measurements.histogram(confidences.confidence, 1 / len(package.label_names))
         results.figures["histograms"][name] = {"clean": histogram}

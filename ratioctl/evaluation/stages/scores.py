@@ -33,11 +33,13 @@ def run(context: Context, results: Results) -> None:
         thresholds = context.package.thresholds_of(score.name)
         inside = score.acceptance(results.clean.logits, temperature)
         source = context.source(context.data.name, context.data.inside, [])
-        bounds = {name: score.acceptance_bound(value) for name, value in thresholds.items()}
+        bounds = {name: score.bounds(t, results.clean.predicted) for name, t in thresholds.items()}
         results.measurements += measurements.score_operating(source, score.name, inside, thresholds, bounds)
         for name, images in context.data.outside.items():
             outside = score.acceptance(results.outside_logits[name], temperature)
             source = context.source(name, images, [])
+            predicted = results.outside_logits[name].argmax(1)
+            bounds = {name: score.bounds(t, predicted) for name, t in thresholds.items()}
             results.measurements += measurements.score_detection(source, score.name, inside, outside)
             results.measurements += measurements.score_operating(
                 source, score.name, outside, thresholds, bounds

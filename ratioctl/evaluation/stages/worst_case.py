@@ -80,7 +80,8 @@ def _lowest(context: Context, results: Results) -> Confidences:
     results.measurements += measurements.operating(
         context.source(data.name, data.inside, parts),
         found["confidence"],
-        context.package.thresholds,
+        found["predicted"],
+        context.package.thresholds_of("msp"),
         ball,
         attack=_lowest_name(context),
     )
@@ -140,7 +141,7 @@ def _report(
         details = {"attack": by, "inside_ball": str(inner), "inside_attack": lowest_how}
         results.measurements += measurements.detection(source, lowest, outside, where, suffix, **details)
     results.measurements += measurements.operating(
-        source, worst.confidence, package.thresholds, ball, attack=how
+        source, worst.confidence, found["predicted"], package.thresholds_of("msp"), ball, attack=how
     )
     results.figures["roc"][name]["attacked"] = measurements.roc(clean, worst)
     histogram = measurements.histogram(worst.confidence, 1 / len(package.label_names))
