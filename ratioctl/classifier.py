@@ -270,6 +270,9 @@ class Classifier:
         weights: Literal["fp32", "fp16"] | None = None,
         layout: str = "file",
         opset: int | None = None,
+        threshold_input: bool = False,
+        explain: bool = False,
+        norm: str | float = "2",
         data: str | None = None,
         download: bool = False,
     ) -> Exported:
@@ -283,6 +286,9 @@ class Classifier:
             weights=weights,
             layout=layout,
             opset=opset,
+            threshold_input=threshold_input,
+            explain=explain,
+            norm=norm,
             data=data,
             download=download,
         )

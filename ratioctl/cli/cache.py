@@ -20,7 +20,7 @@ def cache(
         bool, typer.Option("--downloads", help="With --clear: remove downloaded data sets, too.")
     ] = False,
 ) -> int | None:
-    """List or clear the cache of decoded images and downloaded data sets."""
+    """List or clear cached images and downloaded data."""
     import time
 
     from ratioctl.errors import UsageError

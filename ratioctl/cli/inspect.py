@@ -38,12 +38,13 @@ def inspect(
         about = {"path": str(loaded.path), "kind": "onnx"}
         if isinstance(loaded, explainer.Explainer):
             about |= {"input": "uint8", "searches": f"counterfactuals in l{norm_name(loaded.p)}"}
+            stored: str = "fp32"
         else:
             about["input"] = loaded.input_type
+            stored = loaded.weights
         if loaded.threshold is not None:
             per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"
-        stored = loaded.weights
     else:
         found = spec = package.resolve(model)
         about = {"path": str(found.path), "kind": "package", "digest": found.digest}

@@ -55,6 +55,12 @@ class PixelRows:
         at = at.astype(np.int64, copy=False)
         return self._gather(np.where(at < 0, at + len(self), at))
 
+    def copy(self) -> np.ndarray:
+        return np.array(self[:])
+
+    def transpose(self, *axes: int) -> np.ndarray:
+        return self[:].transpose(*axes)
+
     def _gather(self, at: np.ndarray) -> np.ndarray:
         chosen = at if self.index is None else self.index[at]
         if len(self.parts) == 1:

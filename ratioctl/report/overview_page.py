@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ratioctl.errors import OutputError
-from ratioctl.evaluation.overview import Case, Overview
 from ratioctl.report.evaluation_tables import tables
 from ratioctl.report.figures import figures
 from ratioctl.report.html import safe_lines, templates
@@ -17,6 +16,9 @@ from ratioctl.report.pictures import grid, png, png_of
 from ratioctl.report.table import ROLES, Table
 from ratioctl.types import Explanation
 from ratioctl.utils.atomic_files import make_folder, write_file
+
+if TYPE_CHECKING:
+    from ratioctl.evaluation.overview import Case, Overview
 
 NAME = "report.html"
 _MARK = b'content="ratioctl report"'

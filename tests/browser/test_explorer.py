@@ -312,7 +312,8 @@ def test_every_confidence_on_the_page_is_that_of_the_picture_beside_it(
         values = page.locator(".bars data").evaluate_all("nodes => nodes.map(node => +node.value)")
         assert len(values) == len(labels)
         shown_at.append(values)
-    rows = list(ratioctl.ood_score([str(path) for path in paths], probabilities=True))
+    files = [str(path) for path in paths]
+    rows = list(ratioctl.ood_score(files, model="cifar10-ratio-small", probabilities=True))
     for row, values in zip(rows, shown_at, strict=True):
         assert row.probabilities == pytest.approx(values, abs=1e-4)
 

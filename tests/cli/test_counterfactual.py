@@ -338,7 +338,7 @@ def test_only_unreadable_over_earlier_answers(
         ({"--target": "dgo"}, 2, ['Did you mean "dog"?', "cat, dog, red panda, air/plane"]),
         ({"--eps": "0"}, 2, ["--eps 0", "positive"]),
         ({"--eps": "-1"}, 2, ["--eps -1", "positive"]),
-        ({"--eps": "3..0.5"}, 2, ["--eps 3..0.5", "does not grow"]),
+        ({"--eps": "3..0.5"}, 2, ["--eps 3..0.5", "does not increase"]),
         ({"--eps": "nan"}, 2, ["nan"]),
         ({"--norm": "3"}, 2, ["--norm"]),
         ({"--steps": "0"}, 2, ["--steps"]),

@@ -98,7 +98,7 @@ def test_what_was_wrong_is_said_before_anything_is_computed(
     fails(["evaluate", str(small_package)], 2, "--data")
     (cats_and_dogs / "zebra").mkdir()
     (cats_and_dogs / "cat" / "0.png").rename(cats_and_dogs / "zebra" / "0.png")
-    fails(line(small_package, cats_and_dogs, out), 2, "zebra", "no label of the model")
+    fails(line(small_package, cats_and_dogs, out), 2, "zebra", "is not a label of the model")
     (tmp_path / "file").touch()
     fails(line(small_package, cats_and_dogs, tmp_path / "file"), 2, "file")
 

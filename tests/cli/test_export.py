@@ -80,6 +80,7 @@ def test_what_people_read(asked: list[dict[str, Any]], capsys: pytest.CaptureFix
             "weights": None,
             "layout": "file",
             "opset": None,
+            "threshold_input": False,
             "explain": False,
             "norm": "2",
             "data": None,
@@ -106,7 +107,7 @@ def test_json(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -
     assert main(["export", "--json", "--layout", "triton", "--opset", "20", "--threshold", "0.3"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["files"] == ["m.onnx"]
-    assert document["parity"] == {"n": 256, "difference": 3e-7, "labels": 0, "flags": 0}
+    assert document["parity"].items() >= {"n": 256, "difference": 3e-7, "labels": 0, "flags": 0}.items()
     assert document["latency_ms"]["torch"] == {"1": 4.0, "32": 60.0}
     assert (asked[0]["layout"], asked[0]["opset"], asked[0]["threshold"]) == ("triton", 20, "0.3")
 

@@ -437,12 +437,17 @@ def test_leftovers_of_odd_names_hinder_no_write(tmp_path: Path) -> None:
 
 
 def test_the_head_of_a_table_stands_over_its_columns(
-    tiny_onnx: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_onnx: Path,
+    colors: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    deep = tmp_path / "a-folder-with-a-long-name" / "another-one-that-is-as-long"
+    monkeypatch.chdir(tmp_path)
+    deep = Path("a-folder-with-a-long-name") / "another-one-that-is-as-long"
     deep.mkdir(parents=True)
     (deep / "red.png").write_bytes((colors / "red.png").read_bytes())
-    assert run(deep / "red.png", colors / "red.png", "--model", tiny_onnx) == 0
+    assert run(deep / "red.png", colors.relative_to(tmp_path) / "red.png", "--model", tiny_onnx) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert {row.index("  red  ") + 2 for row in rows} == {head.index("label")}
     assert {row.index("  0.") + 2 for row in rows} == {head.index("confidence")}

@@ -117,7 +117,7 @@ def test_inspect(ratioctl: Run, format_1: Path) -> None:
     assert code == 0
     document = json.loads(shown)
     config = json.loads((format_1 / "config.json").read_text(encoding="utf-8"))
-    about = {"path": str(format_1), "kind": "package", "digest": EXPECTED["digest"]}
+    about = {"path": str(format_1), "kind": "package", "digest": EXPECTED["digest"], "weights": "fp32"}
     assert document == {**config, "name": "format-1", **about, "calibrated": True}
     assert config["ratio"]["temperature"] == EXPECTED["temperature"]
     assert config["ratio"]["thresholds"] == EXPECTED["thresholds"]
@@ -132,7 +132,7 @@ def test_inspect_of_its_export(ratioctl: Run, format_1: Path) -> None:
     config = json.loads((format_1 / "config.json").read_text(encoding="utf-8"))
     del config["ratio"]["files"]
     assert document["is_ood"] == f"confidence below {EXPECTED['thresholds']['tpr95']:.4g}"
-    for key in ("name", "path", "kind", "input", "is_ood", "calibrated"):
+    for key in ("name", "path", "kind", "input", "is_ood", "calibrated", "weights"):
         document.pop(key)
     assert document == config
 

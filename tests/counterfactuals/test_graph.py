@@ -195,6 +195,7 @@ def test_an_interrupt_ends_the_search(small_explain: Path) -> None:
         "import numpy as np, os, signal, sys, threading\n"
         "from ratioctl.onnx import explainer\n"
         f"file = explainer.load({str(small_explain)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a parent may have it ignored
         "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "pixels = np.full((1, 8, 8, 3), 128, np.uint8)\n"
         "try:\n"

@@ -45,7 +45,7 @@ def test_a_batch_is_a_function_of_its_number() -> None:
         assert b.x_out is not None
         assert torch.equal(a.x_out, b.x_out)
     assert splits.outside is not None
-    held = torch.from_numpy(splits.train.pixels), torch.from_numpy(splits.outside.pixels)
+    held = tuple(torch.from_numpy(np.asarray(each.pixels)) for each in (splits.train, splits.outside))
     on_device = loader.batch_at(4, recipe, splits.train, splits.outside, fill, held=held)
     assert torch.equal(on_device.x_in, once[4].x_in)
     assert on_device.x_out is not None
@@ -117,6 +117,7 @@ def test_a_stuck_batch_does_not_keep_the_process_alive(tmp_path: Path) -> None:
         "ordered_pool._END_SECONDS = 0.1\n"
         "loader.batch_at = lambda *a: time.sleep(3600)\n"
         "images = in_distribution.load('digits:test', 8, 1)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a parent may have it ignored
         "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "next(loader.stream(recipe.load('digits-plain'), images, None, None, start=0, stop=9))\n"
     )

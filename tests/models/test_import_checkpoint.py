@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ratioctl import package
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models import build, checkpoint_file, from_package, import_checkpoint, normalization
+from ratioctl.utils.frame import Frame
 
 PLAIN: dict[str, Any] = {"num_classes": 3, "mean": [0.0], "std": [1.0]}
 
@@ -265,7 +266,7 @@ def test_the_package_computes_what_the_checkpoint_did(
     mean, std = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
     fitted = import_checkpoint.fit(checkpoint, "resnet18", num_classes=3, mean=mean, std=std)
     written = import_checkpoint.write(
-        fitted, checkpoint, "resnet18", ["a", "b", "c"], tmp_path / "p", input_size=8
+        fitted, checkpoint, "resnet18", ["a", "b", "c"], tmp_path / "p", input_size=Frame(8, 8)
     )
     read = package.read(written.path)
     assert read.input_size == (3, 8, 8)
@@ -380,7 +381,7 @@ def test_compressed_members_are_refused_unread(narrow: nn.Module, tmp_path: Path
             "resnet18",
             64,
             {},
-            r"--arch-option stem_stride: is needed for resnet18: a CIFAR-style stem for 64x64",
+            r"--arch-option stem_stride: is needed for resnet18: a CIFAR-style stem for images of 64 pixels",
         ),
         ("resnet18", 64, {"stem_stride": 2}, None),
         ("resnet18", 32, {}, None),
@@ -405,7 +406,7 @@ def test_what_the_weights_do_not_say_is_asked_for_and_recorded(
     fitted = import_checkpoint.fit(checkpoint, architecture, input_size=size, options=options, **PLAIN)
     labels = ["a", "b", "c"]
     written = import_checkpoint.write(
-        fitted, checkpoint, architecture, labels, tmp_path / "p", input_size=size
+        fitted, checkpoint, architecture, labels, tmp_path / "p", input_size=Frame(size, size)
     )
     assert written.architecture_options == {"width": 2, "stem_stride": 1, **options}
     again = from_package(written)
@@ -486,10 +487,10 @@ def test_a_size_that_the_network_cannot_take_is_refused_with_what_it_takes(tmp_p
     arch, options = "torchvision:inception_v3", {"transform_input": False}
     fitted = import_checkpoint.fit(checkpoint, arch, input_size=32, options=options, **PLAIN)
     with pytest.raises(
-        UsageError, match=r"--input-size 32: .* cannot take it: .* It takes, for example, 96, 128"
+        UsageError, match=r"--input-size 32x32: .* cannot take it: .* It takes, for example, 96, 128"
     ):
-        import_checkpoint.check_forward(fitted, checkpoint, arch, 3, 32)
-    import_checkpoint.check_forward(fitted, checkpoint, arch, 3, 96)
+        import_checkpoint.check_forward(fitted, checkpoint, arch, 3, Frame(32, 32))
+    import_checkpoint.check_forward(fitted, checkpoint, arch, 3, Frame(96, 96))
 
 
 def test_weights_that_overflow_are_refused_before_anything_is_written(
@@ -501,7 +502,7 @@ def test_weights_that_overflow_are_refused_before_anything_is_written(
     checkpoint = checkpoint_file.read(saved(tmp_path / "w.pt", state))
     fitted = import_checkpoint.fit(checkpoint, "resnet18", input_size=8, **PLAIN)
     with pytest.raises(PackageError, match="logits that are not finite"):
-        import_checkpoint.check_forward(fitted, checkpoint, "resnet18", 3, 8)
+        import_checkpoint.check_forward(fitted, checkpoint, "resnet18", 3, Frame(8, 8))
 
 
 def test_labels_in_another_order_are_named() -> None:

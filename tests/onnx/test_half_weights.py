@@ -101,7 +101,7 @@ def test_its_export_holds_fp16_weights_and_agrees(
 def test_what_fp16_cannot_do_is_refused(small_package: Path, labelled: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another model"):
         ratioctl.calibrate(small_package, data=str(labelled), weights="fp16")
-    with pytest.raises(UsageError, match="quantized"):
+    with pytest.raises(UsageError, match="cannot be combined with int8"):
         ratioctl.export(small_package, weights="fp16", int8=True, output=tmp_path / "m.onnx")
     weights = {**package.read_weights(package.read(small_package))}
     weights["linear.weight"] = np.full_like(weights["linear.weight"], 1e5)

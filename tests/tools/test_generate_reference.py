@@ -30,7 +30,7 @@ def test_recipe_keys_have_type_default_and_meaning() -> None:
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert rows["optim.momentum"].startswith("| `optim.momentum` | float | `0.9` |")
     assert '"afw" Auto-Frank-Wolfe' in rows["objective.inside.attack.method"]
-    assert '`"step"`, `"cosine"`, `"onecycle"` | `"step"` |' in rows["optim.schedule"]
+    assert '`"step"`, `"cosine"`, `"onecycle"`, `"slowstart"` | `"step"` |' in rows["optim.schedule"]
     assert "| required |" in rows["data.train"]
     assert "(or fraction)" in rows["data.validation"]
     assert len(rows) > 70
