@@ -120,7 +120,7 @@ class Sides:
 
 def main() -> None:
     parser = harness.parser(__doc__, short={"steps": 12})
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--image", default=str(harness.SAMPLES / "cat.jpg"))
     parser.add_argument("--targets", default="dog,horse")
     parser.add_argument("--steps", type=int, default=500)

@@ -71,7 +71,7 @@ def exponent(seconds: dict[int, float]) -> float:
 
 def main() -> None:
     parser = harness.parser(__doc__, short={"steps": 4, "rounds": 1})
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -86,7 +86,7 @@ def growing_jobs(folder: Path, model: str, count: int, out: str, epochs: float) 
 
 def main() -> None:
     parser = harness.parser(__doc__, short={"images": 40, "rounds": 1})
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--images", type=int, default=500, help="N, rounded to a multiple of ten")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -79,7 +79,7 @@ def floor_of(name: str) -> str:
 def main() -> None:
     parser = harness.parser(__doc__, short={"rounds": 1})
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     options: argparse.Namespace = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = commands(options.model, Path(folder))

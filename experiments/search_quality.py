@@ -131,7 +131,7 @@ def summary(found: list[float], reference: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("data", metavar="SOURCE", help="labelled images, such as cifar10.tar.xz:test")
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--radii", default="2,3")
     parser.add_argument("--steps", type=int, default=500)

@@ -1,6 +1,6 @@
 """How many pixels counterfactuals change in l2 and l1.5 balls, at equal confidence.
 
-    python -m experiments.sparsity SOURCE [--model cifar10-ratio] [--images 40] [--until 0.9] [--json FILE]
+    python -m experiments.sparsity SOURCE [--model cifar10-ratio-small] [--images 40] [--until 0.9] [--json FILE]
     python -m experiments.sparsity --short
 
 Each image gets a random other class, the same in every norm. Each norm answers with the smallest change found
@@ -56,7 +56,7 @@ def search(found: Study, options: Any, norms: Sequence[str]) -> Found:
 
 def main() -> None:
     parser = study.parser(__doc__, images=40, short={"steps": 20})
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--until", type=float, default=0.9)
     parser.add_argument("--norms", default="2,1.5")
     options = parser.parse_args()

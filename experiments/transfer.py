@@ -1,6 +1,6 @@
 """Which model predicts the target on whose counterfactuals: every model searches, every model judges.
 
-    python -m experiments.transfer SOURCE --models cifar10-ratio cifar10-plain FOLDER ... [--json FILE]
+    python -m experiments.transfer SOURCE --models cifar10-ratio-small cifar10-plain FOLDER ... [--json FILE]
     python -m experiments.transfer --short
 
 Each image gets a random other class, the same for every model, at one budget of an l2 ball; all models score
@@ -52,7 +52,7 @@ def searched(
 
 def main() -> None:
     parser = study.parser(__doc__, images=200, short={"steps": 5})
-    parser.add_argument("--models", nargs="+", default=["cifar10-ratio", "cifar10-plain"])
+    parser.add_argument("--models", nargs="+", default=["cifar10-ratio-small", "cifar10-plain"])
     parser.add_argument("--eps", type=float, default=3.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")

@@ -1,6 +1,6 @@
 """How many images reach a random other class, by budget, with checks of what is promised of counterfactuals.
 
-    python -m experiments.validity SOURCE [--model cifar10-ratio] [--images 40] [--json FILE]
+    python -m experiments.validity SOURCE [--model cifar10-ratio-small] [--images 40] [--json FILE]
     python -m experiments.validity --short
 
 Asks for the model's l2 ladder and checks the saved 8-bit images: each lies in its ball, scores again to the
@@ -55,7 +55,7 @@ def check(
 
 def main() -> None:
     parser = study.parser(__doc__, images=40, steps=500, short={"steps": 10})
-    parser.add_argument("--model", default="cifar10-ratio")
+    parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--grids", type=Path, help="keep the images in this folder")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
