@@ -479,8 +479,9 @@ def package_checkpoint(
         arch: "resnet18", ..., "torchvision:NAME" or "timm:NAME".
         labels: class names in the order of the outputs, or a file that holds one a line.
         out: the package folder to write.
-        mean, std: normalization of pixels in [0,1], one number for each channel or for all; needed unless
+        mean: of the normalization, pixels in [0,1], one number for each channel or for all; needed unless
             the checkpoint holds it.
+        std: likewise.
         resize: "crop" cuts images of another shape around the center, "pad" pads them with black.
         input_size: side of the input in pixels, or "HEIGHTxWIDTH". Networks of libraries need it unless
             their weights fit one size only; the default of ours is 32.
