@@ -1,6 +1,6 @@
 """How many pixels counterfactuals change in l2 and l1.5 balls, at equal confidence.
 
-    python -m experiments.sparsity SOURCE [--model cifar10-ratio-small] [--images 40] [--until 0.9] [--json FILE]
+    python -m experiments.sparsity SOURCE [--model cifar10-ratio-small] [--images 40] [--json FILE]
     python -m experiments.sparsity --short
 
 Each image gets a random other class, the same in every norm. Each norm answers with the smallest change found
