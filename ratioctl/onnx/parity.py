@@ -164,10 +164,11 @@ def explained(
 
 
 def check_gradient(base: bytes, package: ModelPackage) -> float:
-    """The relative difference of the graph's gradient from torch's on a few images, the largest.
+    """The relative difference of the graph's gradient from torch's on a few images, the median.
 
     Raises:
-        RatioctlError: above 1 %; units on either side of zero by rounding explain less.
+        RatioctlError: above 1 %, or above 20 % on any image. A wrong rule shows on every image; a unit on the
+            other side of zero by rounding shows on its own one.
     """
     import onnx
     import onnxruntime
@@ -190,8 +191,9 @@ def check_gradient(base: bytes, package: ModelPackage) -> float:
     (theirs,) = torch.autograd.grad(goal(predictor(package, "cpu").network(x)).sum(), x)
     size = np.linalg.norm(theirs.numpy().reshape(len(images), -1), axis=1)
     wrong = np.linalg.norm((ours - theirs.numpy()).reshape(len(images), -1), axis=1)
-    found = float((wrong / np.maximum(size, 1e-12)).max())
-    if not found < 0.01:
+    relative = wrong / np.maximum(size, 1e-12)
+    found = float(np.median(relative))
+    if not (found < 0.01 and relative.max() < 0.2):
         reason = f"has gradients that differ from torch's by {found:.2g} of their length"
         raise RatioctlError("the exported file", reason, "Nothing was written. Please report it.")
     return found

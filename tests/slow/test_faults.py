@@ -105,7 +105,9 @@ def test_the_harness_notices_other_pictures_than_the_document_s(
     folder = faults.fresh(case, tmp_path / "work")
     assert faults.half_written(folder, case) == []
     answers = folder / "answers"
-    shutil.copy(answers / "digit 0" / "8" / "eps-2.png", answers / "digit 0" / "8" / "eps-0.5.png")
+    targets = [path.parent for path in sorted(answers.rglob("eps-2.png"))]
+    pairs = [(target / "eps-2.png", target / "eps-0.5.png") for target in targets]
+    shutil.copy(*next(pair for pair in pairs if pair[0].read_bytes() != pair[1].read_bytes()))
     assert any("eps-0.5.png is not the image" in text for text in faults.half_written(folder, case))
     (answers / "counterfactuals.json").unlink()
     assert any("neither the old answers" in text for text in faults.half_written(folder, case))
