@@ -16,14 +16,14 @@ from ratioctl.onnx.parity import agreement
 
 pytestmark = pytest.mark.slow
 
-IMAGES = 4000
+IMAGES = 2000
 
 
 @pytest.mark.parametrize("temperature", [None, 0.01], ids=["default", "saturated"])
 def test_no_flag_differs(tmp_path: Path, temperature: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of `IMAGES` crops of photographs and noise."""
     monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
-    found = package.read(package.find())
+    found = package.read(package.find("cifar10-ratio-small"))
     images = out_distribution.load(out_distribution.GENERATED, 32, 3, count=IMAGES // 4).pixels
     logits = predictor(found).predict(images)
     changes: dict[str, object] = {} if temperature is None else {"temperature": temperature}
@@ -49,8 +49,8 @@ def test_no_flag_differs(tmp_path: Path, temperature: float | None, monkeypatch:
         assert [row.is_ood for row in rows] == flags[:1000].tolist()
 
 
-def test_a_certificate_of_the_default_model(tmp_path: Path) -> None:
-    model = package.read(package.find())
+def test_a_certificate_of_a_bundled_model(tmp_path: Path) -> None:
+    model = package.read(package.find("cifar10-ratio-small"))
     file = export.export(model, output=tmp_path / "m.onnx", threshold=0.5).path
     document = compare.certify(model, [file], data="photos:flower", limit=100)
     assert document["ok"], document["results"]
