@@ -283,6 +283,7 @@ def test_bombs_are_left_at_the_limit(tmp_path, suffix, monkeypatch):
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_that_occur_twice_are_read_and_noted_once(tmp_path, suffix, caplog):
+    caplog.set_level("WARNING", logger="ratioctl")  # another test may have left it at --quiet's
     path = tmp_path / f"a{suffix}"
     for k, name in enumerate(("a.png", "b.png", "a.png")):
         if suffix == ".zip":
