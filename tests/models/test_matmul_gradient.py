@@ -17,6 +17,7 @@ from ratioctl.errors import Interrupted
 from ratioctl.models import matmul_gradient
 from ratioctl.models.resnet import Conv3x3
 from ratioctl.training.loop import fit
+from tests.signals import deliver
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 
@@ -129,10 +130,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "validation":
-            handler = signal.getsignal(signal.SIGTERM)
-            if not callable(handler):
-                pytest.skip("this process does not handle signals")
-            handler(signal.SIGTERM, None)
+            deliver(signal.SIGTERM)
 
     whole = packages.read_weights(fit(recipe, tmp_path / "whole", precision="bf16"))
     with pytest.raises(Interrupted):

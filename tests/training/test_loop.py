@@ -21,6 +21,7 @@ from ratioctl.recipe import Recipe
 from ratioctl.training import loop as train
 from ratioctl.training.checkpoint import MetricsLog
 from ratioctl.training.loop import fit
+from tests.signals import deliver
 
 TINY = [
     "model.width=4",
@@ -58,14 +59,6 @@ def stop_after(updates: int, signum: int) -> Any:
             deliver(signum)
 
     return callback
-
-
-def deliver(signum: int) -> None:
-    """Call the handler that the run installed; tests/cli/test_train.py signals real processes."""
-    handler = signal.getsignal(signum)
-    if not callable(handler) or handler is signal.default_int_handler:
-        pytest.skip("this process does not handle signals")
-    handler(signum, None)
 
 
 def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ratioctl.training.loop import fit
 from ratioctl.training.schedule import Pace, full_pace, learning_rate, work
 from ratioctl.training.time_limit import TimeLimit
 from ratioctl.utils.durations import seconds_of
+from tests.signals import deliver
 
 IMAGES = 6400
 TINY = ["model.width=2", "optim.batch_size=32", "optim.batch_size_out=8", "optim.validate_images=16"]
@@ -206,10 +207,7 @@ def test_decisions_are_recorded_and_survive_an_interruption(
         step(run, state, *arguments, **options)
         now[0] += 5.0
         if state.update == stop[0]:
-            handler = signal.getsignal(signal.SIGTERM)
-            if not callable(handler):
-                pytest.skip("this process does not handle signals")
-            handler(signal.SIGTERM, None)
+            deliver(signal.SIGTERM)
 
     monkeypatch.setattr(loop, "_step", slow)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
