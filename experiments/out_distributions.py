@@ -4,92 +4,127 @@
         --real a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test ... --out runs/ood [--json FILE]
     python -m experiments.out_distributions --short
 
-Every row trains the recipe cifar10-ratio-0.25-small (width 16) with another `data.outside` and the same
-number of updates, then measures accuracy, robust accuracy, and clean and worst-case AUROC on each test set.
-An interrupted study continues where it stopped. The row "none" has no OOD term.
+Every row fine-tunes the bundled plain model (width 16) with the recipe cifar10-ratio-0.25-small, another
+`data.outside` and the same number of updates, then measures accuracy, robust accuracy, and clean and
+worst-case AUROC on each test set. All rows are measured on the same images. An interrupted study continues
+where it stopped, and `--only` runs some rows; the result holds all rows that are finished. The row "none" has
+no OOD term.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from pathlib import Path
 from typing import Any
 
+from ratioctl import package as packages
 from ratioctl import recipe as recipes
+from ratioctl.attacks.autoattack import AttackBudget
 from ratioctl.calibration.calibrate import calibrate
 from ratioctl.evaluation import run
+from ratioctl.evaluation.suites import Suite
 from ratioctl.training.loop import fit
 from tools import harness
 
 NOISE = ("noise:smooth", "noise:uniform")
-SHORT = ["model.width=2", "optim.epochs=0.02", "optim.batch_size=16", "optim.batch_size_out=8"]
-SHORT += ["optim.validate_images=20", "data.size=8", "data.channels=3"]
-MEASURED = ("accuracy", "robust_accuracy", "auroc", "mmc", "ece", "fpr_at_95_tpr")
+START = "cifar10-plain"
+SHORT = ["model.width=2", "optim.batch_size=16", "optim.batch_size_out=8"]
+SHORT += ["optim.validate_images=20", "data.size=8", "data.channels=3", "data.validation=0.2"]
+MEASURED = ("accuracy", "robust_accuracy", "auroc", "mmc", "ece")
+SUITE = Suite(
+    name="out-distributions",
+    stages=("clean", "ood", "robust", "worst_case"),
+    inside=150,
+    balls=1,
+    attacks=("apgd-ce", "apgd-t"),
+    budget=AttackBudget(steps=12, targets=3),
+    outside=120,
+    outside_steps=12,
+    probe=4,
+    exact=False,
+)
 
 
 def rows(train: str, real: list[str]) -> dict[str, list[str]]:
-    """OOD sources of each row."""
+    """OOD sources of each row, in running order."""
     made = ["synthetic:dead-leaves", "synthetic:fractal", f"patches:{train}", *NOISE]
     return {
-        "none": [],
         "noise": list(NOISE),
-        "dead-leaves": ["synthetic:dead-leaves"],
-        "fractal": ["synthetic:fractal"],
-        "patches": [f"patches:{train}"],
+        **({"real": real} if real else {}),
         "generated": made,
-        **({"real": real, "all": [*real, *made]} if real else {}),
+        "dead-leaves": ["synthetic:dead-leaves"],
+        "patches": [f"patches:{train}"],
+        **({"all": [*real, *made]} if real else {}),
+        "fractal": ["synthetic:fractal"],
+        "none": [],
     }
 
 
 def settings_of(options: argparse.Namespace, outside: list[str]) -> list[str]:
-    """Settings of the recipe for one row."""
+    """Settings of the recipe for one row: full radii after a fifth of the updates."""
     listed = "[" + ", ".join(f'"{source}"' for source in outside) + "]"
     found = [f"seed={options.seed}", f'data.train="{options.train}"', "data.test=", f"data.outside={listed}"]
-    if not outside:
+    found += ["optim.batch_size=64", "optim.lr=0.05", "optim.ema=0.98", f"optim.epochs={options.epochs}"]
+    found += [
+        f"optim.validate_every={options.epochs}",
+        f"objective.inside.ramp_epochs={options.epochs / 5:g}",
+    ]
+    if outside:
+        found += [f"objective.outside.ramp_epochs={options.epochs / 5:g}"]
+    else:
         found += ["objective.outside=", "data.outside="]
     found += SHORT if getattr(options, "short", False) else []
     return [*found, *options.set]
 
 
 def measured(options: argparse.Namespace, name: str, outside: list[str]) -> dict[str, Any]:
-    """Train (or continue) and evaluate one row."""
+    """Train (or continue) and evaluate one row, whose result is kept in its folder."""
     recipe = recipes.load("cifar10-ratio-0.25-small", settings_of(options, outside))
     folder = options.out / f"{name}-{options.seed}"
-    began = time.perf_counter()
-    package = calibrate(fit(recipe, folder, resume=True)).package
-    trained = time.perf_counter() - began
+    kept = folder / "row.json"
+    if kept.is_file():
+        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if row["recipe_digest"] == recipe.digest:
+            return row
+    start = packages.resolve(options.init) if options.init else None
+    package = calibrate(fit(recipe, folder, resume=True, init=start)).package
     evaluation = run(
         [package],
         data=options.test,
         ood=options.ood,
-        suite="quick",
+        suite=SUITE,
         limit=options.limit,
         out=folder / "evaluation",
         resume=True,
         seed=options.seed,
     )
-    found = evaluation.models[0].report.measurements
-    return {
+    found = evaluation.models[0].report
+    row = {
         "row": name,
         "outside": outside,
         "recipe_digest": recipe.digest,
         "digest": package.digest,
-        "training_s": trained,
-        "measurements": [m.to_json() for m in found if m.name in MEASURED],
+        "temperature": package.temperature,
+        "measurements": [m.to_json() for m in found.measurements if m.name in MEASURED],
+        "warnings": list(found.warnings),
     }
+    kept.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    return row
 
 
 def main() -> None:
     short = {"train": "digits:train", "test": "digits:test", "limit": 20, "ood": ["noise=noise:uniform"]}
-    parser = harness.parser(__doc__, short=short)
+    parser = harness.parser(__doc__, short={**short, "epochs": 0.02, "init": ""})
     parser.add_argument("--train", default="cifar10:train")
     parser.add_argument("--test", default="cifar10:test")
     parser.add_argument("--real", nargs="*", default=[], help="OOD photographs, for the rows real and all")
     parser.add_argument("--ood", nargs="+", default=["svhn=svhn:test", "cifar100=cifar100:test"])
+    parser.add_argument("--init", default=START, metavar="MODEL", help="start of all rows; empty for none")
+    parser.add_argument("--epochs", type=float, default=0.15)
     parser.add_argument("--only", nargs="*", help="names of the rows to run")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe")
-    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--limit", type=int, default=1000, help="images of a test set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/out_distributions"))
     options = parser.parse_args()
@@ -103,6 +138,9 @@ def main() -> None:
             "benchmark": "out-distributions for RATIO on CIFAR-10 at width 16",
             "train": options.train,
             "test": options.test,
+            "start": options.init or None,
+            "epochs": options.epochs,
+            "protocol": str(SUITE),
             "rows": [measured(options, name, outside) for name, outside in chosen.items()],
         },
         options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,7 @@ def init(
     path = out or Path(f"{found.name}.toml")
     proposal.write(found, path, again=out is not None)
     start = found.init or (f"{arch} --download" if arch and ":" in arch else None)
-    line = f"ratioctl train {path}" + (f" --init {start}" if start else "")
+    line = f"ratioctl train {shlex.quote(str(path))}" + (f" --init {start}" if start else "")
     if context.json:
         emit_json(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ratioctl.utils.durations import duration, seconds_of
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+    from ratioctl.recipe import Recipe
 
 MaxTime = Annotated[
     str | None,
@@ -103,7 +105,7 @@ def train(
         result = calibrate(package, device=context.device, download=download)
     for warning in result.warnings:
         context.warn(warning)
-    _print_result(context, result, events.last, loaded.digest)
+    _print_result(context, result, events.last, loaded)
     if result.collapsed:
         alert_chance(
             context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
@@ -125,13 +127,13 @@ def _continued(folder: Path, line: str) -> Iterator[None]:
         raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
 
 
-def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe_digest: str) -> None:
+def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe: Recipe) -> None:
     if context.json:
         emit_json(
             {
                 "package": str(result.package.path),
                 "digest": result.package.digest,
-                "recipe_digest": recipe_digest,
+                "recipe_digest": recipe.digest,
                 "validation": last,
                 "calibration": result.package.config["ratio"]["calibration"],
                 "temperature": result.temperature,
@@ -148,8 +150,13 @@ def _print_result(context: Context, result: Calibrated, last: dict[str, Any], re
         f"{result.after['ece_report']:.2%}; threshold tpr95 {result.thresholds['tpr95']:.4f}"
     )
     if not result.collapsed:
-        model = result.package.path
-        context.out.print(f"Next: ratioctl counterfactual IMAGE --target CLASS --model {model}")
+        model = str(result.package.path)
+        if recipe.data.test is not None:
+            line = ["ratioctl", "report", model, "--data", recipe.data.test]
+            for k, source in enumerate(recipe.data.outside_test):
+                line += ["--ood", f"outside{k + 1 if k else ''}={source}"]
+            context.out.print(f"Report: {shlex.join(line)}")
+        context.out.print(f"Next: ratioctl counterfactual IMAGE --target CLASS --model {shlex.quote(model)}")
 
 
 class _Events:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from ratioctl.images import cache
 from ratioctl.images.decode import fit
 from ratioctl.images.rows import select
 from ratioctl.utils.frame import Size, frame_of
@@ -70,12 +73,21 @@ def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
 
 
 def resize(pixels: np.ndarray, size: Size, channels: int) -> np.ndarray:
-    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; unchanged if they fit."""
+    """(N, H, W, C) uint8 to the model's size and channels, as `images.decode` does; unchanged if they fit.
+
+    Many images are kept in the cache.
+    """
     frame = frame_of(size)
-    if pixels.shape[1:] == (frame.height, frame.width, channels):
+    shape = (frame.height, frame.width, channels)
+    if pixels.shape[1:] == shape:
         return pixels
-    out = np.empty((len(pixels), frame.height, frame.width, channels), np.uint8)
-    for k, image in enumerate(pixels):
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        out[k] = fit(picture, picture.size, frame, channels)[0]
-    return out
+
+    def fitted() -> Iterator[np.ndarray]:
+        for image in pixels:
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            yield fit(picture, picture.size, frame, channels)[0]
+
+    if len(pixels) * math.prod(shape) < cache.CACHE_FROM_BYTES:
+        return np.array(list(fitted()), np.uint8).reshape(len(pixels), *shape)
+    facts = ["resized", fingerprint(pixels, None), frame.facts, channels]
+    return cache.generated(facts, shape, f"{len(pixels)} images of {shape[0]}x{shape[1]}", fitted())

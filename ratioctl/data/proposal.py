@@ -13,6 +13,7 @@ from typing import Any
 from ratioctl import recipe as recipes
 from ratioctl.data import in_distribution, registry, survey
 from ratioctl.errors import SourceError
+from ratioctl.utils.frame import Frame
 
 SIZES = (16, 32, 64, 96, 128, 160, 192, 224)
 DEFAULT_SIZE = 64  # a side of 128 takes four times as long
@@ -86,7 +87,8 @@ def propose(
             name=START, architecture="resnet18", options=START_OPTIONS, input_size=DEFAULT_SIZE, channels=3
         )
     chosen = size or _size(shapes, start)
-    found = survey.survey(photos, outside, chosen, channels, download=download)
+    frame = Frame(chosen, chosen, shapes.cut > survey.MUCH_CUT, shapes.bit_depth)  # as training reads them
+    found = survey.survey(photos, outside, frame, channels, download=download)
     settings = _Settings(
         name=name_of(photos),
         photos=photos,
@@ -187,6 +189,8 @@ def _data(s: _Settings) -> list[str]:
         lines.append(
             f'resize = "pad"  # the centre square would cut away {s.shapes.cut:.0%} of the median picture'
         )
+    if s.shapes.bit_depth is not None:
+        lines.append(f"bit_depth = {s.shapes.bit_depth}  # the images with 16 bits per pixel fill no more")
     if s.found.uneven:
         lines.append('balance = "sampling"  # classes of unequal size are drawn equally often')
     lines += [
@@ -224,14 +228,14 @@ def _optim(s: _Settings) -> list[str]:
     lines = [
         "[optim]",
         f"epochs = {epochs}  # about {max(1, epochs * n // batch)} updates",
-        f"batch_size = {batch}",
-        f"batch_size_out = {max(4, batch // 2)}",
+        f"batch_size = {batch}  # " + ("of a small set" if batch < 128 else "as in the paper"),
+        f"batch_size_out = {max(4, batch // 2)}  # OOD images cost a longer attack",
         "ema = 0.995  # averaged weights are more robust",
-        'select = "last"',
-        f"validate_every = {max(1, epochs // 10)}",
+        'select = "last"  # the schedule ends at a low learning rate; "best" takes the best validation',
+        f"validate_every = {max(1, epochs // 10)}  # epochs",
     ]
     if s.start is None:
-        lines += ['schedule = "onecycle"', "lr = 0.1"]
+        lines += ['schedule = "onecycle"  # up, then down to zero', "lr = 0.1"]
     else:
         lines += [
             f"head_epochs = {max(0.5, round(epochs * 0.1, 1)):g}  # the head is trained alone first",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,12 +33,14 @@ class Shapes:
     Attributes:
         short_side: median in pixels; cut: median share of the pixels outside of the centre square.
         channels: 1 where every file is gray, else 3.
+        bit_depth: bits that images with 16 bits per pixel fill, where none of them fills over 14; else None.
         notes: findings, in sentences.
     """
 
     short_side: int
     cut: float
     channels: int
+    bit_depth: int | None = None
     notes: tuple[str, ...]
 
 
@@ -92,7 +95,8 @@ def shapes(source: str) -> Shapes:
         some = in_distribution.load(source, 64, 3).pixels[:SAMPLE]
         no_color = bool((some.max(axis=3) == some.min(axis=3)).all())
         return Shapes(short_side=64, cut=0.0, channels=1 if no_color else 3, notes=())
-    sides, cuts, gray_of, narrow, deep = [], [], collections.defaultdict(list), 0, 0
+    sides, cuts, gray_of, deep = [], [], collections.defaultdict(list), 0
+    bits: list[int] = []
     for name, data in labelled.sample(source, SAMPLE):
         try:
             found = images.decode(data, 16, name=name)
@@ -103,7 +107,7 @@ def shapes(source: str) -> Shapes:
         cuts.append(1 - short / long)
         flat = found.pixels.max(axis=2).astype(int) - found.pixels.min(axis=2) <= 2
         gray_of[name.split("/", 1)[0]].append(bool(flat.all()))
-        narrow += any(images.NARROW in note for note in found.notes)
+        bits += [int(m[1]) for note in found.notes if (m := re.search(images.NARROW + r" (\d+)", note))]
         deep += any("scaled from 1" in note for note in found.notes)
     if not sides:
         raise SourceError(source, "has no readable image among the first ones", "Check the files.")
@@ -120,15 +124,22 @@ def shapes(source: str) -> Shapes:
             )
     if deep:
         notes.append(f"{deep} of {len(sides)} images have 16 bits per pixel; they are scaled to 8")
-    if narrow:
+    bit_depth = max(bits) if bits and len(bits) == deep else None
+    if bit_depth is not None:
         notes.append(
-            f"{narrow} of them fill fewer bits and look nearly black: convert them to 8 bits with the window "
-            "that a viewer uses"
+            f"they fill {bit_depth} bits only, which are scaled to the full range (data.bit_depth); the "
+            "window of a viewer may suit them better"
+        )
+    elif bits:
+        notes.append(
+            f"{len(bits)} of them fill fewer bits and look nearly black: convert them to 8 bits with the "
+            "window that a viewer uses"
         )
     return Shapes(
         short_side=int(np.median(sides)),
         cut=float(np.median(cuts)),
         channels=1 if gray == 1 else 3,
+        bit_depth=bit_depth,
         notes=tuple(notes),
     )
 

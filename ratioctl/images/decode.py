@@ -118,7 +118,8 @@ def decode(
         size: side of the square result, or its frame, which may be no square and may be padded to.
         channels: 3 or 1.
         name: what messages call the image; the path by default.
-        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel; None takes the file's range.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel; None takes those of the frame, and
+            without these the file's range.
         max_pixels: an image with more is refused before it is decoded; at most MAX_PIXELS.
     Returns:
         `pixels` (height, width, channels) uint8, fresh and writable, and notes of what was done.
@@ -127,6 +128,7 @@ def decode(
         ValueError: an impossible `size`, `channels` or `bit_depth`.
     """
     frame = frame_of(size)
+    bit_depth = frame.bit_depth if bit_depth is None else bit_depth
     if min(frame.height, frame.width) < 1 or channels not in (1, 3) or bit_depth not in (None, *range(9, 17)):
         given = f"{size}, {channels} and {bit_depth}"
         raise ValueError(f"size must be positive, channels 1 or 3 and bit_depth 9 to 16, not {given}")

@@ -179,6 +179,21 @@ def list_source(source: str, *, exclude: Sequence[str] = ()) -> SourceIndex:
 
 
 def _listing(source: str, path: str) -> tuple[list[str], list[str]]:
+    """(names of images, folders). That of a large archive is remembered: a tar is read to its end for it."""
+    key = None
+    if (
+        not os.path.isdir(path)
+        and not is_table(path)
+        and os.path.getsize(path) >= decoded_cache.CACHE_FROM_BYTES
+    ):
+        key = decoded_cache.key_of([os.path.realpath(path)], [("", path)])
+    if key is None:
+        return _listed(source, path)
+    names, folders = decoded_cache.remembered(["listing", key], lambda: _listed(source, path))
+    return list(names), list(folders)
+
+
+def _listed(source: str, path: str) -> tuple[list[str], list[str]]:
     names: list[str] = []
     folders: list[str] = []
     try:
@@ -375,7 +390,6 @@ def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
 
 
 def _cache_key(path: str, split: str | None, size: Size, channels: int, exclude: Sequence[str]) -> str | None:
-    shape = dataclasses.astuple(frame_of(size))
     try:
         members: Iterable[Member] = [Member(name="", file=path)]
         if os.path.isdir(path):
@@ -383,7 +397,9 @@ def _cache_key(path: str, split: str | None, size: Size, channels: int, exclude:
         elif is_table(path):
             members = itertools.chain(members, table_members(path))
         files = ((member.name, member.file) for member in members)
-        return decoded_cache.key_of([os.path.realpath(path), split, shape, channels, sorted(exclude)], files)
+        return decoded_cache.key_of(
+            [os.path.realpath(path), split, frame_of(size).facts, channels, sorted(exclude)], files
+        )
     except OSError:
         return None
 

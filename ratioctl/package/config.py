@@ -75,9 +75,9 @@ class Spec:
 
     @property
     def frame(self) -> Frame:
-        """Height and width of the input, and whether images are padded to its shape or cut."""
+        """Height and width of the input, whether images are padded to its shape or cut, and their bits."""
         pad = self.config["pretrained_cfg"].get("crop_mode", "center") == "border"
-        return Frame(self.input_size[1], self.input_size[2], pad)
+        return Frame(self.input_size[1], self.input_size[2], pad, self.config["ratio"].get("bit_depth"))
 
     @property
     def calibrated(self) -> bool:
@@ -258,6 +258,9 @@ class _Checks:
         if score is None:
             known = ", ".join(f'"{scores.by_name(name).config_name}"' for name in scores.names())
             self.bad("ratio.score", f"is {ratio['score']!r:.40}; this ratioctl knows {known}")
+        depth = ratio.get("bit_depth")
+        if depth is not None and not (type(depth) is int and 9 <= depth <= 16):
+            self.bad("ratio.bit_depth", "must be a whole number from 9 to 16")
         temperature = _number(ratio.get("temperature", 1.0))
         if temperature is None or not 1 / LARGEST <= temperature <= LARGEST:
             self.bad("ratio.temperature", f"must be a number from {1 / LARGEST:g} to {LARGEST:g}")
@@ -436,6 +439,8 @@ def digest_of(spec: Spec, files: Mapping[str, str]) -> str:
     }
     if spec.frame.pad:
         decisive["crop_mode"] = "border"
+    if spec.frame.bit_depth is not None:
+        decisive["bit_depth"] = spec.frame.bit_depth
     if spec.score != scores.DEFAULT or spec.score_thresholds:
         decisive |= {"score": spec.score, "score_thresholds": spec.score_thresholds}
     if spec.class_thresholds:

@@ -221,6 +221,8 @@ class Data(_Value):
         size, channels: the model's input; `size` is the side of a square or [height, width].
         resize: how images of another shape get there: "crop" cuts what does not fit, around the center; "pad"
             keeps the whole image and fills the rest with black.
+        bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel, in training and wherever the model
+            is used; None takes the file's range.
         balance: for classes of unequal size. "sampling" draws every class equally often, "weights" weighs the
             losses of labelled images by the inverse of the size of their class (mean 1); "none" does neither.
     """
@@ -234,6 +236,7 @@ class Data(_Value):
     exclude: tuple[str, ...] = ()
     size: Side | tuple[Side, Side] = 32
     resize: Literal["crop", "pad"] = "crop"
+    bit_depth: int | None = Field(default=None, ge=9, le=16)
     channels: Literal[1, 3] = 3
     balance: Literal["none", "sampling", "weights"] = "none"
     augment: Augment = Augment()
@@ -241,7 +244,7 @@ class Data(_Value):
     @property
     def frame(self) -> Frame:
         height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        return Frame(height, width, self.resize == "pad")
+        return Frame(height, width, self.resize == "pad", self.bit_depth)
 
     @field_validator("outside", "outside_test", "exclude", mode="before")
     @classmethod
@@ -429,6 +432,7 @@ class Recipe(_Value):
             (values["optim"], "head_epochs", 0.0),
             (values["data"], "balance", "none"),
             (values["data"], "resize", "crop"),
+            (values["data"], "bit_depth", None),
         ):
             if table[key] == default:
                 del table[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +118,7 @@ def write_package(
             "temperature": 1.0,
             "thresholds": {},
             "ladders": ladders,
+            **({} if data.bit_depth is None else {"bit_depth": data.bit_depth}),
             "objective": recipe.objective.model_dump(mode="json", exclude_none=True),
             "metrics": {},
             "provenance": _provenance(recipe, state, splits, leaks),
@@ -128,8 +130,6 @@ def write_package(
 
 
 def _provenance(recipe: Recipe, state: State, splits: loader.Splits, leaks: dict[str, int]) -> dict[str, Any]:
-    import torchvision
-
     data = recipe.data
     fingerprints = {
         "train_source": splits.source_fingerprint,
@@ -163,6 +163,6 @@ def _provenance(recipe: Recipe, state: State, splits: loader.Splits, leaks: dict
         "versions": {
             "ratioctl": __version__,
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": importlib.metadata.version("torchvision"),
         },
     }

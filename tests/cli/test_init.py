@@ -13,7 +13,7 @@ from PIL import Image
 
 from ratioctl import recipe as recipes
 from ratioctl.cli import main
-from ratioctl.data import proposal, survey
+from ratioctl.data import in_distribution, proposal, survey
 from tests.photographs import CLASSES, photographs
 
 
@@ -137,9 +137,19 @@ def test_sixteen_bit_images_are_mentioned(tmp_path: Path) -> None:
         for k in range(4):
             pixels = rng.integers(0, 4096, (20, 20)).astype(np.uint16)
             Image.fromarray(pixels).save(tmp_path / "deep" / name / f"{k}.png")
-    notes = survey.shapes("deep").notes
-    assert "8 of 8 images have 16 bits per pixel" in notes[0]
-    assert "8 of them fill fewer bits and look nearly black" in notes[1]
+    found = survey.shapes("deep")
+    assert "8 of 8 images have 16 bits per pixel" in found.notes[0]
+    assert "they fill 12 bits only" in found.notes[1]
+    assert main(["init", "deep", "--outside", "noise:smooth"]) == 0
+    recipe = recipes.load("deep.toml")
+    assert recipe.data.bit_depth == 12
+    bright = in_distribution.load("deep", recipe.data.frame, 1).pixels
+    dark = in_distribution.load("deep", recipe.data.frame.height, 1).pixels
+    assert bright.max() > 200 > 20 > dark.max()
+    Image.fromarray(np.full((20, 20), 60000, np.uint16)).save("deep/a/full.png")
+    mixed = survey.shapes("deep")
+    assert mixed.bit_depth is None
+    assert "8 of them fill fewer bits and look nearly black" in mixed.notes[1]
 
 
 def test_an_out_distribution_that_contains_the_classes(

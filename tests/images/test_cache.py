@@ -12,6 +12,7 @@ import pytest
 
 from ratioctl import images
 from ratioctl.cli import main
+from ratioctl.data import image_set
 from ratioctl.errors import DiskError
 from ratioctl.images import cache as decoded_cache
 from ratioctl.images import labelled
@@ -234,3 +235,32 @@ def test_the_cache_is_listed_and_cleared(pets, tmp_path, capsys):
     assert main(["cache", "--clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["entries"] == []
     assert not list((tmp_path / "cache" / "decoded").iterdir())
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_the_list_of_an_archive_is_remembered(pets, tmp_path, monkeypatch):
+    path = tmp_path / "pets.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        archive.add(pets, ".")
+    first = images.list_source(f"{path}:train")
+    read = labelled.archive_members
+    monkeypatch.setattr(labelled, "archive_members", lambda *args: pytest.fail("read again"))
+    again = images.list_source(f"{path}:test")
+    assert again.label_names == first.label_names
+    assert images.list_source(f"{path}:train").names == first.names
+    monkeypatch.setattr(labelled, "archive_members", read)
+    with tarfile.open(path, "w:xz") as archive:
+        archive.add(pets / "test", "train")
+    assert images.list_source(f"{path}:train").names != first.names
+
+
+@pytest.mark.usefixtures("eager_cache")
+def test_resized_arrays_are_cached(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    first = image_set.resize(pixels, 6, 1)
+    assert first.shape == (5, 6, 6, 1)
+    fit = image_set.fit
+    monkeypatch.setattr(image_set, "fit", lambda *args: pytest.fail("resized again"))
+    np.testing.assert_array_equal(image_set.resize(pixels, 6, 1), first)
+    monkeypatch.setattr(image_set, "fit", fit)
+    assert (image_set.resize(255 - pixels, 6, 1) != first).any()

@@ -66,6 +66,45 @@ def test_every_use_takes_the_frame_of_the_package(wide: tuple[ModelPackage, Path
     assert report.measurements
 
 
+def test_the_bits_of_training_are_those_of_every_use(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("low", "high"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for k in range(4):
+            pixels = rng.integers(0, 4096, (12, 12)).astype(np.uint16)
+            Image.fromarray(pixels // (8 if name == "low" else 1)).save(
+                tmp_path / "scans" / name / f"{k}.png"
+            )
+    recipe = recipes.parse(
+        {
+            "name": "scans",
+            "data": {
+                "train": str(tmp_path / "scans"),
+                "size": 12,
+                "channels": 1,
+                "bit_depth": 12,
+                "validation": 2,
+            },
+            "model": {"width": 2},
+            "objective": {"inside": {"clean": 1.0}},
+            "optim": {"epochs": 0.5, "batch_size": 4},
+        }
+    )
+    package = calibrate(fit(recipe, tmp_path / "run")).package
+    assert package.config["ratio"]["bit_depth"] == 12
+    image = str(tmp_path / "scans/high/0.png")
+    (row,) = ratioctl.ood_score(image, model=package, probabilities=True)
+    with Image.open(image) as scan:
+        eight = np.rint(np.asarray(scan) * (255 / 4095)).astype(np.uint8)
+    (same,) = ratioctl.ood_score(eight[..., None], model=package, probabilities=True)
+    (other,) = ratioctl.ood_score(image, model=package, probabilities=True, bit_depth=16)
+    np.testing.assert_allclose(row.probabilities, same.probabilities, atol=1e-6)
+    assert row.probabilities != other.probabilities
+    exported = ratioctl.export(package, output=tmp_path / "m.onnx")
+    (again,) = ratioctl.ood_score(image, model=exported.path, probabilities=True)
+    np.testing.assert_allclose(row.probabilities, again.probabilities, atol=1e-5)
+
+
 def test_a_region_counts_in_the_frame(wide: tuple[ModelPackage, Path], tmp_path: Path) -> None:
     package, photos = wide
     image = next((photos / "roof").iterdir())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ratioctl.data.image_set import Images
+    from ratioctl.images.cache import Rows
 
 _IMAGES, _LABELS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class", "target")
 _SPLIT = re.compile(r"(.+?)-\d+(-of-\d+)?\.parquet|(.+)\.parquet")
@@ -38,37 +40,90 @@ _ROWS = 64  # of a batch that is decoded at once
     description="a local Hugging Face data set (`save_to_disk`) or Parquet files of images",
 )
 def huggingface(request: SourceRequest) -> Images:
-    import numpy as np
+    """Decoded images are kept in the cache, unless some of them are files beside the data set."""
+    from ratioctl.images import cache
 
     folder, files = _files(request)
-    with _errors_of(request.source):
-        columns = _columns(request.source, _schema(files[0]))
-        total = sum(map(_count, files))
-        pixels = np.empty((total, request.frame.height, request.frame.width, request.channels), np.uint8)
-        values: list[Any] = []
-        errors: list[tuple[str, str]] = []
-        rows = map_batches(
-            _rows(files, columns),
-            lambda batch: [(row, _decoded(row, request, folder)) for row in batch],
-            batch=_ROWS,
-            workers=resources.processors(),
-            weigh=lambda row: len(row.data or b""),
-            max_weight=2**24,
-            name="decode",
+    facts = ["hf", request.frame.facts, request.channels]
+    key = cache.key_of(facts, [(str(file.resolve()), str(file)) for file in files])
+    known = None if key is None else _cached(request, key)
+    if known is not None:
+        return known
+    rows = cache.Rows(key, (request.frame.height, request.frame.width, request.channels), request.source)
+    try:
+        with _errors_of(request.source):
+            columns = _columns(request.source, _schema(files[0]))
+            rows.expect(sum(map(_count, files)))
+            values, errors, whole = _decode_all(request, folder, _rows(files, columns), rows)
+        if not values:
+            reason = f"{shown(errors[0][0])} {errors[0][1]}" if errors else "it has no rows"
+            raise SourceError(request.source, f"has no readable image; {reason}", "Check the data set.")
+        labels, names = _labels(request.source, values, columns)
+        found = dataclasses.replace(request.images(rows.images(), labels, names), errors=tuple(errors))
+        if whole:
+            numbers = None if labels is None else labels.tolist()
+            meta = {
+                "labels": numbers,
+                "label_names": names,
+                "errors": errors,
+                "fingerprint": found.fingerprint,
+            }
+            rows.file_under_key(meta)
+        return found
+    finally:
+        rows.discard()
+
+
+def _cached(request: SourceRequest, key: str) -> Images | None:
+    """What an earlier call decoded; None where there is nothing, or it was changed since."""
+    import numpy as np
+
+    from ratioctl.data.image_set import Images
+    from ratioctl.images import cache
+
+    found = cache.read(key)
+    if found is None or not found[2]:
+        return None
+    pixels, meta, _ = found
+    try:
+        labels = None if meta["labels"] is None else np.array(meta["labels"], dtype=np.int64)
+        return Images(
+            pixels=pixels,
+            labels=labels,
+            label_names=tuple(meta["label_names"]),
+            fingerprint=meta["fingerprint"],
+            source=request.source,
+            errors=tuple((str(name), str(reason)) for name, reason in meta["errors"]),
         )
-        with contextlib.closing(rows):
-            for batch in rows:
-                for row, result in batch:
-                    if isinstance(result, str):
-                        errors.append((row.name, result))
-                        continue
-                    pixels[len(values)] = result
-                    values.append(row.label)
-    if not values:
-        reason = f"{shown(errors[0][0])} {errors[0][1]}" if errors else "it has no rows"
-        raise SourceError(request.source, f"has no readable image; {reason}", "Check the data set.")
-    labels, names = _labels(request.source, values, columns)
-    return dataclasses.replace(request.images(pixels[: len(values)], labels, names), errors=tuple(errors))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _decode_all(
+    request: SourceRequest, folder: Path, listed: Iterator[_Row], rows: Rows
+) -> tuple[list[Any], list[tuple[str, str]], bool]:
+    """(labels, unreadable images, whether the data set holds all images itself); images go into `rows`."""
+    values: list[Any] = []
+    errors: list[tuple[str, str]] = []
+    whole = True
+    batches = map_batches(
+        listed,
+        lambda batch: [(row, _decoded(row, request, folder)) for row in batch],
+        batch=_ROWS,
+        workers=resources.processors(),
+        weigh=lambda row: len(row.data or b""),
+        max_weight=2**24,
+        name="decode",
+    )
+    with contextlib.closing(batches):
+        for row, result in itertools.chain.from_iterable(batches):
+            whole &= row.data is not None or not row.path
+            if isinstance(result, str):
+                errors.append((row.name, result))
+                continue
+            rows.append(result)
+            values.append(row.label)
+    return values, errors, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

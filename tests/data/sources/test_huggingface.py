@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from ratioctl.data import in_distribution, out_distribution
+from ratioctl.data.sources import huggingface
 from ratioctl.errors import SourceError
+from ratioctl.images import cache
 
 COLORS = np.random.default_rng(0).integers(0, 256, (7, 3), dtype=np.uint8)
 LABELS = [1, 0, 1, 2, 0, 1, 2]
@@ -173,3 +175,33 @@ def test_mistakes_are_explained(tmp_path: Path, make: str, argument: str, says: 
     with pytest.raises(SourceError, match=says) as caught:
         in_distribution.load(source, 4, 3)
     assert caught.value.next_step
+
+
+def test_the_second_load_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CACHE_FROM_BYTES", 0)
+    source = saved(tmp_path, "parquet splits")
+    first = in_distribution.load_labelled(source, 4, 3)
+    gray = in_distribution.load_labelled(source, 4, 1)
+    decode = huggingface._decoded
+    monkeypatch.setattr(huggingface, "_decoded", lambda *args: pytest.fail("decoded again"))
+    again = in_distribution.load_labelled(source, 4, 3)
+    np.testing.assert_array_equal(again.pixels, first.pixels)
+    assert again.labels is not None
+    assert again.labels.tolist() == LABELS
+    assert (again.label_names, again.fingerprint) == (first.label_names, first.fingerprint)
+    assert gray.pixels.shape == (7, 4, 4, 1)
+    monkeypatch.setattr(huggingface, "_decoded", decode)
+    changed = table(structs(255 - COLORS[:4]), LABELS[:4], ["cat", "dog", "frog"])
+    pq.write_table(changed, tmp_path / "set/data/train-00000-of-00002.parquet")
+    other = in_distribution.load_labelled(source, 4, 3)
+    np.testing.assert_array_equal(other.pixels[:4, 0, 0], 255 - COLORS[:4])
+
+
+def test_files_beside_the_set_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "CACHE_FROM_BYTES", 0)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(table([{"bytes": None, "path": "a.png"}]), folder / "train.parquet")
+    for color in COLORS[:2]:
+        (folder / "a.png").write_bytes(png(color))
+        np.testing.assert_array_equal(in_distribution.load(f"hf:{folder}", 4, 3).pixels[0, 0, 0], color)

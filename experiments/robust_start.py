@@ -1,0 +1,125 @@
+"""Is a robust start better than none? RATIO on other classes at 64x64, at equal cost.
+
+    python -m experiments.robust_start --train animals64.tar.xz:train --test animals64.tar.xz:val \\
+        --outside out-64.tar.xz:train --seeds 0 1 [--json FILE]
+    python -m experiments.robust_start --short
+
+Every row trains the recipe restricted64-ratio (width 16) with the same number of updates, batches and
+attack steps, from random weights or from the weights of a bundled model with a new head. The schedules are
+those that `ratioctl init` proposes for the two cases. What the start itself cost is not counted. All rows are
+measured on the same images. The same command continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ratioctl import package as packages
+from ratioctl import recipe as recipes
+from ratioctl.attacks.autoattack import AttackBudget
+from ratioctl.calibration.calibrate import calibrate
+from ratioctl.evaluation import run
+from ratioctl.evaluation.suites import Suite
+from ratioctl.training.loop import fit
+from tools import harness
+
+SCRATCH = "scratch"
+SHORT = ["model.width=2", "data.size=8", "data.channels=3", "data.validation=0.2", "optim.validate_images=20"]
+MEASURED = ("accuracy", "robust_accuracy", "auroc", "ece")
+SUITE = Suite(
+    name="robust-start",
+    stages=("clean", "ood", "robust"),
+    inside=400,
+    balls=1,
+    attacks=("apgd-ce", "apgd-t"),
+    budget=AttackBudget(steps=15, targets=3),
+    outside=0,
+    probe=4,
+    exact=False,
+)
+
+
+def settings_of(options: argparse.Namespace, start: str, seed: int) -> list[str]:
+    """Settings of the recipe for one row: full radii after a third of the updates."""
+    listed = "[" + ", ".join(f'"{source}"' for source in options.outside) + "]"
+    ramp = f"ramp_epochs={options.epochs / 3:g}"
+    found = [f"seed={seed}", f'data.train="{options.train}"', "data.test=", f"data.outside={listed}"]
+    found += ["optim.batch_size=64", "optim.batch_size_out=32", "optim.ema=0.98"]
+    found += [f"optim.epochs={options.epochs}", f"optim.validate_every={options.epochs}"]
+    found += ["objective.inside.attack.steps=2", f"objective.inside.{ramp}", f"objective.outside.{ramp}"]
+    if start == SCRATCH:
+        found += ["optim.schedule=onecycle", "optim.lr=0.1"]
+    else:
+        head = options.epochs / 10
+        found += ["optim.schedule=slowstart", "optim.lr=0.05", f"optim.head_epochs={head:g}"]
+    found += SHORT if getattr(options, "short", False) else []
+    return [*found, *options.set]
+
+
+def measured(options: argparse.Namespace, start: str, seed: int) -> dict[str, Any]:
+    """Train (or continue) and evaluate one row, whose result is kept in its folder."""
+    recipe = recipes.load("restricted64-ratio", settings_of(options, start, seed))
+    folder = options.out / f"{start}-{seed}"
+    kept = folder / "row.json"
+    if kept.is_file():
+        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if row["recipe_digest"] == recipe.digest:
+            return row
+    init = None if start == SCRATCH else packages.resolve(start)
+    package = calibrate(fit(recipe, folder, resume=True, init=init)).package
+    evaluation = run(
+        [package],
+        data=options.test,
+        ood=options.ood,
+        suite=SUITE,
+        limit=options.limit,
+        out=folder / "evaluation",
+        resume=True,
+    )
+    found = evaluation.models[0].report
+    row = {
+        "start": start,
+        "seed": seed,
+        "recipe_digest": recipe.digest,
+        "digest": package.digest,
+        "updates": package.config["ratio"]["provenance"]["updates"],
+        "measurements": [m.to_json() for m in found.measurements if m.name in MEASURED],
+        "warnings": list(found.warnings),
+    }
+    kept.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    return row
+
+
+def main() -> None:
+    short = {"train": "digits:train", "test": "digits:test", "outside": ["noise:uniform"], "limit": 40}
+    parser = harness.parser(__doc__, short={**short, "starts": [SCRATCH], "epochs": 0.1})
+    parser.add_argument("--train", default="animals64.tar.xz:train")
+    parser.add_argument("--test", default="animals64.tar.xz:val")
+    parser.add_argument("--outside", nargs="+", default=["tinyimagenet-out-64.tar.xz:train"])
+    parser.add_argument("--ood", nargs="+", default=["smooth=noise:smooth"])
+    parser.add_argument("--starts", nargs="+", default=[SCRATCH, "cifar10-ratio-small"], metavar="MODEL")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe")
+    parser.add_argument("--limit", type=int, default=None, help="images of a test set")
+    parser.add_argument("--out", type=Path, default=Path("runs/robust_start"))
+    options = parser.parse_args()
+    harness.finish(
+        {
+            "benchmark": "RATIO at 64x64 from a robust model and from scratch, width 16",
+            "train": options.train,
+            "test": options.test,
+            "outside": options.outside,
+            "epochs": options.epochs,
+            "protocol": str(SUITE),
+            "rows": [measured(options, start, seed) for seed in options.seeds for start in options.starts],
+        },
+        options,
+    )
+
+
+if __name__ == "__main__":
+    main()
