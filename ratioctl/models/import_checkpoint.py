@@ -98,6 +98,8 @@ def fit(
     notes = list(checkpoint.notes)
     extra = [k for k in state if k not in names and not _is_normalization(k)]
     missing = [k for k in target if k not in names.values()]
+    unused: tuple[str, ...] = getattr(classifier.network, "unused", ())  # of published checkpoints
+    extra = [k for k in extra if not k.removeprefix(prefix).startswith(unused)]
     if not missing and (left := _left_out(extra, prefix, state, names)):
         extra = [k for k in extra if k not in left]
         notes.append(f"left out {some(left)}, which the network does not use")
