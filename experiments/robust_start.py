@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--ood", nargs="+", default=["smooth=noise:smooth"])
     parser.add_argument("--starts", nargs="+", default=[SCRATCH, "cifar10-ratio-small"], metavar="MODEL")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=0.5)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--limit", type=int, default=None, help="images of a test set")
     parser.add_argument("--out", type=Path, default=Path("runs/robust_start"))

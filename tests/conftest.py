@@ -45,6 +45,14 @@ def tiny_config(name: str = "tiny") -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images and findings of tests do not go into the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RATIOCTL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_graph() -> Callable[..., bytes]:
     """Bytes of an ONNX file of `ratioctl export`'s form whose logits are the means of the three channels."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ratioctl._version import __version__
 from ratioctl.errors import RecipeError, UsageError
-from ratioctl.images.cache import remembered
 from ratioctl.models.registry import build_network
 from ratioctl.recipe import Recipe
 from ratioctl.utils import resources
@@ -21,33 +19,7 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
 
     The network is built without storage and sees one image without values, so nothing is computed.
     """
-    data, optim, model = recipe.data, recipe.optim, recipe.model
-    facts = [
-        __version__,
-        torch.__version__,
-        model.architecture,
-        model.width,
-        model.stem_stride,
-        model.options,
-    ]
-    facts += [classes, data.channels, data.frame.height, data.frame.width]
-    # Remembered because torch takes seconds to import what passes without values need.
-    sizes = remembered(["network", *facts], lambda: _sizes(recipe, classes))
-    if sizes is None:
-        return None
-    weights, activations = sizes
-    outside = recipe.objective.outside is not None
-    largest = max(optim.batch_size, optim.batch_size_out if outside else 0)
-    images = optim.batch_size + (optim.batch_size_out if outside else 0)
-    copies = 3 + (optim.ema is not None)  # weights, gradients, momentum, average
-    pixels = data.channels * data.frame.area
-    # Two batches exist at a time, as floats; each was made of bytes.
-    return 4 * copies * weights + (2 if bf16 else 4) * activations * largest + 2 * 5 * pixels * images
-
-
-def _sizes(recipe: Recipe, classes: int) -> tuple[int, int] | None:
-    """(weights, activations of one image) of the network, in numbers; None where it hides them."""
-    data = recipe.data
+    data, optim = recipe.data, recipe.optim
     activations = 0
 
     def count(module: nn.Module, inputs: object, output: object) -> None:
@@ -74,7 +46,14 @@ def _sizes(recipe: Recipe, classes: int) -> tuple[int, int] | None:
         raise
     except Exception:  # networks of other libraries may compute with values while they are built
         return None
-    return sum(parameter.numel() for parameter in network.parameters()), activations
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    outside = recipe.objective.outside is not None
+    largest = max(optim.batch_size, optim.batch_size_out if outside else 0)
+    images = optim.batch_size + (optim.batch_size_out if outside else 0)
+    copies = 3 + (optim.ema is not None)  # weights, gradients, momentum, average
+    pixels = data.channels * data.frame.area
+    # Two batches exist at a time, as floats; each was made of bytes.
+    return 4 * copies * weights + (2 if bf16 else 4) * activations * largest + 2 * 5 * pixels * images
 
 
 def check(recipe: Recipe, classes: int, device: torch.device, *, bf16: bool = False) -> None:
