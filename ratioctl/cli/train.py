@@ -107,9 +107,10 @@ def train(
         context.warn(warning)
     _print_result(context, result, events.last, loaded)
     if result.collapsed:
-        alert_chance(
-            context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
-        )
+        advice = "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
+        if events.share < 0.5:
+            advice = f"Raise --max-time: {events.share:.1%} of the recipe's updates fitted into it."
+        alert_chance(context, result, advice)
     return None
 
 
@@ -166,6 +167,7 @@ class _Events:
         self.progress = progress
         self.last: dict[str, Any] = {}
         self.planned = 0  # updates, as shown last
+        self.share = 1.0  # of the recipe's epochs that fit into --max-time
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "leaks":
@@ -173,10 +175,10 @@ class _Events:
         elif event["event"] == "start":
             self.progress.note(event["text"])
         elif event["event"] == "schedule":
+            self.share = share = event["epochs"] / event["recipe_epochs"]
             if abs(event["updates"] - self.planned) <= 0.1 * self.planned:
                 return
             self.planned = event["updates"]
-            share = event["epochs"] / event["recipe_epochs"]
             fits = "all of the recipe fits" if share >= 0.9995 else f"{share:.1%} of the recipe's updates fit"
             self.progress.note(
                 f"{event['update_s']:.2g} s an update: {event['updates']:,} updates, {fits} into "

@@ -136,7 +136,8 @@ def _finished(picture: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def shuffled_patches(pixels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(count, H, W, C) uint8: images cut into 2x2, 4x4 or 8x8 tiles, shuffled; every second one takes
-    half of its tiles from another image. Local statistics stay those of the images, objects do not.
+    half of its tiles from another image. Local statistics stay those of the images, objects do not: at
+    most a quarter of the tiles stay where they are.
 
     Tiles along the right and lower border that are cut short stay where they are.
     """
@@ -150,6 +151,8 @@ def shuffled_patches(pixels: np.ndarray, count: int, seed: int) -> np.ndarray:
         rows, columns = height // h, width // w
         out[k] = first
         order = rng.permutation(rows * columns)
+        while (order == np.arange(len(order))).sum() > len(order) // 4 and len(order) > 1:
+            order = rng.permutation(rows * columns)  # one in 24 would leave four tiles where they are
         for place, taken in enumerate(order):
             origin = second if k % 2 and rng.random() < 0.5 else first
             (i, j), (a, b) = divmod(place, columns), divmod(int(taken), columns)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from ratioctl import recipe as recipes
 from ratioctl.cli import main
+from ratioctl.data import in_distribution, loader
 from tests.photographs import MORE, photographs
 
 pytestmark = pytest.mark.slow
@@ -83,3 +88,37 @@ def test_train_takes_photographs(
     assert "the head is new" in capsys.readouterr().err
     assert main(["train", "scenes", *few]) == 2, "a second run is refused"
     assert main(["train", "scenes", *few, "--resume"]) == 0, "it is done already"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the memory of a Linux process")
+def test_images_of_224_pixels_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path / "cache"))
+    (first,) = photographs(tmp_path / "one", 1, ("roof",)).glob("roof/*.jpg")
+    for name in ("a", "b"):
+        (tmp_path / "many" / name).mkdir(parents=True)
+        for k in range(600):
+            os.link(first, tmp_path / "many" / name / f"{k}.jpg")
+    recipe = recipes.parse(
+        {
+            "name": "large",
+            "data": {"train": str(tmp_path / "many"), "size": [224, 256]},
+            "objective": {"inside": {"clean": 1.0}},
+            "optim": {"batch_size": 32},
+        }
+    )
+
+    def held() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssAnon:\s*(\d+)", status)[1])  # type: ignore[index]
+
+    loader.to_float(np.zeros((1, 8, 8, 3), np.uint8))
+    before = held()
+    everything = in_distribution.load_labelled(recipe.data.train, recipe.data.frame, 3)
+    assert everything.labels is not None
+    keep, _ = in_distribution.hold_out(everything.labels, 0.1, 0)
+    part = everything.subset(keep)
+    for update in range(20):
+        loader.batch_at(update, recipe, part, None, torch.zeros(3, dtype=torch.uint8))
+    size = everything.pixels.nbytes
+    assert size > 190 * 2**20
+    assert held() - before < size / 2, "besides the map of the file there are a batch and what decodes"

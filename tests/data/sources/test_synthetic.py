@@ -73,8 +73,8 @@ def test_patches_are_tiles_of_the_images() -> None:
     found = shuffled_patches(pixels, 40, 3)
     assert found.shape == (40, 16, 16, 1)
     assert set(np.unique(found)) <= set(range(256))
-    alone = shuffled_patches(pixels[:1], 20, 0)
-    assert (alone != pixels[0]).any(axis=(1, 2, 3)).sum() >= 15
+    alone = shuffled_patches(pixels[:1], 600, 0)
+    assert (alone != pixels[0]).any(axis=(1, 2, 3)).all(), "one permutation of four in 24 moves none"
     for image in alone:
         assert sorted(image.ravel()) == list(range(256)), "a permutation of its tiles"
     np.testing.assert_array_equal(found, shuffled_patches(pixels, 40, 3))
