@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,37 @@ def measured(options: argparse.Namespace, name: str, outside: list[str]) -> dict
     return row
 
 
+def table(rows: list[dict[str, Any]], sets: list[str]) -> str:
+    """The rows as Markdown: values in percent, 95 % intervals of the means in brackets."""
+    names = [text.partition("=")[0] for text in sets]
+    head = ["OOD training images", "clean", "robust", *(f"AUROC {name}" for name in (*names, "mean"))]
+    head += [f"worst case {name}" for name in (*names, "mean")]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for row in rows:
+        cells = [row["row"], _cell(row, "accuracy"), _cell(row, "robust_accuracy", attacked=True)]
+        for attacked in (False, True):
+            cells += [_cell(row, "auroc", name, attacked) for name in names]
+            cells.append(_cell(row, "auroc", "mean", attacked, interval=True))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(
+    row: dict[str, Any],
+    name: str,
+    dataset: str | None = None,
+    attacked: bool = False,
+    interval: bool = False,
+) -> str:
+    for found in row["measurements"]:
+        same = found["name"] == name and (found["ball"] is not None) == attacked
+        if same and dataset in (None, found["dataset"]):
+            low, high = found["interval"] or (0, 0)
+            between = f" ({100 * low:.1f} to {100 * high:.1f})" if interval else ""
+            return f"{100 * found['value']:.1f}{between}"
+    return "-"
+
+
 def main() -> None:
     short = {"train": "digits:train", "test": "digits:test", "limit": 20, "ood": ["noise=noise:uniform"]}
     parser = harness.parser(__doc__, short={**short, "epochs": 0.02, "init": ""})
@@ -133,6 +165,8 @@ def main() -> None:
         for name, outside in rows(options.train, options.real).items()
         if not options.only or name in options.only
     }
+    found = [measured(options, name, outside) for name, outside in chosen.items()]
+    print(table(found, options.ood), file=sys.stderr)
     harness.finish(
         {
             "benchmark": "out-distributions for RATIO on CIFAR-10 at width 16",
@@ -141,7 +175,7 @@ def main() -> None:
             "start": options.init or None,
             "epochs": options.epochs,
             "protocol": str(SUITE),
-            "rows": [measured(options, name, outside) for name, outside in chosen.items()],
+            "rows": found,
         },
         options,
     )

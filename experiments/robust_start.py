@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def measured(options: argparse.Namespace, start: str, seed: int) -> dict[str, An
     return row
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: percent, with 95 % intervals."""
+    lines = ["| start | seed | updates | clean | robust |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        cells = [row["start"], str(row["seed"]), str(row["updates"])]
+        for name in ("accuracy", "robust_accuracy"):
+            found = next(m for m in row["measurements"] if m["name"] == name)
+            low, high = (100 * limit for limit in found["interval"])
+            cells.append(f"{100 * found['value']:.1f} ({low:.1f} to {high:.1f}), n {found['n']:,}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     short = {"train": "digits:train", "test": "digits:test", "outside": ["noise:uniform"], "limit": 40}
     parser = harness.parser(__doc__, short={**short, "starts": [SCRATCH], "epochs": 0.1})
@@ -107,6 +121,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="images of a test set")
     parser.add_argument("--out", type=Path, default=Path("runs/robust_start"))
     options = parser.parse_args()
+    found = [measured(options, start, seed) for seed in options.seeds for start in options.starts]
+    print(table(found), file=sys.stderr)
     harness.finish(
         {
             "benchmark": "RATIO at 64x64 from a robust model and from scratch, width 16",
@@ -115,7 +131,7 @@ def main() -> None:
             "outside": options.outside,
             "epochs": options.epochs,
             "protocol": str(SUITE),
-            "rows": [measured(options, start, seed) for seed in options.seeds for start in options.starts],
+            "rows": found,
         },
         options,
     )
