@@ -139,9 +139,12 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def stop(self) -> None:
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
         self.process.terminate()
-        if self.process.wait(timeout=60) != 0:
+        if self.process.wait(timeout=60) != 0 and kind is None:
             sys.exit("the server did not end with 0")
 
 
@@ -197,15 +200,14 @@ def main() -> None:
         expected = base / "expected.json"
         folder = harness.sample_crops(base / "images", options.images, (32, 32))
         expected.write_text(json.dumps(answers(folder, options.model)), encoding="utf-8")
-        server = Server(options.model)
-        for _ in range(options.rounds):
-            for each in sizes:
-                runs[f"serve {each}"].append(load(server, folder, expected, options, each))
-            line = [sys.executable, "-c", BARE, str(folder), options.model, str(options.bare_seconds)]
-            found = iter(map(float, harness.run_process(*line).stdout.split()))
-            for side in ("decoded", "bare"):
-                runs[side].append({"images_per_second": next(found), "us_per_image": next(found)})
-        server.stop()
+        with Server(options.model) as server:
+            for _ in range(options.rounds):
+                for each in sizes:
+                    runs[f"serve {each}"].append(load(server, folder, expected, options, each))
+                line = [sys.executable, "-c", BARE, str(folder), options.model, str(options.bare_seconds)]
+                found = iter(map(float, harness.run_process(*line).stdout.split()))
+                for side in ("decoded", "bare"):
+                    runs[side].append({"images_per_second": next(found), "us_per_image": next(found)})
     ratios = {
         f"share of {side}, {each} per request": harness.spread(
             [

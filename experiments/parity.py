@@ -1,7 +1,7 @@
-"""Do `ood-score`, the exported graph, Node, the server and PyTorch flag the same images?
+"""Do `ood-score`, the exported graph, Node and the server flag the same images?
 
     python -m experiments.parity SOURCE --node FOLDER [--models cifar10-ratio,cifar10-ratio-small:saturated]
-                                 [--limit N] [--json FILE]
+                                 [--torch] [--limit N] [--json FILE]
 
 Every way of computing the flags sees all images of SOURCE:
 
@@ -9,7 +9,7 @@ Every way of computing the flags sees all images of SOURCE:
     server     `ratioctl serve` of the package: the encoded files, 50 a request
     graph      `is_ood` of the exported file (uint8) in onnxruntime for Python
     node       the same file in onnxruntime-node, which FOLDER holds (npm install --ignore-scripts)
-    torch      the network in PyTorch
+    torch      with --torch, the network in PyTorch
 
 `MODEL:saturated` is the model at a temperature so low that a third of its images lie below a log-odds of 20,
 which is its threshold: their confidences round to 1 in float32, and so does the threshold itself. What a
@@ -18,6 +18,7 @@ comparison of float32 confidences would flag is counted beside.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import http.client
 import json
@@ -51,6 +52,7 @@ const ort = require("onnxruntime-node"), fs = require("fs");
   console.log(JSON.stringify(found));
 })();
 """
+HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="%d"\r\n\r\n'
 Found = dict[str, np.ndarray]  # is_ood, label, confidence; each (N,)
 
 
@@ -94,32 +96,27 @@ def by_command(source: str, limit: int | None, model: package.ModelPackage, scra
 
 
 def by_server(items: list[images.Item], model: package.ModelPackage) -> Found:
-    server, rows = Server(str(model.path)), list[dict[str, Any]]()
-    connection = http.client.HTTPConnection("127.0.0.1", int(server.port), timeout=300)
-    for k in range(0, len(items), BATCH):
-        parts = [
-            b'--b\r\nContent-Disposition: form-data; name="image"; filename="%d"\r\n\r\n%s\r\n'
-            % (j, item.read())
-            for j, item in enumerate(items[k : k + BATCH])
-        ]
-        body = b"".join([*parts, b"--b--\r\n"])
-        connection.request("POST", "/v1/score", body, {"Content-Type": "multipart/form-data; boundary=b"})
-        answer = connection.getresponse()
-        said = json.loads(answer.read())
-        if answer.status != 200:
-            sys.exit(f"the server answers {answer.status}: {said}")
-        rows += said["rows"]
-    connection.close()
-    server.stop()
+    rows: list[dict[str, Any]] = []
+    with Server(str(model.path)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", int(server.port), timeout=600)
+        with contextlib.closing(connection):
+            for k in range(0, len(items), BATCH):
+                parts = [HEAD % j + item.read() + b"\r\n" for j, item in enumerate(items[k : k + BATCH])]
+                kind = {"Content-Type": "multipart/form-data; boundary=b"}
+                connection.request("POST", "/v1/score", b"".join([*parts, b"--b--\r\n"]), kind)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+                if answer.status != 200:
+                    sys.exit(f"the server answers {answer.status}: {said}")
+                rows += said["rows"]
     return _columns(rows, model)
 
 
 def by_graph(pixels: np.ndarray, file: Path) -> Found:
-    loaded = runtime.load(file)
-    parts = [loaded.run(pixels[k : k + BATCH]) for k in range(0, len(pixels), BATCH)]
-    return {
-        name: np.concatenate([part[name] for part in parts]) for name in ("is_ood", "label", "confidence")
-    }
+    """With the logits as well."""
+    loaded, names = runtime.load(file), ("is_ood", "label", "confidence", "logits")
+    parts = [loaded.run(pixels[k : k + BATCH], names) for k in range(0, len(pixels), BATCH)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def by_node(pixels: np.ndarray, file: Path, node: Path, scratch: Path) -> Found:
@@ -142,15 +139,6 @@ def _columns(rows: list[dict[str, Any]], model: package.ModelPackage) -> Found:
     }
 
 
-def of_logits(logits: np.ndarray, model: package.ModelPackage) -> Found:
-    limit, temperature = package.threshold(model), model.temperature
-    return {
-        "is_ood": model.ood_score.is_ood(logits, temperature, limit),
-        "label": logits.argmax(axis=1),
-        "confidence": metrics.confidence(logits, temperature),
-    }
-
-
 def float32_flags(logits: np.ndarray, model: package.ModelPackage) -> tuple[np.ndarray, np.ndarray]:
     """What a graph that compares float32 confidences would flag, and those confidences."""
     z = (logits / np.float32(model.temperature)).astype(np.float32)
@@ -159,42 +147,48 @@ def float32_flags(logits: np.ndarray, model: package.ModelPackage) -> tuple[np.n
     return confidence < np.float32(package.threshold(model)), confidence
 
 
+def by_torch(pixels: np.ndarray, model: package.ModelPackage) -> Found:
+    from ratioctl.models.predict import predictor
+
+    network, limit, temperature = predictor(model), package.threshold(model), model.temperature
+    logits = np.concatenate([network.predict(pixels[k : k + 100]) for k in range(0, len(pixels), 100)])
+    return {
+        "is_ood": model.ood_score.is_ood(logits, temperature, limit),
+        "label": logits.argmax(axis=1),
+        "confidence": metrics.confidence(logits, temperature),
+    }
+
+
 def compared(name: str, options: Any, scratch: Path) -> dict[str, Any]:
     """All ways for one model, each beside `ood-score`."""
     import ratioctl
-    from ratioctl.models.predict import predictor
 
     base, _, kind = name.partition(":")
     model = package.resolve(base)
     items, pixels = read(options.source, options.limit, model)
-
-    def note(text: str) -> None:
-        print(f"{name}: {text}", file=sys.stderr, flush=True)
-
-    note(f"{len(items)} images; torch")
-    network = predictor(model)
-    logits = np.concatenate([network.predict(pixels[k : k + 100]) for k in range(0, len(pixels), 100)])
     if kind == "saturated":
+        loaded = runtime.load(model)
+        logits = np.concatenate([loaded.predict(pixels[k : k + 100]) for k in range(0, len(pixels), 100)])
         model = saturated(model, logits, scratch / "model")
         ratioctl.export(model)  # into it: the command and the server need no torch
         model = package.read(model.path)
-    file = ratioctl.export(model, output=scratch / "model.onnx", input_type="uint8").path
+    file = ratioctl.export(model, output=scratch / "model.onnx", input_type="uint8").path.resolve()
     ways: dict[str, Callable[[], Found]] = {
+        "graph": lambda: by_graph(pixels, file),
+        "node": lambda: by_node(pixels, file, options.node, scratch),
         "ood-score": lambda: by_command(options.source, options.limit, model, scratch),
         "server": lambda: by_server(items, model),
-        "graph": lambda: by_graph(pixels, file),
-        "node": lambda: by_node(pixels, file.resolve(), options.node, scratch),
     }
+    if options.torch:
+        ways["torch"] = lambda: by_torch(pixels, model)
     found = {}
     for way, compute in ways.items():
-        note(way)
+        print(f"{name}: {way}, {len(items)} images", file=sys.stderr, flush=True)
         found[way] = compute()
-    found["torch"] = of_logits(logits, model)
-    first, limit = found["ood-score"], package.threshold(model)
+    first, limit, logits = found["ood-score"], package.threshold(model), found["graph"]["logits"]
     simple, confidence = float32_flags(logits, model)
-    distance = np.abs(
-        model.ood_score.acceptance(logits, model.temperature) - model.ood_score.acceptance_bound(limit)
-    )
+    score = model.ood_score
+    distance = np.abs(score.acceptance(logits, model.temperature) - score.acceptance_bound(limit))
     return {
         "model": name,
         "digest": model.digest,
@@ -204,7 +198,7 @@ def compared(name: str, options: Any, scratch: Path) -> dict[str, Any]:
         "flagged": int(first["is_ood"].sum()),
         "least_distance_log_odds": float(distance.min()),
         "float32_confidences_of_1": int((confidence == 1).sum()),
-        "flags_changed_by_comparing_float32": int((simple != found["torch"]["is_ood"]).sum()),
+        "flags_changed_by_comparing_float32": int((simple != first["is_ood"]).sum()),
         "beside_ood_score": {
             way: {
                 "n": len(other["is_ood"]),
@@ -225,6 +219,7 @@ def main() -> None:
         "--node", type=Path, required=True, help="a folder with node_modules/onnxruntime-node"
     )
     parser.add_argument("--models", default="cifar10-ratio,cifar10-ratio-small:saturated")
+    parser.add_argument("--torch", action="store_true", help="compare PyTorch, too")
     parser.add_argument("--limit", type=int, help="the first so many images")
     options = parser.parse_args()
     results = []
