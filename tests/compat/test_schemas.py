@@ -125,7 +125,12 @@ def thresholds(ratioctl: Run, format_1: Path, tmp_path_factory: pytest.TempPathF
     """By rules with and without a guarantee, per class, with a risk, and under attack."""
     out = tmp_path_factory.mktemp("calibrated") / "package"
     line = ["calibrate", format_1, "--data", "digits:test", "--ood", "uni=noise:uniform", "--out", out]
-    for rule in ("kept=keep:0.9", "sure=conformal:0.1", "right=risk:0.2", "w=worst-pass:0.9@uni:eps=0.1:n=2:steps=1"):
+    for rule in (
+        "kept=keep:0.9",
+        "sure=conformal:0.1",
+        "right=risk:0.2",
+        "w=worst-pass:0.9@uni:eps=0.1:n=2:steps=1",
+    ):
         line += ["--threshold", rule]
     assert ratioctl(*line, "--per-class", "--device", "cpu")[0] == 0
     code, shown = ratioctl("thresholds", out, "--json")
@@ -349,7 +354,10 @@ def test_the_config_of_a_model_trained_elsewhere(ratioctl: Run, format_1: Path, 
 
 # --- schemas notice damage ---------------------------------------------------------------------------------
 
-MAPS = ("ratio.thresholds", "models[].figures.histograms", "models[].figures.roc")  # keys are the user's
+MAPS = (  # keys are the user's
+    *("ratio.thresholds", "models[].figures.histograms", "models[].figures.roc"),
+    *("thresholds[].classes", "thresholds[].per_class.common"),
+)
 
 
 def places(value: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -467,10 +475,13 @@ def test_damaged_summaries_are_found(summary: Any) -> None:
 
 
 def test_damaged_thresholds_are_found(thresholds: Any) -> None:
-    found = accepted("thresholds.json", {**thresholds, "thresholds": thresholds["thresholds"][2:]})
-    assert found == {
-        "missing": {"thresholds[].classes.*"},
-        "null": {"thresholds[].classes", "thresholds[].statement", "page"},
+    row, last = "thresholds[]", thresholds["thresholds"][3:]
+    assert accepted("thresholds.json", {**thresholds, "thresholds": last}) == {
+        "missing": {f"{row}.risk", f"{row}.per_class", f"{row}.classes.*", f"{row}.per_class.common.*"},
+        "null": {
+            *(f"{row}.classes", f"{row}.statement", "curves[].ball", "page"),
+            *(f"{row}.{part}.{key}" for part in ("id", "ood[]") for key in ("ball", "attack")),
+        },
     }
 
 
