@@ -1,7 +1,7 @@
 """Do `ood-score`, the exported graph, Node and the server flag the same images?
 
     python -m experiments.parity SOURCE --node FOLDER [--models cifar10-ratio,cifar10-ratio-small:saturated]
-                                 [--torch] [--limit N] [--json FILE]
+                                 [--torch] [--limit N] [--keep FOLDER] [--json FILE]
 
 Every way of computing the flags sees all images of SOURCE:
 
@@ -10,6 +10,8 @@ Every way of computing the flags sees all images of SOURCE:
     graph      `is_ood` of the exported file (uint8) in onnxruntime for Python
     node       the same file in onnxruntime-node, which FOLDER holds (npm install --ignore-scripts)
     torch      with --torch, the network in PyTorch
+
+What has been computed is kept in `--keep FOLDER`, from which a run that was ended goes on.
 
 `MODEL:saturated` is the model at a temperature so low that a third of its images lie below a log-odds of 20,
 which is its threshold: their confidences round to 1 in float32, and so does the threshold itself. What a
@@ -159,6 +161,19 @@ def by_torch(pixels: np.ndarray, model: package.ModelPackage) -> Found:
     }
 
 
+def kept(folder: Path | None, name: str, compute: Callable[[], Found]) -> Found:
+    """What an earlier run has stored under this name, or else the result of `compute`."""
+    path = None if folder is None else folder / f"{name}.npz"
+    if path is not None and path.exists():
+        with np.load(path) as stored:
+            return dict(stored)
+    found = compute()
+    if path is not None:
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, **found)  # type: ignore[arg-type]
+    return found
+
+
 def compared(name: str, options: Any, scratch: Path) -> dict[str, Any]:
     """All ways for one model, each beside `ood-score`."""
     import ratioctl
@@ -184,7 +199,7 @@ def compared(name: str, options: Any, scratch: Path) -> dict[str, Any]:
     found = {}
     for way, compute in ways.items():
         print(f"{name}: {way}, {len(items)} images", file=sys.stderr, flush=True)
-        found[way] = compute()
+        found[way] = kept(options.keep, f"{name.replace(':', '-')}-{way}", compute)
     first, limit, logits = found["ood-score"], package.threshold(model), found["graph"]["logits"]
     simple, confidence = float32_flags(logits, model)
     score = model.ood_score
@@ -219,6 +234,7 @@ def main() -> None:
         "--node", type=Path, required=True, help="a folder with node_modules/onnxruntime-node"
     )
     parser.add_argument("--models", default="cifar10-ratio,cifar10-ratio-small:saturated")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what has been computed here")
     parser.add_argument("--torch", action="store_true", help="compare PyTorch, too")
     parser.add_argument("--limit", type=int, help="the first so many images")
     options = parser.parse_args()
