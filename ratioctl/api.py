@@ -333,7 +333,10 @@ def counterfactual(
         One explanation for each model, norm and image, in that order.
 
     Raises:
-        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
+        UsageError: a value that has no effect or no meaning here.
+        SourceError: no images.
+        PackageError: a model that cannot be read.
+        ImageError: the first image that cannot be read.
     """
     from ratioctl import counterfactuals
 
@@ -393,7 +396,8 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
-        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
+        explain: fill in the fields of `ScoreRow` that it lists under this name.
+        checks: likewise.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.

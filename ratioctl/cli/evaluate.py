@@ -64,8 +64,8 @@ BackendName = Annotated[
     typer.Option(
         "--backend",
         metavar="BACKEND",
-        help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the same "
-        "attacks in this package) [default: reference in paper and full, own in quick].",
+        help="Attacks of the robust accuracy: reference (pyautoattack's standard version, slower) or own "
+        "(the same attacks in this package) [default: reference in paper and full, own in quick].",
     ),
 ]
 SaveAdversarial = Annotated[
@@ -112,7 +112,7 @@ def evaluate(
     score: FurtherScores = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and detection.
+    """Measure accuracy, robustness, calibration and OOD detection.
 
     Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
     where it stopped when the same command is given again.
