@@ -209,6 +209,16 @@ def test_the_report_of_the_suite_quick(report: Any) -> None:
     }
 
 
+def test_the_report_of_a_protocol(ratioctl: Run, format_1: Path, tmp_path: Path) -> None:
+    line = ("evaluate", format_1, "--data", "digits:test", "--ood", "near-uni=noise:uniform", "--limit", 2)
+    assert ratioctl(*line, "--protocol", "openood", "--out", tmp_path / "out", "--device", "cpu")[0] == 0
+    found = load(tmp_path / "out" / "report.json")
+    check("report.json", found)
+    ours, *published = found["comparison"]["rows"]
+    assert (ours["published"], ours["figures"]["far"]) == (False, None)
+    assert published[0]["source"]
+
+
 def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
     check("report.json", explanations)
     found = {(row["name"], row["dataset"]) for row in explanations["models"][0]["measurements"]}
