@@ -224,6 +224,7 @@ def evaluate(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -244,6 +245,8 @@ def evaluate(
         models: package folders or names of bundled models; none means the default one.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        protocol: a published protocol instead: "robustbench-l2", "robustbench-linf", "paper", "good", "atd"
+            or "openood".
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
@@ -275,6 +278,7 @@ def evaluate(
         write=write,
         out=folder,
         suite=suite,
+        protocol=protocol,
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
