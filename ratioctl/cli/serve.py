@@ -72,7 +72,7 @@ def serve(
     allow_host: AllowHost = None,
     max_body: MaxBody = 32,
     max_pixels: MaxPixels = 50,
-    max_queue: MaxQueue = 512,
+    max_queue: MaxQueue = 2048,
     timeout: Timeout = 30.0,
 ) -> int | None:
     """Serve models: a page for people and an HTTP API."""
