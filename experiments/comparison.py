@@ -5,7 +5,7 @@
     python -m experiments.comparison fine-tune (the same data)
     python -m experiments.comparison digits
 
-"small" trains the eight `cifar10-*-small` recipes, "digits" the five of `digits-*` with several seeds,
+"small" trains the eight `cifar10-*-small` recipes, "digits" the six of `digits-*` with several seeds,
 "fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
 (`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
 held-out split, and evaluates all models on the same images ("fine-tune" on half as many worst cases). The
@@ -100,6 +100,8 @@ def passes(spec: Recipe, images: int) -> float:
     for update in range(updates):
         objective, _ = schedule_attacks(spec, update / per_epoch)
         total += term(objective.inside, sizes[0]) + term(objective.outside, sizes[1])
+        if objective.energy is not None:
+            total += objective.energy.batch_size * (TRAINING + objective.energy.steps)
     return total
 
 
@@ -112,7 +114,7 @@ def small(seeds: Sequence[int]) -> list[Run]:
 
 
 def digits(seeds: Sequence[int]) -> list[Run]:
-    methods = ("plain", "oe", "acet", "at", "ratio")
+    methods = ("plain", "oe", "acet", "at", "ratio", "jem")
     return [Run(name=_seeded(m, seed), recipe=f"digits-{m}", seed=seed) for m in methods for seed in seeds]
 
 

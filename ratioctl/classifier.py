@@ -442,7 +442,8 @@ class ImageExplanation:
         radii = ", ".join(f"{one.eps:g}: {one.confidence:.3f}" for one in self.counterfactuals[:8])
         more = ", ..." if len(self.counterfactuals) > 8 else ""
         norm = self.header["norm"]
-        return f"{self.explanation.path!r} towards {self.target!r}, confidence at l{norm} {radii}{more}"
+        name = os.path.basename(self.explanation.path)
+        return f"{name!r} towards {self.target!r}, confidence at l{norm} {radii}{more}"
 
     def _repr_png_(self) -> bytes:
         from ratioctl.report.pictures import png_of

@@ -69,14 +69,15 @@ def _parquet(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(open_binary(path))
-        _check_columns(path, file.schema_arrow.names)
-        known = [n for n in file.schema_arrow.names if n.lower() in (*_PATHS, *_LABELS, "split")]
-        number = 0
-        for batch in file.iter_batches(columns=known):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {k.lower(): str(v) for k, v in row.items() if v is not None}
+        with open_binary(path) as stream:
+            file = pq.ParquetFile(stream)
+            _check_columns(path, file.schema_arrow.names)
+            known = [n for n in file.schema_arrow.names if n.lower() in (*_PATHS, *_LABELS, "split")]
+            number = 0
+            for batch in file.iter_batches(columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {k.lower(): str(v) for k, v in row.items() if v is not None}
     except (pa.ArrowException, OSError) as error:
         raise SourceError(shown(path), f"cannot be read as Parquet: {error}", _HOW) from None
 
