@@ -30,6 +30,16 @@ SuiteName = Annotated[
     Literal["clean", "quick", "paper", "full", "explanations"],
     typer.Option("--suite", metavar="SUITE", help="clean (no attacks), quick, paper, full, explanations."),
 ]
+ProtocolName = Annotated[
+    Literal["robustbench-l2", "robustbench-linf", "paper", "good", "atd", "openood"] | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME",
+        help="A published protocol instead of a suite, with published figures beside: robustbench-l2 and "
+        "robustbench-linf (AutoAttack), paper (worst case at l2 1), good (linf 0.01), atd (linf 8/255, ID "
+        "and OOD attacked), openood (near and far).",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
 ]
@@ -54,8 +64,8 @@ BackendName = Annotated[
     typer.Option(
         "--backend",
         metavar="BACKEND",
-        help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the same "
-        "attacks in this package) [default: reference in paper and full, own in quick].",
+        help="Attacks of the robust accuracy: reference (pyautoattack's standard version, slower) or own "
+        "(the same attacks in this package) [default: reference in paper and full, own in quick].",
     ),
 ]
 SaveAdversarial = Annotated[
@@ -99,6 +109,7 @@ def evaluate(
     models: Models = None,
     ood: Ood = None,
     suite: SuiteName = "quick",
+    protocol: ProtocolName = None,
     limit: Limit = None,
     resume: Resume = False,
     write: Write = False,
@@ -110,7 +121,7 @@ def evaluate(
     shard: ShardOption = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and detection.
+    """Measure accuracy, robustness, calibration and OOD detection.
 
     Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
     where it stopped when the same command is given again.
@@ -121,7 +132,7 @@ def evaluate(
     from ratioctl.report import evaluation_files
 
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
-    folder = out or default_folder([(package.name, package.digest) for package in loaded], suite)
+    folder = out or default_folder([(package.name, package.digest) for package in loaded], protocol or suite)
     if out is None and shard is not None:
         folder /= f"shard-{shard.replace('/', '-of-')}"
     evaluation_files.refuse_foreign(folder)
@@ -134,6 +145,7 @@ def evaluate(
                 data=data,
                 ood=ood or (),
                 suite=suite,
+                protocol=protocol,
                 limit=limit,
                 resume=resume,
                 write=write,

@@ -18,7 +18,7 @@ from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.errors import LogitsError, OutputError, PackageError, UsageError
-from ratioctl.evaluation import measurements, sanity_checks, sharding, suites
+from ratioctl.evaluation import measurements, protocols, sanity_checks, sharding, suites
 from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.context import Batches, Context, Examples, Results
@@ -49,6 +49,7 @@ def run(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str | Suite = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -73,18 +74,17 @@ def run(
         data: a labelled SOURCE; classes are matched to the models' labels by name.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean", "quick", "paper", "full", "explanations", or a `Suite`.
+        protocol: a published protocol instead of a suite, a name of `protocols.PROTOCOLS`.
         limit: maximum number of images per set, stratified by class where there are labels.
         resume: also reuse the batches of a finished run in `out`.
         write: store the measurements in the packages' config and card.
         out: folder of the result cache; None keeps nothing.
         backend: of the robust accuracy: "reference" runs `pyautoattack`'s standard version, "own" the same
-            attacks of this package; None uses the suite's. "own" where the reference does not exist (l1.5,
-            fewer than 4 classes); every measurement names its backend.
+            attacks of this package, also where the reference does not exist; None uses the suite's.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
         score: names of further OOD scores to measure, see `ratioctl.scores`.
-        shard: "I/N": compute part I of N of the batches into `out`, for `merging.merge`. The evaluation that
-            is returned has no models then.
+        shard: "I/N": compute part I of N of the batches into `out`; the returned evaluation has no models.
         parts: finished shards; their batches are used, and one that they lack is an error.
         precision: of the attacks; "auto" uses bf16 where it is faster, except in `exact` suites.
         callback: called with {"event": "plan", "seconds", "phases"}, {"event": "batch", "model", "what",
@@ -99,17 +99,17 @@ def run(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
-    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
-    chosen = _with_scores(chosen, score)
-    named = out_distribution.named(ood, data)
+    published = None if protocol is None else _protocol(protocol, suite, write, ood)
+    chosen = published.suite if published else suite
+    chosen = _resolve(chosen, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen, named = _with_scores(chosen, score), _named(published, ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
         _check_writable(loaded)
-    mine = None if shard is None else _shard(shard, suite, write, out)
     compute = _compute(device, precision, chosen)
-    given: dict[str, Any] = {"data": data, "suite": chosen.name, "limit": limit, "backend": backend}
-    given |= {"score": list(score), "save_adversarial": save_adversarial, "download": download}
-    given |= {"device": device, "precision": precision, "seed": seed}
+    given: dict[str, Any] = {"data": data, "suite": suite, "protocol": protocol, "limit": limit}
+    given |= {"backend": backend, "score": list(score), "save_adversarial": save_adversarial}
+    given |= {"device": device, "precision": precision, "seed": seed, "download": download}
     job = _Job(
         data=Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download),
         models=loaded,
@@ -117,9 +117,10 @@ def run(
         judge=None if judge is None else Judge.of(packages.resolve(judge), loaded, compute),
         folder=None if out is None else make_folder(Path(out)),
         save=save_adversarial,
-        shard=mine,
+        shard=None if shard is None else _shard(shard, suite, write, out),
         parts=tuple(parts),
-        arguments={**given, **_named(loaded, named, judge)},
+        published=published,
+        arguments={**given, **_recorded(loaded, named, judge)},
     )
     return _run(job, resume, write, callback or (lambda event: None), finish)
 
@@ -136,6 +137,7 @@ class _Job:
     save: bool
     shard: Shard | None
     parts: tuple[sharding.Part, ...]
+    published: protocols.Protocol | None
     arguments: Mapping[str, object]
 
 
@@ -203,6 +205,34 @@ def _cache_folder(out: Path) -> Path:
 # --- options -----------------------------------------------------------------------------------------------
 
 
+def _protocol(
+    name: str, suite: str | Suite, write: bool, ood: Sequence[str] | Mapping[str, str]
+) -> protocols.Protocol:
+    """The protocol of that name; raises UsageError for options that do not go with it."""
+    found = protocols.by_name(name)
+    option = f"--protocol {name}"
+    if suite != "quick":
+        raise UsageError(option, "says itself what is measured", "Leave out --suite.")
+    if write:
+        raise UsageError("--write", f"has no effect with {option}", "A card shows the figures of a suite.")
+    if ood and not found.detects:
+        raise UsageError("--ood", f"has no effect with {option}, which measures ID images", "Leave it out.")
+    return found
+
+
+def _named(
+    published: protocols.Protocol | None, ood: Sequence[str] | Mapping[str, str], data: str
+) -> dict[str, str]:
+    """OOD sets by name; raises UsageError for names that the protocol needs to know."""
+    if published is not None and not published.detects:
+        return {}
+    named = dict(out_distribution.named(ood, data))
+    if published is not None and published.groups:
+        for name in named:
+            protocols.group_of(name)
+    return named
+
+
 def _resolve(
     suite: str | Suite, backend: Backend | None, save: bool, judged: bool, write: bool, has_folder: bool
 ) -> Suite:
@@ -247,7 +277,9 @@ def _shard(shard: str, suite: str | Suite, write: bool, out: str | Path | None) 
     return parsed
 
 
-def _named(loaded: Sequence[ModelPackage], ood: Mapping[str, str], judge: Model | None) -> dict[str, object]:
+def _recorded(
+    loaded: Sequence[ModelPackage], ood: Mapping[str, str], judge: Model | None
+) -> dict[str, object]:
     """Models and OOD sets as JSON values that `run` takes."""
 
     def name(package: ModelPackage) -> str:  # a bundled model is elsewhere on another machine
@@ -347,24 +379,29 @@ def _compute_shard(context: Context) -> None:
 
 def _evaluation(contexts: Sequence[Context], job: _Job) -> Evaluation:
     """Run the stages of every model."""
-    suite, limit, judge = job.data.suite, job.data.limit, job.judge
+    suite, limit, judge, published = job.data.suite, job.data.limit, job.judge, job.published
     names = ("search", "score") if suite.explains else ("attack", "verdict")
     protocol = str(suite)
     if judge is not None:
         protocol += f"; judged by {judge.package.name}"
     if limit is not None:
         protocol += f"; at most {limit:,} images of a set"
-    parts = tuple(_evaluated(context) for context in contexts)
+    parts = tuple(_evaluated(context, published) for context in contexts)
+    compared = None
+    if published is not None and contexts:
+        data = contexts[0].data
+        compared = protocols.comparison(published, parts, data.name, list(data.outside))
     return Evaluation(
         suite=suite.name,
         protocol=protocol,
         data=tuple(in_distribution.described(contexts[0].data.all())) if contexts else (),
         environment=environment(job.compute, *(f"{name}_precision" for name in names)),
         models=parts,
+        comparison=compared,
     )
 
 
-def _evaluated(context: Context) -> Evaluated:
+def _evaluated(context: Context, published: protocols.Protocol | None) -> Evaluated:
     """All stages of one model, and its report."""
     context.batches.plan.start(context.name)
     results = Results(examples=Examples(context.name, context.data.all()))
@@ -374,6 +411,10 @@ def _evaluated(context: Context) -> Evaluated:
     data = context.data
     if "ood" in context.suite.stages:
         results.measurements += measurements.mean_over_sets(
+            results.measurements, list(data.outside), data.name, context.seed
+        )
+    if published is not None and published.groups:
+        results.measurements += protocols.group_means(
             results.measurements, list(data.outside), data.name, context.seed
         )
     results.warnings += _common_warnings(context)

@@ -15,7 +15,9 @@ from tests.recipe.helpers import FOLDER, NAMES, refusal
 
 # Table 7 and appendix B.4: radius inside by the number in the name, radius outside by the data.
 RADIUS_OUT = {"cifar10": 1.0, "cifar100": 1.0, "svhn": 1.0, "restricted-imagenet": 7.0}
-OWN = [n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64")]
+OWN = [
+    n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64", "animals64")
+]
 OWN += ["cifar10-ratio", "cifar10-ratio-start", "cifar10-jem"]  # JEM has its own test
 PUBLISHED = [n for n in NAMES if n not in OWN]
 

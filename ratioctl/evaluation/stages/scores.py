@@ -58,7 +58,8 @@ def run(context: Context, results: Results) -> None:
 
 def _search(context: Context, score: OodScore, name: str) -> list[Arrays]:
     """One OOD set attacked towards a low score."""
-    suite, ball, images = context.suite, suites.outside_ball(context.package), context.data.outside[name]
+    suite, images = context.suite, context.data.outside[name]
+    ball = suites.outside_ball(context.package, suite)
     pixels = take(images.pixels, stratified_indices(images, suite.outside, context.seed))
     return context.batches.run(
         f"worst case by {score.name}, {name}",
@@ -74,7 +75,8 @@ def _search(context: Context, score: OodScore, name: str) -> list[Arrays]:
 
 def _worst_case(context: Context, results: Results, score: OodScore, name: str, inside: np.ndarray) -> None:
     """Measurements of one OOD set under attack; `inside` are the acceptances of unchanged ID images."""
-    suite, ball, images = context.suite, suites.outside_ball(context.package), context.data.outside[name]
+    suite, images = context.suite, context.data.outside[name]
+    ball = suites.outside_ball(context.package, suite)
     parts = _search(context, score, name)
     worst = joined(parts)["acceptance"]
     method = default_method(ball.p).upper()
