@@ -13,6 +13,7 @@ from ratioctl.evaluation.context import Context, Results, joined
 from ratioctl.evaluation.datasets import stratified_indices, take
 from ratioctl.evaluation.progress import Phase
 from ratioctl.scores import OodScore
+from ratioctl.utils.result_cache import Arrays
 
 
 def plan(context: Context) -> Iterator[Phase]:
@@ -25,6 +26,13 @@ def plan(context: Context) -> Iterator[Phase]:
         for name, images in context.data.outside.items():
             count = len(stratified_indices(images, suite.outside, 0))
             yield context.phase(f"worst case by {score}, {name}", "search", count, each)
+
+
+def compute(context: Context) -> None:
+    if context.suite.attacks_ood:
+        for score in map(scores.by_name, context.suite.scores):
+            for name in context.data.outside:
+                _search(context, score, name)
 
 
 def run(context: Context, results: Results) -> None:
@@ -48,15 +56,12 @@ def run(context: Context, results: Results) -> None:
                 _worst_case(context, results, score, name, inside)
 
 
-def _worst_case(context: Context, results: Results, score: OodScore, name: str, inside: np.ndarray) -> None:
-    """One OOD set attacked towards a low score; `inside` are the acceptances of unchanged ID images."""
-    suite, ball, images = (
-        context.suite,
-        suites.outside_ball(context.package, context.suite),
-        context.data.outside[name],
-    )
+def _search(context: Context, score: OodScore, name: str) -> list[Arrays]:
+    """One OOD set attacked towards a low score."""
+    suite, images = context.suite, context.data.outside[name]
+    ball = suites.outside_ball(context.package, suite)
     pixels = take(images.pixels, stratified_indices(images, suite.outside, context.seed))
-    parts = context.batches.run(
+    return context.batches.run(
         f"worst case by {score.name}, {name}",
         pixels,
         lambda at: attack_batches.worst_case_score(
@@ -66,6 +71,13 @@ def _worst_case(context: Context, results: Results, score: OodScore, name: str, 
         ),
         settings=[score.name, ball.model_dump(mode="json"), suite.outside_steps, suite.outside_restarts],
     )
+
+
+def _worst_case(context: Context, results: Results, score: OodScore, name: str, inside: np.ndarray) -> None:
+    """Measurements of one OOD set under attack; `inside` are the acceptances of unchanged ID images."""
+    suite, images = context.suite, context.data.outside[name]
+    ball = suites.outside_ball(context.package, suite)
+    parts = _search(context, score, name)
     worst = joined(parts)["acceptance"]
     method = default_method(ball.p).upper()
     how = f"{method} on {score.name}, {suite.outside_steps} steps x {suite.outside_restarts}, or the image"
