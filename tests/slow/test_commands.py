@@ -44,6 +44,7 @@ NOT_RUN = {  # commands that contain these words
     "timm-weights.safetensors": "100 MB; tests/cli/test_package.py has another network of timm",
     "madry.pt": "100 MB; tests/models/test_import_checkpoint.py",
     "node_modules": "needs npm; tests/browser/test_live.py",
+    "s3://": "needs a server; tests/slow/test_s3.py",
     "torchrun": "several processes; tests/slow has its own test",
     "--engine ray": "needs Ray",
 }
