@@ -63,6 +63,8 @@ def test_command_lines_name_commands_options_modules_and_targets_that_exist(name
             assert path.is_file(), words
             given = {word for word in words[3:] if word.startswith("--")}
             assert all(f'"{option}"' in _with_harness(path) for option in given), words
+        elif words[:2] == ["python", "-c"]:
+            compile(words[2], name, "exec")  # test_sample_photographs_are_copied runs it
         elif words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= TARGETS, words
         else:
@@ -90,6 +92,12 @@ def run(program: list[str], folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_sample_photographs_are_copied(tmp_path: Path) -> None:
+    (words,) = (words for words in commands("get-started.md") if words[:2] == ["python", "-c"])
+    run(words[1:], tmp_path)
+    assert (tmp_path / "assets" / "samples" / "cat.jpg").is_file()
 
 
 PRINTED = {
