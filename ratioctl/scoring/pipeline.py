@@ -103,7 +103,7 @@ def batches(
         UsageError: a threshold that is neither a name of the model's nor a confidence.
         UncalibratedError: a name, and the model has no thresholds.
     """
-    bound = package.threshold(model.spec, threshold, model.score)
+    package.threshold(model.spec, threshold, model.score)  # refused at once
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
     items: Iterator[images.Item | Unreadable] = itertools.islice(items_of(paths, stdin=stdin), limit)
@@ -124,7 +124,7 @@ def batches(
         )
 
     found = map_batches(
-        items,
+        prefetched(items),
         work,
         batch=batch_size(model.spec.frame.area),
         workers=workers or resources.processors(),
