@@ -109,7 +109,31 @@ def batches(
     items: Iterator[images.Item | Unreadable] = itertools.islice(items_of(paths, stdin=stdin), limit)
     if listing is not None:
         items = listing.numbered(items)
-    items = prefetched(items)
+    return score_items(
+        items,
+        model,
+        threshold=threshold,
+        probabilities=probabilities,
+        explain=explain,
+        checks=checks,
+        bit_depth=bit_depth,
+        workers=workers,
+    )
+
+
+def score_items(
+    items: Iterator[images.Item | Unreadable],
+    model: Model,
+    *,
+    threshold: str | float = "tpr95",
+    probabilities: bool = False,
+    explain: bool = False,
+    checks: bool = False,
+    bit_depth: int | None = None,
+    workers: int | None = None,
+) -> Generator[list[ScoreRow], None, None]:
+    """`batches` of items that are listed already."""
+    bound = package.threshold(model.spec, threshold, model.score)
     explainer = Explainer.of(model.spec, bound, model.score) if explain else None
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:

@@ -2,9 +2,9 @@
 
     files, folders, archives -> table of units -> Ray Data -> [read -> decode -> predict -> score] x actors
 
-A unit is an image, or an archive or table whose images one actor scores. Actors read the files themselves, with
-the code of the local engine, so that one that cannot be read is a row with the same error and not a failed
-job, and no reader of Ray's waits for a processor that the actors hold.
+A unit is an image, or an archive or table whose images one actor scores. Actors read the files themselves,
+with the code of the local engine, so that one that cannot be read is a row with the same error and not a
+failed job, and no reader of Ray's waits for a processor that the actors hold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -74,11 +75,14 @@ def units_of(paths: Images, limit: int | None) -> list[Unit]:
         if not images.is_path(argument):
             raise UsageError("--engine ray", "takes paths and URLs only", "Use the engine local.")
         text = os.fspath(argument)
+        if text == "-":
+            raise UsageError(
+                "--engine ray", "takes no list on stdin", "Name files, folders, archives or URLs."
+            )
         if images.is_collection(text):
             if limit is not None:
-                raise UsageError(
-                    "--limit", "does not count images of archives with --engine ray", "Leave it out."
-                )
+                reason = "does not count images of archives with --engine ray"
+                raise UsageError("--limit", reason, "Leave it out.")
             found.append(Unit(path=text))
             continue
         left = None if limit is None else limit - len(found)
@@ -88,6 +92,35 @@ def units_of(paths: Images, limit: int | None) -> list[Unit]:
     if not found:
         raise UsageError("paths", "there are none", "Name images, folders or archives.")
     return found
+
+
+def run(
+    paths: Images,
+    model: object,
+    *,
+    limit: int | None = None,
+    workers: int | None = None,
+    shard: str | None = None,
+    checks: bool = False,
+    **settings: Any,
+) -> Generator[list[ScoreRow], None, None]:
+    """`batches` of what `paths` names; listing ends before scoring begins.
+
+    Args:
+        settings: see `Settings`.
+
+    Raises:
+        UsageError: options that need the order of the images; as `units_of` and `batches`.
+    """
+    if shard is not None:
+        step = "Use one of them: Ray distributes the images itself."
+        raise UsageError("--shard", "has no effect with --engine ray", step)
+    if checks:
+        reason = "compares every image with the one before, and Ray has no order"
+        raise UsageError("--checks", reason, "Use the engine local.")
+    path = os.fspath(getattr(model, "path", model))  # type: ignore[call-overload]
+    path = os.path.abspath(path) if os.path.exists(path) else path
+    return batches(units_of(paths, limit), Settings(model=path, **settings), workers=workers)
 
 
 def batches(
@@ -104,17 +137,19 @@ def batches(
     """
     import pyarrow as pa
 
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray, data = optional.load("ray", "--engine ray"), optional.load("ray.data", "--engine ray")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _connected(ray):
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = max(1, min(BLOCK, -(-len(units) // (count * CALLS))))
-        columns = {
-            name: [getattr(unit, name) for unit in units] for name in ("path", "file", "size", "error")
-        }
         kinds = {"path": pa.string(), "file": pa.string(), "size": pa.int64(), "error": pa.string()}
-        table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
+        table = pa.table(
+            {name: pa.array([getattr(unit, name) for unit in units], kind) for name, kind in kinds.items()}
+        )
         table = table.append_column("unit", pa.array(range(len(units)), pa.int64()))
         blocks = [table.slice(k, size) for k in range(0, len(units), size)]
         rows = data.from_arrow(blocks).map_batches(
@@ -145,7 +180,7 @@ def _received(rows: Any, ray: Any) -> Iterator[list[tuple[int, int, ScoreRow]]]:
 def _once(
     found: Iterator[list[tuple[int, int, ScoreRow]]], units: int
 ) -> Generator[list[ScoreRow], None, None]:
-    """The rows without those that a retried task has computed before. Raises RatioctlError for missing ones."""
+    """The rows without those that a retried task computed again. Raises RatioctlError for missing ones."""
     seen = bytearray(units)  # whether the first row of a unit has come
     further: set[tuple[int, int]] = set()  # of archives
     for block in found:
@@ -170,7 +205,6 @@ def _connected(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get(ADDRESS)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
@@ -207,6 +241,7 @@ class Scorer:
     """An actor: units in, rows out. Loads the model once."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        """Raises PackageError, UsageError as `backends.open_model`; UsageError for another ratioctl."""
         from ratioctl.scoring.backends import open_model
 
         self.settings = Settings(**settings)
