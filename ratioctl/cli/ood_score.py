@@ -200,7 +200,7 @@ def ood_score(
     scored |= {"checks": checks, "bit_depth": bit_depth}
     scored |= {"limit": limit, "workers": workers}
     if engine == "ray":
-        how = {"device": context.device, "precision": context.precision, "seed": context.seed}
+        how: dict[str, Any] = {"device": context.device, "precision": context.precision, "seed": context.seed}
         how |= {"worst_case": worst_case, "score": score, "shard": shard}
         batches = ray_engine.run(paths, model, **scored, **how)
     else:
