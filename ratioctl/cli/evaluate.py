@@ -88,8 +88,8 @@ FurtherScores = Annotated[
     typer.Option(
         "--score",
         metavar="NAME",
-        help=f"Also measure this OOD score, under its own worst-case attack ({', '.join(scores.names())}); "
-        "repeatable.",
+        help="Also measure this OOD score, under its own worst-case attack "
+        f"({', '.join(scores.names(network=True))}); repeatable.",
     ),
 ]
 ShardOption = Annotated[

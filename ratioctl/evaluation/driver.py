@@ -294,7 +294,7 @@ def _recorded(
 
 def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
     """The suite with a stage for further OOD scores."""
-    further = tuple(dict.fromkeys(scores.by_name(name).name for name in names))
+    further = tuple(dict.fromkeys(scores.by_name(name, network=True).name for name in names))
     if not further:
         return suite
     if suite.explains:

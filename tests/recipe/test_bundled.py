@@ -207,6 +207,8 @@ def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
         *("data.size=8", "data.channels=3", "data.validation=0.05"),
         *("optim.batch_size=2", "optim.batch_size_out=2", "optim.epochs=0.001", "optim.validate_images=4"),
     ]
+    if recipe.optim.head_epochs:
+        settings.append("optim.head_epochs=0")  # needs a start
     if recipe.objective.outside:
         settings.append("data.outside=noise:uniform")
     if recipe.objective.energy:
