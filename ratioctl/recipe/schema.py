@@ -288,7 +288,7 @@ class Optim(_Value):
     """SGD with Nesterov momentum and its schedule.
 
     Attributes:
-        batch_size, batch_size_out: ID and OOD images per update.
+        batch_size, batch_size_out: ID and OOD images per update, of all processes together.
         weight_decay: on every parameter, as in the paper.
         schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
             falls to 0; "onecycle" rises over the first 30 % and falls to 0; "slowstart", for fine-tuning,
@@ -303,6 +303,9 @@ class Optim(_Value):
             the ID term has no attack), "last" the final ones.
         validate_every: epochs between validations.
         grad_clip: largest gradient norm; None disables clipping.
+        sync_batchnorm: with several processes, batch statistics are those of the whole batch, as with one;
+            false normalizes with the statistics of a process's own images, and averages the running ones.
+        allreduce_dtype: precision in which several processes exchange gradients.
     """
 
     epochs: float = Field(default=220, gt=0, le=MAX_EPOCHS)
@@ -322,6 +325,8 @@ class Optim(_Value):
     validate_every: float = Field(default=1.0, gt=0)
     validate_images: int = Field(default=1024, ge=1, le=2**40)
     grad_clip: float | None = Field(default=None, gt=0)
+    sync_batchnorm: bool = True
+    allreduce_dtype: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _consistent(self) -> Optim:
@@ -427,6 +432,8 @@ class Recipe(_Value):
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),
             (values["optim"], "head_epochs", 0.0),
+            (values["optim"], "sync_batchnorm", True),
+            (values["optim"], "allreduce_dtype", "fp32"),
             (values["data"], "balance", "none"),
             (values["data"], "resize", "crop"),
         ):

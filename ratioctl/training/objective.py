@@ -12,6 +12,7 @@ from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
 from ratioctl.recipe import Objective, Term
+from ratioctl.utils.shares import WHOLE, PartOfBatch, Share
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -22,7 +23,7 @@ def attacked(
     y: Tensor | None,
     term: Term,
     *,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | PartOfBatch | None = None,
     shrink: float = 1.0,
 ) -> Tensor:
     """The approximate inner maximizer of a term, (B, C, H, W).
@@ -56,6 +57,8 @@ def losses(
     generator: torch.Generator | None = None,
     shrink: tuple[float, float] = (1.0, 1.0),
     class_weights: Tensor | None = None,
+    share: Share = WHOLE,
+    counts: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
 
@@ -68,6 +71,8 @@ def losses(
         batch: pixels in [0,1].
         shrink: factors on the radii of the ID and OOD attacks.
         class_weights: (K,), of the cross-entropies of labelled images; None weighs them equally.
+        share: the part that `batch` is of the batch of all processes, which has `counts` ID and OOD images.
+            The mean of "total" over the processes is the loss of the whole batch.
 
     Returns:
         "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0
@@ -81,32 +86,37 @@ def losses(
         parts.append(x)
         where[name] = slice(start, start + len(x))
 
-    sides: list[tuple[str, Term, Tensor, Tensor | None, float]]
-    sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0])]
+    wholes = counts or (len(batch.x_in), 0 if batch.x_out is None else len(batch.x_out))
+    sides: list[tuple[str, Term, Tensor, Tensor | None, float, int]]
+    sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0], wholes[0])]
     if objective.outside is not None:
         if batch.x_out is None:
             raise ValueError("the objective has an OOD term, the batch has no OOD images")
-        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1]))
-    for name, term, x, y, factor in sides:
+        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1], wholes[1]))
+    for name, term, x, y, factor, whole in sides:
         if term.clean > 0 or term.against == "clean":
             add(f"{name}.clean", x)
         if term.robust > 0:
-            add(f"{name}.robust", attacked(logits_of, x, y, term, generator=generator, shrink=factor))
+            numbers = None
+            if generator is not None:
+                numbers = PartOfBatch(generator=generator, count=whole, rows=share.rows(whole))
+            add(f"{name}.robust", attacked(logits_of, x, y, term, generator=numbers, shrink=factor))
 
     logits = model(torch.cat(parts)).float()
     named: dict[str, Tensor] = {}
     total = logits.new_zeros(())
-    for name, term, _, y, _ in sides:
+    for name, term, _, y, _, whole in sides:
+        weight = share.weight(whole)
         if term.clean > 0:
             named[f"{name}.clean"] = _cross_entropy(logits[where[f"{name}.clean"]], y, class_weights)
-            total = total + term.clean * named[f"{name}.clean"]
+            total = total + weight * term.clean * named[f"{name}.clean"]
         if term.robust > 0:
             moved = logits[where[f"{name}.robust"]]
             if term.against == "clean":
                 named[f"{name}.robust"] = _divergence(logits[where[f"{name}.clean"]], moved)
             else:
                 named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
-            total = total + term.robust * named[f"{name}.robust"]
+            total = total + weight * term.robust * named[f"{name}.robust"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()

@@ -17,6 +17,9 @@ EXTRAS = {
     "openvino": ("openvino",),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "uvloop"),
     "sign": ("minisign",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
 }
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
