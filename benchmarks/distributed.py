@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--worker", action="store_true", help="one of the processes (used by the script itself)")
+    parser.add_argument(
+        "--worker", action="store_true", help="one of the processes (used by the script itself)"
+    )
     parser.add_argument("--own", action="store_true", help="of a worker: optim.sync_batchnorm = false")
     options = parser.parse_args()
     if options.worker:
@@ -73,7 +75,9 @@ def main() -> None:
             print(f"{name:8} {times[name][-1]:.3f} s an update", file=sys.stderr)
     result = {
         "benchmark": "training steps of several processes",
-        "shape": {k: vars(options)[k] for k in ("width", "batch", "in_steps", "out_steps", "updates", "rounds")},
+        "shape": {
+            k: vars(options)[k] for k in ("width", "batch", "in_steps", "out_steps", "updates", "rounds")
+        },
         "processes": options.processes,
         "device": select_device("cpu", options.precision).why,
         "seconds_an_update": harness.medians(times),
@@ -126,9 +130,7 @@ def work(options: Any) -> None:
             models.sync_folded(frozen, model)
             replica.train()
             sizes = (optim.batch_size, optim.batch_size_out)
-            named = losses(
-                logits, attacked, batch, recipe.objective, share=processes.share, counts=sizes
-            )
+            named = losses(logits, attacked, batch, recipe.objective, share=processes.share, counts=sizes)
             sgd.zero_grad(set_to_none=True)
             named["total"].backward()
             replica.average_statistics()

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,6 +168,9 @@ class Processes:
         except RuntimeError as error:  # torch has no narrower class for all backends
             if self.world == 1 or isinstance(error, torch.OutOfMemoryError) or not _is_lost(error):
                 raise
+            if threading.current_thread() is threading.main_thread():
+                # torchrun ends the others when one has ended; this must not come before the message.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise self._lost(folder, error) from error
 
     def _lost(self, folder: Path, error: RuntimeError) -> TrainingError:

@@ -33,7 +33,7 @@ def line(out: Path, processes: int, *options: str, settings: list[str] = LONG) -
     rest = [option for option in options if option not in own]
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
-        *("--master-port", "0", *own),
+        *("--standalone", *own),
         *train,
         *rest,
     ]

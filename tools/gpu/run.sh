@@ -71,7 +71,7 @@ prepared() {  # recipe, with the data's folder in place of DATA
 launch() {  # python -m ratioctl train, by torchrun where there are several GPUs
   local count=${PROCESSES:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)')}
   local -a start=("$PYTHON")
-  [ "$count" -le 1 ] || start+=(-m torch.distributed.run --nproc-per-node "$count" --master-port 0)
+  [ "$count" -le 1 ] || start+=(-m torch.distributed.run --nproc-per-node "$count" --standalone)
   "${start[@]}" -m ratioctl train "$@"
 }
 
