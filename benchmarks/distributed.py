@@ -9,8 +9,8 @@ Sides, in turns, each in processes of its own:
     several   `--processes` processes with one thread each, connected by gloo; synchronized batch norms
     own       the same with `optim.sync_batchnorm = false`
 
-The same batch in all: `--batch` ID and as many OOD images, 7 and 20 steps. Seconds are medians over the updates
-of a round, without the first. "ratios" are round by round; above 1 the several processes are faster.
+The same batch in all: `--batch` ID and as many OOD images, 7 and 20 steps. Seconds are medians over the
+updates of a round, without the first. "ratios" are round by round; above 1 the several processes are faster.
 
 "paper" is no measurement: bytes that a ring all-reduce sends for each update of the recipe
 `tools/gpu/cifar10-ratio-w64.toml` (512 + 256 images) on 8 GPUs, and the seconds that takes at given

@@ -240,6 +240,7 @@ def evaluate(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -260,6 +261,8 @@ def evaluate(
         models: package folders or names of bundled models; none means the default one.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        protocol: a published protocol instead: "robustbench-l2", "robustbench-linf", "paper", "good", "atd"
+            or "openood".
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
@@ -291,6 +294,7 @@ def evaluate(
         write=write,
         out=folder,
         suite=suite,
+        protocol=protocol,
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
@@ -345,7 +349,10 @@ def counterfactual(
         One explanation for each model, norm and image, in that order.
 
     Raises:
-        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
+        UsageError: a value that has no effect or no meaning here.
+        SourceError: no images.
+        PackageError: a model that cannot be read.
+        ImageError: the first image that cannot be read.
     """
     from ratioctl import counterfactuals
 
@@ -405,7 +412,8 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
-        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
+        explain: fill in the fields of `ScoreRow` that it lists under this name.
+        checks: likewise.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.

@@ -134,6 +134,8 @@ class Evaluation(_ShortRepr):
         suite: its name; `protocol` describes it in words.
         data: per set "name", "source", "n", "fingerprint".
         environment: versions, hardware, precision.
+        comparison: with a published protocol, its table: our rows and the published ones
+            (`evaluation.protocols.comparison`).
     """
 
     suite: str
@@ -141,6 +143,7 @@ class Evaluation(_ShortRepr):
     data: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     models: tuple[Evaluated, ...]
+    comparison: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """`report.json`: plain JSON values."""
@@ -150,6 +153,7 @@ class Evaluation(_ShortRepr):
             "protocol": self.protocol,
             "data": [dict(entry) for entry in self.data],
             "environment": dict(self.environment),
+            **({} if self.comparison is None else {"comparison": self.comparison}),
             "models": [
                 {"name": model.name, **model.report.to_json(), "figures": model.figures}
                 for model in self.models

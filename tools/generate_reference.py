@@ -154,20 +154,6 @@ def names() -> str:
     return "\n".join(parts)
 
 
-def examples() -> str:
-    """The scripts of `docs/examples/`, titled by their docstrings."""
-    parts = [
-        "# Examples\n",
-        "Complete scripts. The tests run them in a folder with the sample photographs (`assets/samples`) and",
-        "a model exported with `ratioctl export cifar10-ratio --input uint8 --output model.onnx`.\n",
-    ]
-    for path in sorted((ROOT / "docs" / "examples").glob("*.py")):
-        doc, _, code = path.read_text(encoding="utf-8").removeprefix('"""').partition('"""\n')
-        title = path.stem.replace("_", " ").capitalize().replace("Onnx", "ONNX").replace("Ratio", "RATIO")
-        parts += [f"## {title}\n", f"{doc}\n", f"```python\n{code.strip()}\n```\n"]
-    return "\n".join(parts)
-
-
 def schemas(out: Path) -> str:
     """Copies the JSON Schemas and lists them."""
     folder = out / "schemas"
@@ -190,7 +176,6 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     pages = {"command-line": command_line(), "recipes": recipe_keys(), "names": names()}
-    pages["examples"] = examples()
     pages["schemas"] = schemas(options.out)
     for name, text in pages.items():
         (options.out / f"{name}.md").write_text(NOTE + text, encoding="utf-8")

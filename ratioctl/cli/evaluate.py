@@ -30,6 +30,16 @@ SuiteName = Annotated[
     Literal["clean", "quick", "paper", "full", "explanations"],
     typer.Option("--suite", metavar="SUITE", help="clean (no attacks), quick, paper, full, explanations."),
 ]
+ProtocolName = Annotated[
+    Literal["robustbench-l2", "robustbench-linf", "paper", "good", "atd", "openood"] | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME",
+        help="A published protocol instead of a suite, with published figures beside: robustbench-l2 and "
+        "robustbench-linf (AutoAttack), paper (worst case at l2 1), good (linf 0.01), atd (linf 8/255, ID "
+        "and OOD attacked), openood (near and far).",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
 ]
@@ -54,8 +64,8 @@ BackendName = Annotated[
     typer.Option(
         "--backend",
         metavar="BACKEND",
-        help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the same "
-        "attacks in this package) [default: reference in paper and full, own in quick].",
+        help="Attacks of the robust accuracy: reference (pyautoattack's standard version, slower) or own "
+        "(the same attacks in this package) [default: reference in paper and full, own in quick].",
     ),
 ]
 SaveAdversarial = Annotated[
@@ -91,6 +101,7 @@ def evaluate(
     models: Models = None,
     ood: Ood = None,
     suite: SuiteName = "quick",
+    protocol: ProtocolName = None,
     limit: Limit = None,
     resume: Resume = False,
     write: Write = False,
@@ -101,7 +112,7 @@ def evaluate(
     score: FurtherScores = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and detection.
+    """Measure accuracy, robustness, calibration and OOD detection.
 
     Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
     where it stopped when the same command is given again.
@@ -112,7 +123,7 @@ def evaluate(
     from ratioctl.report import evaluation_files
 
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
-    folder = out or default_folder([(package.name, package.digest) for package in loaded], suite)
+    folder = out or default_folder([(package.name, package.digest) for package in loaded], protocol or suite)
     evaluation_files.refuse_foreign(folder)
     written: list[Path] = []
     try:
@@ -123,6 +134,7 @@ def evaluate(
                 data=data,
                 ood=ood or (),
                 suite=suite,
+                protocol=protocol,
                 limit=limit,
                 resume=resume,
                 write=write,

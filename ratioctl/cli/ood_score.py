@@ -89,7 +89,7 @@ SaveFlagged = Annotated[
     typer.Option(
         "--save-flagged",
         metavar="DIR",
-        help="Then search counterfactuals of the flagged images (at most 100) towards their predicted class.",
+        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class.",
     ),
 ]
 WorstCase = Annotated[

@@ -17,7 +17,7 @@ from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.errors import LogitsError, OutputError, PackageError, UsageError
-from ratioctl.evaluation import measurements, sanity_checks, suites
+from ratioctl.evaluation import measurements, protocols, sanity_checks, suites
 from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.context import Batches, Context, Examples, Results
@@ -47,6 +47,7 @@ def run(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str | Suite = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -69,13 +70,13 @@ def run(
         data: a labelled SOURCE; classes are matched to the models' labels by name.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean", "quick", "paper", "full", "explanations", or a `Suite`.
+        protocol: a published protocol instead of a suite, a name of `protocols.PROTOCOLS`.
         limit: maximum number of images per set, stratified by class where there are labels.
         resume: also reuse the batches of a finished run in `out`.
         write: store the measurements in the packages' config and card.
         out: folder of the result cache; None keeps nothing.
         backend: of the robust accuracy: "reference" runs `pyautoattack`'s standard version, "own" the same
-            attacks of this package; None uses the suite's. "own" where the reference does not exist (l1.5,
-            fewer than 4 classes); every measurement names its backend.
+            attacks of this package, also where the reference does not exist; None uses the suite's.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
         score: names of further OOD scores to measure, see `ratioctl.scores`.
@@ -92,9 +93,10 @@ def run(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
-    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
-    chosen = _with_scores(chosen, score)
-    named = out_distribution.named(ood, data)
+    published = None if protocol is None else _protocol(protocol, suite, write, ood)
+    chosen = published.suite if published else suite
+    chosen = _resolve(chosen, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen, named = _with_scores(chosen, score), _named(published, ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
         _check_writable(loaded)
@@ -109,18 +111,24 @@ def run(
         datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
         plan, contexts = Plan((), callback or (lambda event: None)), []
         for name, package in zip(packages.names(loaded), loaded, strict=True):
-            sets, subject = datasets.of(package), _subject(package, compute, seed)
-            batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
-            one = Context(name=name, subject=subject, data=sets, suite=chosen, batches=batches)
+            one = _context(name, datasets.of(package), _subject(package, compute, seed), chosen, cache, plan)
             contexts.append(dataclasses.replace(one, saved=saved, judge=judged_by))
         _announce(plan, contexts)
-        evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)
+        evaluation = _evaluation(contexts, chosen, limit, judged_by, compute, published)
         if finish is not None:
             finish(evaluation)
         for one, part in zip(contexts, evaluation.models if write else (), strict=write):
             _write_measurements(one.package, part.report, evaluation, one.data)
         cache.finish()
     return evaluation
+
+
+def _context(
+    name: str, data: EvaluationData, subject: Subject, suite: Suite, cache: ResultCache, plan: Plan
+) -> Context:
+    size = _batch_size(subject.compute)
+    batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=size)
+    return Context(name=name, subject=subject, data=data, suite=suite, batches=batches)
 
 
 def _cache_folder(out: Path) -> Path:
@@ -133,6 +141,34 @@ def _cache_folder(out: Path) -> Path:
 
 
 # --- options -----------------------------------------------------------------------------------------------
+
+
+def _protocol(
+    name: str, suite: str | Suite, write: bool, ood: Sequence[str] | Mapping[str, str]
+) -> protocols.Protocol:
+    """The protocol of that name; raises UsageError for options that do not go with it."""
+    found = protocols.by_name(name)
+    option = f"--protocol {name}"
+    if suite != "quick":
+        raise UsageError(option, "says itself what is measured", "Leave out --suite.")
+    if write:
+        raise UsageError("--write", f"has no effect with {option}", "A card shows the figures of a suite.")
+    if ood and not found.detects:
+        raise UsageError("--ood", f"has no effect with {option}, which measures ID images", "Leave it out.")
+    return found
+
+
+def _named(
+    published: protocols.Protocol | None, ood: Sequence[str] | Mapping[str, str], data: str
+) -> dict[str, str]:
+    """OOD sets by name; raises UsageError for names that the protocol needs to know."""
+    if published is not None and not published.detects:
+        return {}
+    named = dict(out_distribution.named(ood, data))
+    if published is not None and published.groups:
+        for name in named:
+            protocols.group_of(name)
+    return named
 
 
 def _resolve(
@@ -245,7 +281,12 @@ def _announce(plan: Plan, contexts: Sequence[Context]) -> None:
 
 
 def _evaluation(
-    contexts: Sequence[Context], suite: Suite, limit: int | None, judge: Judge | None, compute: ComputeConfig
+    contexts: Sequence[Context],
+    suite: Suite,
+    limit: int | None,
+    judge: Judge | None,
+    compute: ComputeConfig,
+    published: protocols.Protocol | None,
 ) -> Evaluation:
     """Run the stages of every model."""
     names = ("search", "score") if suite.explains else ("attack", "verdict")
@@ -254,17 +295,22 @@ def _evaluation(
         protocol += f"; judged by {judge.package.name}"
     if limit is not None:
         protocol += f"; at most {limit:,} images of a set"
-    parts = tuple(_evaluated(context) for context in contexts)
+    parts = tuple(_evaluated(context, published) for context in contexts)
+    data = contexts[0].data
+    compared = None
+    if published is not None:
+        compared = protocols.comparison(published, parts, data.name, list(data.outside))
     return Evaluation(
         suite=suite.name,
         protocol=protocol,
         data=tuple(in_distribution.described(contexts[0].data.all())),
         environment=environment(compute, *(f"{name}_precision" for name in names)),
         models=parts,
+        comparison=compared,
     )
 
 
-def _evaluated(context: Context) -> Evaluated:
+def _evaluated(context: Context, published: protocols.Protocol | None) -> Evaluated:
     """All stages of one model, and its report."""
     context.batches.plan.start(context.name)
     results = Results(examples=Examples(context.name, context.data.all()))
@@ -274,6 +320,10 @@ def _evaluated(context: Context) -> Evaluated:
     data = context.data
     if "ood" in context.suite.stages:
         results.measurements += measurements.mean_over_sets(
+            results.measurements, list(data.outside), data.name, context.seed
+        )
+    if published is not None and published.groups:
+        results.measurements += protocols.group_means(
             results.measurements, list(data.outside), data.name, context.seed
         )
     results.warnings += _common_warnings(context)

@@ -235,7 +235,7 @@ def _tar_headers(raw: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
             ended = True
             continue
         if len(block) < 512:
-            raise DamagedArchiveError("it breaks off before its end")
+            raise DamagedArchiveError("it is truncated")
         try:
             header = _tar_header(block)
         except (DamagedArchiveError, ValueError):
@@ -245,7 +245,7 @@ def _tar_headers(raw: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
         ended = False
         yield header
     if not ended:
-        raise DamagedArchiveError("it breaks off before its end")
+        raise DamagedArchiveError("it is truncated")
 
 
 def _tar_header(block: bytes) -> tuple[str, int, bytes]:
@@ -273,7 +273,7 @@ def _tar_text(raw: bytes) -> str:
 def _exactly(raw: BinaryIO, size: int) -> bytes:
     data = raw.read(size)
     if len(data) < size:
-        raise DamagedArchiveError("it breaks off before its end")
+        raise DamagedArchiveError("it is truncated")
     return data
 
 

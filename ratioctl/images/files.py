@@ -59,7 +59,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except OSError as e:
         raise unreadable(name, e) from e
     except ValueError as e:  # a NUL byte in the name
-        raise ImageError(name, "is not a possible file name") from e
+        raise ImageError(name, "is not a valid file name") from e
     return sized(data, name)
 
 

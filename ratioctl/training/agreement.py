@@ -45,6 +45,9 @@ def check_arguments(
     processes.check_same(
         facts, "Start every process with the same options, --device and --precision included."
     )
+    if recipe.objective.energy is not None:
+        reason = "is trained by one process only: its samples are kept in one replay buffer"
+        raise of_all(RecipeError("objective.energy", reason, "Start it without torchrun."))
     sizes = {"batch_size": recipe.optim.batch_size}
     if recipe.objective.outside is not None:
         sizes["batch_size_out"] = recipe.optim.batch_size_out

@@ -28,7 +28,7 @@ from ratioctl.errors import Interrupted, RatioctlError, TrainingError, UsageErro
 from ratioctl.models.compiled import compiled, requested
 from ratioctl.models.device import ComputeConfig, in_precision, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training import agreement, memory, starts
+from ratioctl.training import agreement, energy, memory, starts
 from ratioctl.training.checkpoint import MetricsLog, State, fill, final_weights, read, save
 from ratioctl.training.distributed import ALONE, Processes, of_all
 from ratioctl.training.objective import losses
@@ -293,7 +293,7 @@ def _train(run: _Run, state: State) -> None:
     recipe, compute, processes = run.recipe, run.compute, run.processes
     images = len(run.splits.train)
     model = state.model
-    sgd = _optimizer(recipe, state, compute)
+    optimizer = _optimizer(recipe, state, compute)
     head = _head_of(recipe) if recipe.optim.head_epochs > 0 else None
     trained = Replica(model, recipe, processes)
     eval_net = models.fold_batchnorm(model)
@@ -301,6 +301,8 @@ def _train(run: _Run, state: State) -> None:
     train_logits = in_precision(trained, compute)
     fill_color = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     weights = _class_weights(run)
+    if recipe.objective.energy is not None and state.buffer is None:
+        state.buffer = energy.new_buffer(recipe, recipe.objective.energy, compute.device)
     if compute.device.type == "cuda":  # shapes stay the same, so measuring cuDNN's algorithms pays
         torch.backends.cudnn.benchmark = True
     progress = _Progress(run, state.update)
@@ -320,12 +322,16 @@ def _train(run: _Run, state: State) -> None:
         for batch in batches:
             epoch = state.pace.at(state.update)
             objective, shrink = schedule_attacks(recipe, epoch)
-            for group in sgd.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, epoch)
             generator = torch.Generator(compute.device)
             generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
             models.sync_folded(eval_net, model)
             trained.train(head if head is not None and epoch < recipe.optim.head_epochs else None)
+            samples = None
+            if objective.energy is not None and state.buffer is not None:
+                batch = energy.with_noise(batch, objective.energy, generator)
+                samples = energy.sample(state.buffer, logits_of, objective.energy, generator)
             named = losses(
                 train_logits,
                 logits_of,
@@ -336,9 +342,12 @@ def _train(run: _Run, state: State) -> None:
                 class_weights=weights,
                 share=processes.share,
                 counts=(recipe.optim.batch_size, recipe.optim.batch_size_out),
+                samples=samples,
             )
+            if objective.energy is not None:
+                energy.check(named["energy"], objective.energy, state.update, run.folder)
             checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
-            _step(run, state, sgd, named["total"], trained, check=checked)
+            _step(run, state, optimizer, named["total"], trained, check=checked)
             now = time.monotonic()
             decision = _decide(run, state, save=now - last_save > _SAVE_EVERY_S)
             named = {k: v.detach() for k, v in named.items()}
@@ -467,9 +476,24 @@ def _head_of(recipe: Recipe) -> frozenset[str]:
     )
 
 
-def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.SGD:
+def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.Optimizer:
     optim = recipe.optim
     parameters = dict(state.model.network.named_parameters())
+    # Buffers are set here, in the parameter's own memory layout: one made by the optimizer takes its
+    # gradient's layout, which selects another kernel, and a resumed run would differ in the last bit.
+    for name, p in parameters.items():
+        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
+    if optim.optimizer == "adam":
+        betas = (optim.momentum, 0.999)
+        adam = torch.optim.Adam(
+            parameters.values(), lr=optim.lr, betas=betas, weight_decay=optim.weight_decay
+        )
+        for name, p in parameters.items():
+            state.squares.setdefault(name, torch.zeros_like(p, requires_grad=False))
+            adam.state[p]["step"] = torch.tensor(float(state.update))
+            adam.state[p]["exp_avg"] = state.momentum[name]
+            adam.state[p]["exp_avg_sq"] = state.squares[name]
+        return adam
     sgd = torch.optim.SGD(
         parameters.values(),
         lr=optim.lr,
@@ -479,19 +503,16 @@ def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.op
         fused=compute.device.type == "cuda" or None,
     )
     for name, p in parameters.items():
-        # Set here, in the parameter's own memory layout: a buffer made by SGD takes its gradient's layout,
-        # which selects another kernel, and a resumed run would differ in the last bit.
-        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
         sgd.state[p]["momentum_buffer"] = state.momentum[name]
     return sgd
 
 
 def _step(
-    run: _Run, state: State, sgd: torch.optim.SGD, loss: Tensor, trained: Replica, *, check: bool
+    run: _Run, state: State, optimizer: torch.optim.Optimizer, loss: Tensor, trained: Replica, *, check: bool
 ) -> None:
     """One update of weights and average. Raises TrainingError if `check` and the loss is not finite."""
     optim, network, processes = run.recipe.optim, state.model.network, run.processes
-    sgd.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     trained.average_statistics()
     if optim.grad_clip is not None:
@@ -500,7 +521,7 @@ def _step(
     if not math.isfinite(reached):
         step = f"The last good checkpoint is kept in {run.folder}; lower optim.lr or set optim.grad_clip."
         raise of_all(TrainingError(f"update {state.update}", f"the loss is {reached}", step))
-    sgd.step()
+    optimizer.step()
     state.update += 1
     if state.average is not None:
         update_average(state.average, network, min(optim.ema or 0, state.update / (9 + state.update)))

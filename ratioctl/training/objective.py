@@ -59,6 +59,7 @@ def losses(
     class_weights: Tensor | None = None,
     share: Share = WHOLE,
     counts: tuple[int, int] | None = None,
+    samples: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
 
@@ -73,9 +74,11 @@ def losses(
         class_weights: (K,), of the cross-entropies of labelled images; None weighs them equally.
         share: the part that `batch` is of the batch of all processes, which has `counts` ID and OOD images.
             The mean of "total" over the processes is the loss of the whole batch.
+        samples: (S, C, H, W) of the model's density, for the energy term.
 
     Returns:
-        "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0
+        "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0,
+        "energy", E(x) - E(x~) of clean ID images and samples, where the objective has that term
         (and "inside.accuracy", without gradient, of the images the model was updated on), and "total".
     """
     parts: list[Tensor] = []
@@ -101,6 +104,10 @@ def losses(
             if generator is not None:
                 numbers = PartOfBatch(generator=generator, count=whole, rows=share.rows(whole))
             add(f"{name}.robust", attacked(logits_of, x, y, term, generator=numbers, shrink=factor))
+    if objective.energy is not None:
+        if samples is None:
+            raise ValueError("the objective has an energy term, and there are no samples")
+        add("energy", samples)
 
     logits = model(torch.cat(parts)).float()
     named: dict[str, Tensor] = {}
@@ -117,6 +124,10 @@ def losses(
             else:
                 named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
             total = total + weight * term.robust * named[f"{name}.robust"]
+    if objective.energy is not None:
+        negative = logits.logsumexp(1)  # -E
+        named["energy"] = negative[where["energy"]].mean() - negative[where["inside.clean"]].mean()
+        total = total + objective.energy.weight * named["energy"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()

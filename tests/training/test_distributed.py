@@ -213,6 +213,9 @@ def test_a_process_with_another_recipe_or_other_options_is_named() -> None:
     many = Pretended(world=17, theirs=lambda value: value)
     with pytest.raises(RecipeError, match="batch_size_out = 16: there are 17 processes"):
         agreement.check_arguments(recipe, many, compute, {})
+    with pytest.raises(RecipeError, match=r"objective\.energy: is trained by one process only"):
+        same = Pretended(theirs=lambda value: value)
+        agreement.check_arguments(recipes.load("digits-jem"), same, compute, {})
 
 
 def test_a_process_with_other_data_is_named() -> None:

@@ -50,7 +50,11 @@ def run(context: Context, results: Results) -> None:
 
 def _worst_case(context: Context, results: Results, score: OodScore, name: str, inside: np.ndarray) -> None:
     """One OOD set attacked towards a low score; `inside` are the acceptances of unchanged ID images."""
-    suite, ball, images = context.suite, suites.outside_ball(context.package), context.data.outside[name]
+    suite, ball, images = (
+        context.suite,
+        suites.outside_ball(context.package, context.suite),
+        context.data.outside[name],
+    )
     pixels = take(images.pixels, stratified_indices(images, suite.outside, context.seed))
     parts = context.batches.run(
         f"worst case by {score.name}, {name}",

@@ -50,7 +50,9 @@ def _targets(context: Context) -> int:
 
 def _attack_name(context: Context) -> str:
     suite, goals = context.suite, 2 + _targets(context)
-    method = (suite.outside_method or default_method(suites.outside_ball(context.package).p)).upper()
+    method = (
+        suite.outside_method or default_method(suites.outside_ball(context.package, context.suite).p)
+    ).upper()
     return f"{method}, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
 
 
@@ -98,7 +100,11 @@ def _lowest(context: Context, results: Results) -> Confidences:
 
 def _attack(context: Context, name: str, pixels: np.ndarray) -> list[Arrays]:
     """One OOD set attacked towards high confidence."""
-    suite, ball, targets = context.suite, suites.outside_ball(context.package), _targets(context)
+    suite, ball, targets = (
+        context.suite,
+        suites.outside_ball(context.package, context.suite),
+        _targets(context),
+    )
     keep = bool(context.saved)
     return context.batches.run(
         f"worst case, {name}",
@@ -129,7 +135,11 @@ def _report(
     lowest: Confidences,
 ) -> None:
     """Measurements, figures, examples and saved images of one OOD set."""
-    package, ball, inner = context.package, suites.outside_ball(context.package), _inner_ball(context)
+    package, ball, inner = (
+        context.package,
+        suites.outside_ball(context.package, context.suite),
+        _inner_ball(context),
+    )
     found, source = joined(parts), context.source(name, images, parts)
     clean, how, lowest_how = results.clean.confidences, _attack_name(context), _lowest_name(context)
     worst = Confidences(confidence=found["confidence"], log_odds=found["log_odds"])
@@ -172,7 +182,7 @@ def _self_check(
     context: Context, results: Results, name: str, pixels: np.ndarray, reached: np.ndarray
 ) -> None:
     """A longer attack must not raise the worst-case confidence much."""
-    suite, ball = context.suite, suites.outside_ball(context.package)
+    suite, ball = context.suite, suites.outside_ball(context.package, context.suite)
     if not suite.probe:
         return
     probed = evenly_spaced(np.arange(len(pixels)), suite.probe)
