@@ -100,9 +100,7 @@ def losses(
         if term.clean > 0 or term.against == "clean":
             add(f"{name}.clean", x)
         if term.robust > 0:
-            numbers = None
-            if generator is not None:
-                numbers = PartOfBatch(generator=generator, count=whole, rows=share.rows(whole))
+            numbers = _of_rows(generator, whole, share)
             add(f"{name}.robust", attacked(logits_of, x, y, term, generator=numbers, shrink=factor))
     if objective.energy is not None:
         if samples is None:
@@ -110,29 +108,38 @@ def losses(
         add("energy", samples)
 
     logits = model(torch.cat(parts)).float()
-    named: dict[str, Tensor] = {}
-    total = logits.new_zeros(())
+    named, total = dict[str, Tensor](), logits.new_zeros(())
     for name, term, _, y, _, whole in sides:
-        weight = share.weight(whole)
         if term.clean > 0:
             named[f"{name}.clean"] = _cross_entropy(logits[where[f"{name}.clean"]], y, class_weights)
-            total = total + weight * term.clean * named[f"{name}.clean"]
+            total = total + share.weight(whole) * term.clean * named[f"{name}.clean"]
         if term.robust > 0:
             moved = logits[where[f"{name}.robust"]]
             if term.against == "clean":
                 named[f"{name}.robust"] = _divergence(logits[where[f"{name}.clean"]], moved)
             else:
                 named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
-            total = total + weight * term.robust * named[f"{name}.robust"]
+            total = total + share.weight(whole) * term.robust * named[f"{name}.robust"]
     if objective.energy is not None:
-        negative = logits.logsumexp(1)  # -E
-        named["energy"] = negative[where["energy"]].mean() - negative[where["inside.clean"]].mean()
+        named["energy"] = _energy_difference(logits[where["inside.clean"]], logits[where["energy"]])
         total = total + objective.energy.weight * named["energy"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()
     named["total"] = total
     return named
+
+
+def _of_rows(generator: torch.Generator | None, count: int, share: Share) -> PartOfBatch | None:
+    """Numbers for this process's rows of a batch of `count` images."""
+    if generator is None:
+        return None
+    return PartOfBatch(generator=generator, count=count, rows=share.rows(count))
+
+
+def _energy_difference(clean: Tensor, samples: Tensor) -> Tensor:
+    """Mean E(x) of clean images less that of samples, from their logits; E = -log sum exp."""
+    return samples.logsumexp(1).mean() - clean.logsumexp(1).mean()
 
 
 def _cross_entropy(logits: Tensor, y: Tensor | None, weights: Tensor | None = None) -> Tensor:

@@ -90,7 +90,9 @@ class _Normalized(torch.autograd.Function):
         factor: float,
         eps: float,
     ) -> Tensor:
-        own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        # In fp32 also of bf16 images, which it is with buffers in fp32.
+        unused = torch.zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        own_mean, own_var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         count = own_mean.new_full((1,), x.numel() / x.shape[1])
         own = torch.cat([own_mean, own_var, count])
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]

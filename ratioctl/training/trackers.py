@@ -38,18 +38,18 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if known is None else update
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self.id = "tensorboard"
         if known is None:
             text = "\n".join(f"    {line}" for line in _text(recipe).splitlines())  # a block of Markdown
-            self.writer.add_text("recipe", text, 0)  # type: ignore[no-untyped-call]
+            self.writer.add_text("recipe", text, 0)
 
     def write(self, values: Mapping[str, float], update: int) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, update)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, update)
 
     def close(self, *, finished: bool) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class MLflow:
@@ -108,7 +108,7 @@ class Wandb:
         self.run.log({**values, "update": update})
 
     def close(self, *, finished: bool) -> None:
-        self.run.finish(exit_code=0 if finished else 1, quiet=True)
+        self.run.finish(exit_code=0 if finished else 1)
 
 
 _KINDS: dict[str, tuple[str, Callable[[Path, Recipe, int, str | None], Any]]] = {

@@ -65,9 +65,15 @@ with joined("cpu") as processes:
     rows = processes.share.rows(7)
     twin(x[rows]).square().sum().backward()
     everyone = processes.gathered(x.grad)
+    statistics = {k: v.tolist() for k, v in model.network.state_dict().items() if "running" in k}
+    rough = x.detach().clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = twin(rough[rows])
+    logits.float().square().sum().backward()
+    in_bf16 = processes.gathered(rough.grad)
     if processes.first:
-        statistics = {k: v.tolist() for k, v in model.network.state_dict().items() if "running" in k}
-        found = {"gradient": sum(everyone).tolist(), "statistics": statistics}
+        found = {"gradient": sum(everyone).tolist(), "statistics": statistics,
+                 "bf16": sum(in_bf16).tolist()}
         out.with_name("norm.json").write_text(json.dumps(found))
     print(processes.rank, [event["event"] for event in seen if event["event"] != "progress"])
 """
@@ -138,6 +144,10 @@ def test_statistics_are_those_of_the_whole_batch(pair: Any) -> None:
     model(x).square().sum().backward()
     assert x.grad is not None
     assert torch.allclose(torch.tensor(found["gradient"]), x.grad, atol=1e-4 * float(x.grad.abs().max()))
+    near = torch.nn.functional.cosine_similarity(
+        torch.tensor(found["bf16"]).flatten(), x.grad.flatten(), dim=0
+    )
+    assert near > 0.98
     for key, value in found["statistics"].items():
         assert torch.allclose(torch.tensor(value), model.network.state_dict()[key], atol=1e-5), key
 
@@ -213,9 +223,9 @@ def test_a_process_with_another_recipe_or_other_options_is_named() -> None:
     many = Pretended(world=17, theirs=lambda value: value)
     with pytest.raises(RecipeError, match="batch_size_out = 16: there are 17 processes"):
         agreement.check_arguments(recipe, many, compute, {})
+    same, energy = Pretended(theirs=lambda value: value), recipes.load("digits-jem")
     with pytest.raises(RecipeError, match=r"objective\.energy: is trained by one process only"):
-        same = Pretended(theirs=lambda value: value)
-        agreement.check_arguments(recipes.load("digits-jem"), same, compute, {})
+        agreement.check_arguments(energy, same, compute, {})
 
 
 def test_a_process_with_other_data_is_named() -> None:
