@@ -69,18 +69,30 @@ def recorded(name: str, folder: Path) -> dict[tuple[str, int], float]:
 def of_wandb(folder: Path) -> Iterator[tuple[tuple[str, int], float]]:
     """From the files of offline runs."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+        for data in wandb_records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
             for key, value in items.items():
                 if not key.startswith("_") and key != "update":
                     yield (key, items["update"]), value
+
+
+def wandb_records(data: bytes) -> Iterator[bytes]:
+    """Records of a log in the format of LevelDB: blocks of 32 KiB; a part has a CRC, length and type."""
+    at, parts = 7, b""  # after the header of the file
+    while at + 7 <= len(data):
+        if (room := 32768 - at % 32768) < 7:  # the rest of a block is not used
+            at += room
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 @pytest.mark.parametrize("name", trackers.NAMES)
