@@ -249,6 +249,7 @@ def evaluate(
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
     score: Sequence[str] = (),
+    shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -268,10 +269,11 @@ def evaluate(
         save_adversarial: also save the attacked images in `out`/adversarial.
         score: names of further OOD scores to measure, each under its own worst-case attack.
         judge: suite "explanations": a second model that scores the counterfactuals.
+        shard: "I/N": compute part I of N into `out`, for `ratioctl merge`.
         callback: called with progress events, see `ratioctl.evaluation.run`.
 
     Returns:
-        One Report per model, in the order of `models`.
+        One Report per model, in the order of `models`; none for a shard.
 
     Raises:
         UsageError: also for an option that has no effect in the suite.
@@ -298,6 +300,7 @@ def evaluate(
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
+        shard=shard,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
@@ -396,6 +399,7 @@ def ood_score(
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
+    shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -417,13 +421,17 @@ def ood_score(
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        shard: "I/N": score part I of N only, chosen by the hash of the path; fills in `ScoreRow.index`.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
     Raises (at once, not at the first row): see `ratioctl.scoring.pipeline.ood_score`.
     """
     from ratioctl.scoring.backends import open_model
+    from ratioctl.scoring.listing import Listing
     from ratioctl.scoring.pipeline import ood_score as run
+    from ratioctl.utils.sharding import Shard
 
+    listing = None if shard is None else Listing(Shard.parse(shard))
     opened = open_model(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
@@ -436,6 +444,7 @@ def ood_score(
         checks=checks,
         limit=limit,
         bit_depth=bit_depth,
+        listing=listing,
     )
 
 

@@ -184,6 +184,9 @@ class ScoreRow(_ShortRepr):
         saturated: at least half of the pixels are 0 or 255 in all channels.
         duplicate: the model's 8-bit input is that of the image before.
         notes: how the file was converted; pixels_sha256: of the model's 8-bit input.
+
+    Of a shard:
+        index: place of the image among those of all shards, from 0.
     """
 
     path: str
@@ -206,6 +209,7 @@ class ScoreRow(_ShortRepr):
     duplicate: bool | None = None
     notes: str | None = None
     pixels_sha256: str | None = None
+    index: int | None = None
 
     def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """The row of `ood-score --format jsonl`, without a worst case; `labels` adds p:<class> each."""

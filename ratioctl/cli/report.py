@@ -9,7 +9,7 @@ import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
-from ratioctl.cli.evaluate import _Events, default_folder
+from ratioctl.cli.evaluate import Events, default_folder
 from ratioctl.errors import Interrupted
 
 
@@ -54,7 +54,7 @@ def report(
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
-                callback=_Events(progress),
+                callback=Events(progress),
             )
     except KeyboardInterrupt as stop:
         again = f"Start again with: {context.typed()}"

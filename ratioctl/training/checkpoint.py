@@ -125,7 +125,7 @@ def read(folder: Path, recipe: Recipe) -> tuple[dict[str, Any], bytes]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(folder, f"its checkpoint cannot be read: {error}", _DAMAGED) from None
     if root.get("format") != FORMAT:
-        raise UsageError(folder, f"checkpoint format {root.get('format')} is not known", "Update ratioctl.")
+        raise UsageError(folder, f"checkpoint format {root.get('format')} is unknown", "Update ratioctl.")
     if hashlib.sha256(data).hexdigest() != expected:
         raise UsageError(folder / name, "does not match its recorded SHA-256", _DAMAGED)
     if root.get("recipe_digest") != recipe.digest:

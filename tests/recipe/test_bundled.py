@@ -15,7 +15,9 @@ from tests.recipe.helpers import FOLDER, NAMES, refusal
 
 # Table 7 and appendix B.4: radius inside by the number in the name, radius outside by the data.
 RADIUS_OUT = {"cifar10": 1.0, "cifar100": 1.0, "svhn": 1.0, "restricted-imagenet": 7.0}
-OWN = [n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64")]
+OWN = [
+    n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64", "animals64")
+]
 OWN += ["cifar10-ratio", "cifar10-ratio-start", "cifar10-jem"]  # JEM has its own test
 PUBLISHED = [n for n in NAMES if n not in OWN]
 
@@ -205,6 +207,8 @@ def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
         *("data.size=8", "data.channels=3", "data.validation=0.05"),
         *("optim.batch_size=2", "optim.batch_size_out=2", "optim.epochs=0.001", "optim.validate_images=4"),
     ]
+    if recipe.optim.head_epochs:
+        settings.append("optim.head_epochs=0")  # needs a start
     if recipe.objective.outside:
         settings.append("data.outside=noise:uniform")
     if recipe.objective.energy:
