@@ -400,6 +400,8 @@ def ood_score(
     bit_depth: int | None = None,
     worst_case: float | None = None,
     shard: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -421,6 +423,9 @@ def ood_score(
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        engine: "ray" computes the same rows on a Ray cluster, in any order, see
+            `ratioctl.scoring.ray_engine`.
+        workers: threads, or actors of Ray's.
         shard: "I/N": score part I of N only, chosen by the hash of the path; fills in `ScoreRow.index`.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
@@ -432,20 +437,19 @@ def ood_score(
     from ratioctl.utils.sharding import Shard
 
     listing = None if shard is None else Listing(Shard.parse(shard))
-    opened = open_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
-    )
-    return run(
-        paths,
-        opened,
-        threshold=threshold,
-        probabilities=probabilities,
-        explain=explain,
-        checks=checks,
-        limit=limit,
-        bit_depth=bit_depth,
-        listing=listing,
-    )
+    scored: dict[str, Any] = {"threshold": threshold, "probabilities": probabilities, "explain": explain}
+    scored |= {"checks": checks, "bit_depth": bit_depth}
+    how: dict[str, Any] = {"device": device, "precision": precision, "worst_case": worst_case}
+    how |= {"seed": seed, "score": score}
+    if engine == "ray":
+        import itertools
+
+        from ratioctl.scoring import ray_engine
+
+        found = ray_engine.run(paths, model, limit=limit, workers=workers, shard=shard, **scored, **how)
+        return itertools.chain.from_iterable(found)
+    opened = open_model(model, threshold, **how)
+    return run(paths, opened, limit=limit, listing=listing, workers=workers, **scored)
 
 
 @verb
