@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratioctl.errors import OutputError
-from ratioctl.evaluation.paper_figures import Panel, PaperFigures, Row
 from ratioctl.report.drawing import Color, Drawing
 from ratioctl.report.pictures import norm_symbol, short, two_digits
 from ratioctl.utils.atomic_files import make_folder, write_files

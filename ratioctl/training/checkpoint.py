@@ -119,7 +119,7 @@ def restore(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(folder, f"its checkpoint cannot be read: {error}", damaged) from None
     if root.get("format") != FORMAT:
-        raise UsageError(folder, f"checkpoint format {root.get('format')} is not known", "Update ratioctl.")
+        raise UsageError(folder, f"checkpoint format {root.get('format')} is unknown", "Update ratioctl.")
     if hashlib.sha256(data).hexdigest() != expected:
         raise UsageError(folder / name, "does not match its recorded SHA-256", damaged)
     if root.get("recipe_digest") != recipe.digest:

@@ -220,7 +220,7 @@ def test_shards_at_urls_are_merged(score: Callable[..., int], pictures: Path, tm
         ((f"{BUCKET}/nothing",), "memory://bucket/nothing: does not exist"),
         (("nonsense://x",), "nonsense://x: is no URL that fsspec knows"),
         ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/notes.csv"), "exists and holds no rows of ood-score"),
-        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is no format of rows"),
+        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is not a format of rows"),
         ((f"{BUCKET}/empty",), "holds no images"),
     ],
 )

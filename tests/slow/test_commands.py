@@ -44,6 +44,7 @@ NOT_RUN = {  # commands that contain these words
     "timm-weights.safetensors": "100 MB; tests/cli/test_package.py has another network of timm",
     "madry.pt": "100 MB; tests/models/test_import_checkpoint.py",
     "node_modules": "needs npm; tests/browser/test_live.py",
+    "s3://": "needs a server; tests/slow/test_s3.py",
     "torchrun": "several processes; tests/slow has its own test",
     "--engine ray": "needs Ray",
 }
@@ -157,3 +158,27 @@ def test_commands_of(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert given
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
         run(words)
+
+
+def masked(text: str) -> list[str]:
+    """Lines without numbers and drawn borders, words of a line separated by single spaces."""
+    kept = (re.sub(r"[^\w\s./:;,()*<>=-]", " ", line) for line in text.splitlines())
+    return [
+        line
+        for line in (" ".join(re.sub(r"[<>]?\d[\d.e+-]*\*?", "N", line).split()) for line in kept)
+        if line
+    ]
+
+
+def test_outputs_shown_in_get_started(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of the page as it stands, with the default model; shown outputs up to their numbers."""
+    page = (ROOT / "docs" / "get-started.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        r"^```sh\n(ratioctl [^\n]*)\n```\n(?:\n```text\n(.*?)^```)?", page, re.DOTALL | re.MULTILINE
+    )
+    assert len(shown) >= 6
+    for line, expected in shown:
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+        printed = capsys.readouterr().out
+        if expected:
+            assert masked(printed) == masked(expected)
