@@ -126,6 +126,7 @@ def train(
     resume: bool = False,
     init: Path | None = None,
     max_time: str | float | None = None,
+    log: str | Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
@@ -142,6 +143,7 @@ def train(
         resume: continue from the run folder's checkpoint.
         init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
         max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
+        log: "tensorboard", "mlflow" and "wandb", where metrics are recorded besides metrics.jsonl.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
@@ -152,32 +154,46 @@ def train(
 
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "max_time")
+    from ratioctl import package as packages
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training import starts
+    from ratioctl.training.distributed import joined
     from ratioctl.training.loop import fit
     from ratioctl.training.photographs import recipe_of
+    from ratioctl.training.trackers import Trackers
 
-    loaded, folder, _, start = recipe_of(
-        str(recipe),
-        [*settings, *([] if seed is None else [f"seed={seed}"])],
-        None if out is None else pathlib.Path(out),
-        start=None if init is None else starts.resolve(init, download=download),
-        resume=resume,
-        download=download,
-    )
-    package = fit(
-        loaded,
-        folder,
-        resume=resume,
-        init=start,
-        max_time=limit,
-        began=began,
-        device=device,
-        precision=precision,
-        download=download,
-        callback=callback,
-    )
-    return calibrate_package(package, device=device, download=download).package
+    with joined(device) as processes:
+        again = resume or processes.restarts > 0
+        loaded, folder, _, start = processes.everywhere(
+            lambda: recipe_of(
+                str(recipe),
+                [*settings, *([] if seed is None else [f"seed={seed}"])],
+                None if out is None else pathlib.Path(out),
+                start=None if init is None else starts.resolve(init, download=download),
+                resume=again,
+                download=download,
+            ),
+            in_turn=True,
+        )
+        with Trackers(log if processes.first else (), folder, loaded, callback) as events:
+            package = fit(
+                loaded,
+                folder,
+                resume=again,
+                init=start,
+                max_time=limit,
+                began=began,
+                device=device,
+                precision=precision,
+                download=download,
+                callback=events,
+                processes=processes,
+            )
+        where = processes.device(device)
+        processes.together(
+            lambda: str(calibrate_package(package, device=where, download=download).package.path)
+        )
+        return packages.read(package.path)
 
 
 @verb
