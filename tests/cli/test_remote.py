@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,7 +223,7 @@ def test_shards_at_urls_are_merged(score: Callable[..., int], pictures: Path, tm
         ((f"{BUCKET}/nothing",), "memory://bucket/nothing: does not exist"),
         (("nonsense://x",), "nonsense://x: is no URL that fsspec knows"),
         ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/notes.csv"), "exists and holds no rows of ood-score"),
-        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is no format of rows"),
+        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is not a format of rows"),
         ((f"{BUCKET}/empty",), "holds no images"),
     ],
 )
@@ -242,3 +245,54 @@ def test_a_list_on_stdin_may_name_urls(pictures: Path, tiny_onnx: Path) -> None:
     paths = f"{BUCKET}/pictures/red/01.png\n{BUCKET}/gone.png\n{pictures}/red/03.png\n"
     rows = list(ood_score("-", open_model(tiny_onnx, None), stdin=io.BytesIO(paths.encode())))
     assert [row.error for row in rows] == [None, "does not exist", None]
+
+
+def test_sources_of_an_evaluation_may_be_urls(small_package: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for k in range(12):
+        stream = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(stream, "PNG")
+        name = f"{('cat', 'dog')[k % 2]}/{k}.png"
+        remote.write(f"{BUCKET}/test/{name}", stream.getvalue())
+        path = tmp_path / "test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stream.getvalue())
+    options: dict[str, Any] = {"suite": "clean", "ood": ["uni=noise:uniform"], "limit": 12, "device": "cpu"}
+    (at_url,) = ratioctl.evaluate(small_package, data=f"{BUCKET}/test", **options)
+    (local,) = ratioctl.evaluate(small_package, data=str(tmp_path / "test"), **options)
+    timeless = [
+        [(row.name, row.value, row.interval, row.dataset) for row in report.measurements]
+        for report in (at_url, local)
+    ]
+    assert timeless[0] == timeless[1]
+    with pytest.raises(SourceError, match="does not exist"):
+        ratioctl.evaluate(small_package, data=f"{BUCKET}/nothing", **options)
+
+
+def test_hf_urls_are_no_sources_called_hf() -> None:
+    from ratioctl.data import registry
+
+    assert registry.find("hf:folder") is not None
+    assert registry.find("hf://datasets/some/set.parquet") is None
+
+
+@pytest.mark.filterwarnings("default")  # of aiohttp, about sessions that end with the process
+def test_a_web_server_without_ranges(pictures: Path, tmp_path: Path, tiny_onnx: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    with zipfile.ZipFile(pictures / "a.zip", "w") as file:
+        file.write(pictures / "red" / "01.png", "01.png")
+    handler = functools.partial(Quiet, directory=str(pictures))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        paths = [f"{url}/red/", f"{url}/green/00.png", f"{url}/a.zip", f"{url}/gone.png"]
+        rows = list(ratioctl.ood_score(paths, model=tiny_onnx))
+        server.shutdown()
+    local = [pictures / "red", pictures / "green" / "00.png", pictures / "a.zip"]
+    expected = list(ratioctl.ood_score(local, model=tiny_onnx))
+    assert [row.path for row in rows[:-1]] == [row.path.replace(str(pictures), url) for row in expected]
+    assert [row.confidence for row in rows[:-1]] == [row.confidence for row in expected]
+    assert rows[-1].error == "does not exist"
