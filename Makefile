@@ -19,7 +19,8 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## counterfactuals of a cat and a rocket towards dog, by the default model and a plain one
-	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --model cifar10-ratio --model cifar10-plain --out demo
+	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --steps 250 \
+	  --model cifar10-ratio --model cifar10-plain --out demo
 	@echo; echo "Look at these:"; \
 	echo "  demo/index.html            both models side by side, as a page for the browser"; \
 	echo "  demo/*/$(TARGET)/grid.png      a photograph, then what $(TARGET) would take, budget by budget;"; \

@@ -185,7 +185,7 @@ def trained(
         spec, folder = run.loaded(shared), out / run.name
         found = folder / "package"
         package = packages.read(found) if (found / "config.json").is_file() else None
-        filed = found / packages.RECIPE
+        filed = found / "recipe.toml"
         start = None if run.init is None else done[run.init]
         if package is not None and start is not None:
             known = package.config["ratio"]["provenance"]["init"]
@@ -195,7 +195,7 @@ def trained(
             cost = passes(spec, TRAIN_IMAGES[run.recipe.partition("-")[0]])
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
             path = out / f"{run.name}.toml"
-            path.write_text(recipe.dumps(spec), encoding="utf-8")
+            path.write_text(recipe.dumps(_without_unused(spec)), encoding="utf-8")
             package = ratioctl.train(
                 path, out=folder, resume=True, init=None if start is None else start.path, device=device
             )
@@ -203,10 +203,18 @@ def trained(
         yield package
 
 
+def _without_unused(spec: Recipe) -> Recipe:
+    """`spec` without inherited OOD images that its objective does not use, which a file may not name."""
+    if spec.objective.outside is not None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"outside": ()})})
+
+
 def alike(wanted: Recipe, filed: Recipe) -> bool:
     """Whether two recipes train the same model: names and the set that only measures do not count."""
 
     def training(spec: Recipe) -> Recipe:
+        spec = _without_unused(spec)
         data = spec.data.model_copy(update={"outside_test": ()})
         return spec.model_copy(update={"name": "", "description": "", "data": data})
 

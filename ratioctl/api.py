@@ -126,6 +126,7 @@ def train(
     resume: bool = False,
     init: Path | None = None,
     max_time: str | float | None = None,
+    log: str | Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
@@ -142,6 +143,7 @@ def train(
         resume: continue from the run folder's checkpoint.
         init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
         max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
+        log: "tensorboard", "mlflow" and "wandb", where metrics are recorded besides metrics.jsonl.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
@@ -152,32 +154,46 @@ def train(
 
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "max_time")
+    from ratioctl import package as packages
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training import starts
+    from ratioctl.training.distributed import joined
     from ratioctl.training.loop import fit
     from ratioctl.training.photographs import recipe_of
+    from ratioctl.training.trackers import Trackers
 
-    loaded, folder, _, start = recipe_of(
-        str(recipe),
-        [*settings, *([] if seed is None else [f"seed={seed}"])],
-        None if out is None else pathlib.Path(out),
-        start=None if init is None else starts.resolve(init, download=download),
-        resume=resume,
-        download=download,
-    )
-    package = fit(
-        loaded,
-        folder,
-        resume=resume,
-        init=start,
-        max_time=limit,
-        began=began,
-        device=device,
-        precision=precision,
-        download=download,
-        callback=callback,
-    )
-    return calibrate_package(package, device=device, download=download).package
+    with joined(device) as processes:
+        again = resume or processes.restarts > 0
+        loaded, folder, _, start = processes.everywhere(
+            lambda: recipe_of(
+                str(recipe),
+                [*settings, *([] if seed is None else [f"seed={seed}"])],
+                None if out is None else pathlib.Path(out),
+                start=None if init is None else starts.resolve(init, download=download),
+                resume=again,
+                download=download,
+            ),
+            in_turn=True,
+        )
+        with Trackers(log if processes.first else (), folder, loaded, callback) as events:
+            package = fit(
+                loaded,
+                folder,
+                resume=again,
+                init=start,
+                max_time=limit,
+                began=began,
+                device=device,
+                precision=precision,
+                download=download,
+                callback=events,
+                processes=processes,
+            )
+        where = processes.device(device)
+        processes.together(
+            lambda: str(calibrate_package(package, device=where, download=download).package.path)
+        )
+        return packages.read(package.path)
 
 
 @verb
@@ -224,6 +240,7 @@ def evaluate(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -232,6 +249,7 @@ def evaluate(
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
     score: Sequence[str] = (),
+    shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -244,15 +262,18 @@ def evaluate(
         models: package folders or names of bundled models; none means the default one.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        protocol: a published protocol instead: "robustbench-l2", "robustbench-linf", "paper", "good", "atd"
+            or "openood".
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
         score: names of further OOD scores to measure, each under its own worst-case attack.
         judge: suite "explanations": a second model that scores the counterfactuals.
+        shard: "I/N": compute part I of N into `out`, for `ratioctl merge`.
         callback: called with progress events, see `ratioctl.evaluation.run`.
 
     Returns:
-        One Report per model, in the order of `models`.
+        One Report per model, in the order of `models`; none for a shard.
 
     Raises:
         UsageError: also for an option that has no effect in the suite.
@@ -275,9 +296,11 @@ def evaluate(
         write=write,
         out=folder,
         suite=suite,
+        protocol=protocol,
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
+        shard=shard,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
@@ -329,7 +352,10 @@ def counterfactual(
         One explanation for each model, norm and image, in that order.
 
     Raises:
-        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
+        UsageError: a value that has no effect or no meaning here.
+        SourceError: no images.
+        PackageError: a model that cannot be read.
+        ImageError: the first image that cannot be read.
     """
     from ratioctl import counterfactuals
 
@@ -373,6 +399,9 @@ def ood_score(
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
+    shard: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -389,30 +418,38 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
-        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
+        explain: fill in the fields of `ScoreRow` that it lists under this name.
+        checks: likewise.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        engine: "ray" computes the same rows on a Ray cluster, in any order, see
+            `ratioctl.scoring.ray_engine`.
+        workers: threads, or actors of Ray's.
+        shard: "I/N": score part I of N only, chosen by the hash of the path; fills in `ScoreRow.index`.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
     Raises (at once, not at the first row): see `ratioctl.scoring.pipeline.ood_score`.
     """
     from ratioctl.scoring.backends import open_model
+    from ratioctl.scoring.listing import Listing
     from ratioctl.scoring.pipeline import ood_score as run
+    from ratioctl.utils.sharding import Shard
 
-    opened = open_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
-    )
-    return run(
-        paths,
-        opened,
-        threshold=threshold,
-        probabilities=probabilities,
-        explain=explain,
-        checks=checks,
-        limit=limit,
-        bit_depth=bit_depth,
-    )
+    listing = None if shard is None else Listing(Shard.parse(shard))
+    scored: dict[str, Any] = {"threshold": threshold, "probabilities": probabilities, "explain": explain}
+    scored |= {"checks": checks, "bit_depth": bit_depth}
+    how: dict[str, Any] = {"device": device, "precision": precision, "worst_case": worst_case}
+    how |= {"seed": seed, "score": score}
+    if engine == "ray":
+        import itertools
+
+        from ratioctl.scoring import ray_engine
+
+        found = ray_engine.run(paths, model, limit=limit, workers=workers, shard=shard, **scored, **how)
+        return itertools.chain.from_iterable(found)
+    opened = open_model(model, threshold, **how)
+    return run(paths, opened, limit=limit, listing=listing, workers=workers, **scored)
 
 
 @verb

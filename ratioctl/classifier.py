@@ -41,10 +41,12 @@ DEFAULT_THRESHOLD = "tpr95"
 class Classifier:
     """A trained classifier, made by `from_pretrained`.
 
-    Example:
-        clf = Classifier.from_pretrained("cifar10-ratio")
-        clf.predict("cat.jpg").label
-        clf.explain("cat.jpg", target="dog", eps="0.5..3").save("answers")
+    Examples:
+        >>> clf = Classifier.from_pretrained("cifar10-ratio")
+        >>> clf.predict("cat.jpg").label
+        'cat'
+        >>> explanation = clf.explain("cat.jpg", target="dog", eps="0.5..3")
+        >>> explanation.image.save("dog.png")
     """
 
     def __init__(self, model: pipeline.Model, device: str) -> None:

@@ -141,7 +141,10 @@ def names() -> str:
     first = {n: (ATTACKS.get(n).__doc__ or "").partition(".\n")[0].rstrip(".") for n in norms}
     tables: dict[str, list[tuple[str, str]]] = {
         "Attack methods": [(name, f"{first[name]} ({norms[name]})") for name in norms],
-        "OOD scores": [(score.name, score.description) for score in map(scores.by_name, scores.names())],
+        "OOD scores": [
+            (score.name, score.description + (" (`evaluate` only)" if score.near else ""))
+            for score in (scores.by_name(name, network=True) for name in scores.names(network=True))
+        ],
         "Suites of evaluate": [(name, str(suite)) for name, suite in SUITES.items()],
         "Named data sources": [(s.usage, s.description) for s in sources.registered().values()],
         "Export layouts": [(n, find_layout(n).contents.__doc__ or "") for n in layout_names()],

@@ -23,12 +23,14 @@ WITHOUT_A_VERB = (
     "parity",
     "init",
     "report",
+    "figures",
     "serve",
     "inspect",
     "verify",
     "sign",
     "models",
     "cache",
+    "merge",
 )
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module
@@ -57,6 +59,7 @@ OPTIONS = {
     "sign": (),
     "models": (),
     "cache": ("--clear",),
+    "figures": ("--data", "--ood", "--eps", "--steps", "--out"),
     "report": ("--data", "--ood", "--limit", "--out"),
     "init": ("--outside", "--arch", "--size", "--out"),
 }

@@ -1,12 +1,11 @@
-"""Pages of the documentation: their commands, options, code, links and files are real."""
+"""The documentation: commands, options, links and files are real; slow/test_docs.py runs its code."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -54,6 +53,8 @@ def options_of(command: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_command_lines_name_commands_options_modules_and_targets_that_exist(name: str) -> None:
     for words in commands(name):
+        if words[0] == "torchrun":
+            words = words[words.index("ratioctl") :]
         if words[0] == "ratioctl":
             assert words[1] in cli.COMMANDS, words
             given = {word.split("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)}
@@ -63,6 +64,8 @@ def test_command_lines_name_commands_options_modules_and_targets_that_exist(name
             assert path.is_file(), words
             given = {word for word in words[3:] if word.startswith("--")}
             assert all(f'"{option}"' in _with_harness(path) for option in given), words
+        elif words[:2] == ["python", "-c"]:
+            compile(words[2], name, "exec")  # test_sample_photographs_are_copied runs it
         elif words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= TARGETS, words
         else:
@@ -74,49 +77,11 @@ def _with_harness(path: Path) -> str:
     return "".join(each.read_text(encoding="utf-8") for each in (path, *shared))
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sample photographs and an exported model."""
-    folder = tmp_path_factory.mktemp("docs")
-    (folder / "assets").symlink_to(ROOT / "assets", target_is_directory=True)
-    line = ["export", "cifar10-ratio", "--input", "uint8", "--output", str(folder / "model.onnx"), "--quiet"]
-    assert cli.main(line) == 0
-    return folder
-
-
-def run(program: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *program], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-PRINTED = {
-    "counterfactuals_of_a_photograph": r"cat, confidence 0.98, out of distribution: False\n"
-    r"(budget \S+: \w+, dog \S+, OOD: (True|False)\n){3}budget 3: dog, dog (0.9\d|1.00), OOD: False\n"
-    r"flips at l2 \d.\d+\n",
-    "onnx_in_ten_lines": r"ship, confidence 0.159, out of distribution: True\n",
-    "ratio_and_plain": r"cifar10-ratio: ship, confidence 0.16, out of distribution: True\n"
-    r"cifar10-plain: ship, confidence 0.92, out of distribution: False\n"
-    r"cifar10-ratio: dog at budget 0.5: 0.\d\d, .*, 3: (0.9\d|1.00)\n"
-    r"cifar10-plain: dog at budget 0.5: (0.9\d|1.00), .*\n",
-}
-
-
-@pytest.mark.parametrize("name", PRINTED)
-def test_examples_run(name: str, tmp_path: Path) -> None:
-    """Those that train a model run in tests/slow, and all of them in `make docs`."""
-    assert re.fullmatch(PRINTED[name], run([str(DOCS / "examples" / f"{name}.py")], tmp_path))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
-def test_python_blocks_run(name: str, workplace: Path) -> None:
-    for block in blocks(name, "python"):
-        if "serve_forever" in block or "explain.onnx" in block:  # tests in tests/slow run them
-            continue
-        printed = run(["-c", block], workplace)
-        assert "rocket.jpg ship" in printed or "ship 0.15" in printed
+def test_sample_photographs_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = (words for words in commands("get-started.md") if words[:2] == ["python", "-c"])
+    monkeypatch.chdir(tmp_path)
+    exec(words[2], {})
+    assert (tmp_path / "assets" / "samples" / "cat.jpg").is_file()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "toml")])
@@ -166,9 +131,40 @@ def test_pages_and_help_use_the_terms_of_the_field() -> None:
     pages = {name: (DOCS / name).read_text(encoding="utf-8") for name in NAMES}
     texts = {name: re.sub(r"\]\(.*?\)", "]", page) for name, page in pages.items()}  # without link targets
     texts |= {"--help": generate_reference.command_line(), "recipe keys": generate_reference.recipe_keys()}
+    texts |= {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "CHANGELOG.md", "SECURITY.md")
+    }
+    texts |= {
+        str(path): path.read_text(encoding="utf-8") for path in (ROOT / "assets" / "models").glob("*/*.md")
+    }
     words = re.compile("|".join(rf"\b(?:{word})" for word in NOT_THE_FIELD_S_WORDS), re.IGNORECASE)
     found = [(name, match[0]) for name, text in texts.items() for match in words.finditer(text)]
     assert found == []
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """(place, text) of every text in the construction of an error."""
+    for path in sorted((ROOT / "ratioctl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", "Interrupted")):
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}", part.value
+
+
+def test_messages_use_the_terms_of_the_field() -> None:
+    texts = list(messages())
+    assert len(texts) > 500
+    phrases = (
+        *NOT_THE_FIELD_S_WORDS,
+        "is no [a-z]+ of",
+        "is no (?:name|file|number|list)",
+        "breaks? off",
+        "circle",
+    )
+    words = re.compile("|".join(rf"\b(?:{phrase})" for phrase in phrases), re.IGNORECASE)
+    assert [(place, match[0]) for place, text in texts for match in words.finditer(text)] == []
 
 
 def anchors(path: Path) -> set[str]:

@@ -64,7 +64,7 @@ def test_photographs_to_a_model_that_answers(
     assert report_line[1].split()[:4] == ["report", model, "--data", "split:test:scenes"]
     assert main([*report_line[1].split(), "--limit", "10", "--out", "page"]) == 0
     page = Path("page/report.html").read_text()
-    for title in ("Confusion matrix", "Classes", "Most outlying ID images", "no diagnosis", "Start"):
+    for title in ("Confusion matrix", "Classes", "Most outlying ID images", "not a diagnosis", "Start"):
         assert title in page
     assert not re.search(r'(src|href)="(?!data:)', page)
 
