@@ -11,6 +11,9 @@ operator is refused with the operator's name.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +25,12 @@ from onnx import helper, numpy_helper
 from ratioctl.errors import UsageError
 from ratioctl.onnx.builder import Builder, Value
 
-Gradients = Sequence[Value | None]
+Gradients = Sequence["Value | Phases | None"]
 Rule = Callable[["Tape", onnx.NodeProto, Value], Gradients]
 
 RULES: dict[str, Rule] = {}
+ROWS = "M"  # the name of the number of images: shapes by which onnxruntime sees that values fit together
+_LARGE = 1e38
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -56,8 +61,9 @@ class Network:
         }
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.shapes |= {key: list(array.shape) for key, array in self.constants.items()}
-        self.nodes = _before(model.graph.node, "logits")
-        self.after = [node for node in model.graph.node if node not in self.nodes]  # logits -> other outputs
+        nodes = _before(model.graph.node, "logits")
+        self.after = [node for node in model.graph.node if node not in nodes]  # logits -> other outputs
+        self.nodes = self._strided(nodes)
         used, later = ({x for node in nodes for x in node.input} for nodes in (self.nodes, self.after))
         builder.initializers |= {t.name: t for t in model.graph.initializer if t.name in later}
         self.weights = [t for t in model.graph.initializer if t.name in used - later]
@@ -77,18 +83,57 @@ class Network:
             image: (M, C, H, W) float32.
             outer: logits (M, K) -> the gradient (M, K) of that function.
         """
-        names = self.builder.inline(self.nodes, {"image": image.name})
+        names = self.builder.inline(self.nodes, {"image": image.shaped(ROWS, *self.size("image")[1:]).name})
         gradient = outer(self.builder.value(names["logits"], np.float32))
         tape = Tape(self, names)
-        found = {"logits": gradient}
+        parts: dict[str, list[Value | Phases]] = {"logits": [gradient]}
         for node in reversed(self.nodes):
-            g = found.pop(node.output[0], None)
-            if g is None:
+            found = parts.pop(node.output[0], None)
+            if found is None:
                 continue
-            for name, part in zip(node.input, RULES[node.op_type](tape, node, g), strict=False):
+            for name, part in zip(node.input, RULES[node.op_type](tape, node, _sum(found)), strict=False):
                 if part is not None and name in self.on_path:
-                    found[name] = found[name] + part if name in found else part
-        return found["image"]
+                    parts.setdefault(name, []).append(part)
+        return _sum(parts["image"])
+
+    def size(self, name: str) -> list[int]:
+        """The dimensions; -1 for the number of images, which may be the first one alone."""
+        shape = self.shapes[name]
+        if None in shape[1:]:
+            raise _refused(self.title, f"a value of shape {shape}")
+        return [-1 if d is None else d for d in shape]
+
+    def _strided(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """The nodes, where pointwise convolutions of every s-th pixel do not slice but have a stride."""
+        makers = {node.output[0]: node for node in nodes}
+        found = []
+        for original in nodes:
+            node, strides = onnx.NodeProto(), [1, 1]
+            node.CopyFrom(original)
+            given = _attributes(node)
+            pointwise = node.op_type == "Conv" and max(self.size(node.input[1])[2:]) == 1
+            if pointwise and max([*given.get("strides", [1]), *(1 + p for p in given.get("pads", [0]))]) == 1:
+                while (step := self._step(makers.get(node.input[0]))) is not None:
+                    strides[step[0] - 2] *= step[1]
+                    node.input[0] = makers[node.input[0]].input[0]
+            if max(strides) > 1:
+                kept = [a for a in node.attribute if a.name != "strides"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, helper.make_attribute("strides", strides)])
+            found.append(node)
+        return _before(found, "logits")
+
+    def _step(self, node: onnx.NodeProto | None) -> tuple[int, int] | None:
+        """The axis and the step of a Slice that takes every s-th row or column from the first one on."""
+        if node is None or node.op_type != "Slice" or len(node.input) != 5:
+            return None
+        given = [self.constants.get(name, np.zeros(0)).tolist() for name in node.input[1:]]
+        if any(len(values) != 1 for values in given):
+            return None
+        start, end, axis, step = (values[0] for values in given)
+        size = self.shapes[node.input[0]]
+        whole = len(size) == 4 and axis in (2, 3) and size[axis] is not None and end >= size[axis]
+        return (axis, step) if whole and start == 0 and step > 1 else None
 
 
 def _refused(name: str, what: str) -> UsageError:
@@ -107,6 +152,43 @@ def _before(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto
             kept.append(node)
             wanted |= set(node.input)
     return kept[::-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phases:
+    """A gradient (M, C, H, W) as step x step images: number step r + k holds pixels (r + step i, k + step j).
+
+    None stands for an image of zeros.
+    """
+
+    step: int
+    channels: int
+    images: tuple[Value | None, ...]
+
+    def __add__(self, other: Phases) -> Phases:
+        both = zip(self.images, other.images, strict=True)
+        return dataclasses.replace(self, images=tuple(_total([g for g in pair if g]) for pair in both))
+
+    def joined(self) -> Value:
+        some = next(g for g in self.images if g)
+        first, *others = (g or some * 0.0 for g in self.images)
+        pixels = first.join(*others, axis=1).op("DepthToSpace", blocksize=self.step)
+        return _blocked(pixels, self.channels)
+
+
+def _total(parts: Sequence[Value]) -> Value | None:
+    return functools.reduce(Value.__add__, parts) if parts else None
+
+
+def _sum(parts: Sequence[Value | Phases]) -> Value:
+    """The sum of gradients; that of phases is put together afterwards."""
+    plain, phases = [], {}
+    for part in parts:
+        if isinstance(part, Value):
+            plain.append(part)
+        else:
+            phases[part.step] = phases[part.step] + part if part.step in phases else part
+    return functools.reduce(Value.__add__, [*(part.joined() for part in phases.values()), *plain])
 
 
 class Tape:
@@ -128,10 +210,11 @@ class Tape:
 
     def size(self, name: str) -> list[int]:
         """The dimensions; -1 for the number of images, which may be the first one alone."""
-        shape = self.shape(name)
-        if None in shape[1:]:
-            raise self.refuse(f"a value of shape {shape}")
-        return [-1 if d is None else d for d in shape]
+        return self.network.size(name)
+
+    def reshape(self, g: Value, *size: int) -> Value:
+        """To `size`, whose first number may be -1 for the number of images."""
+        return g.reshape(*size).shaped(*(ROWS if d == -1 else d for d in size))
 
     def constant(self, name: str) -> np.ndarray:
         if name not in self.network.constants:
@@ -196,9 +279,22 @@ def _div(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     return [first, tape.like(g * tape.value(node.output[0]) / tape.value(b) * -1.0, node.output[0], b)]
 
 
+def _blocked(x: Value, channels: int) -> Value:
+    """The values (M, C, H, W) themselves, through a convolution.
+
+    onnxruntime computes convolutions, their sums and products in a blocked layout; this is where they enter it.
+    """
+    ones = x.builder.fill(1.0, x.builder.constant([channels, 1, 1, 1], np.int64), np.float32)
+    return x.op("Conv", ones, kernel_shape=[1, 1], group=channels)
+
+
 @rule("Relu")
 def _relu(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g * (tape.value(node.output[0]) > 0.0).cast(np.float32)]
+    y, shape = tape.value(node.output[0]), tape.shape(node.output[0])
+    if len(shape) != 4 or shape[1] is None:
+        return [g * (y > 0.0).cast(np.float32)]
+    # 0 or 1, as the activation of a convolution: a comparison leaves the blocked layout.
+    return [g * _blocked(y, shape[1]).op("HardSigmoid", alpha=_LARGE, beta=0.0)]
 
 
 @rule("Clip")
@@ -257,7 +353,7 @@ def _batch_norm(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def _reshape(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g.reshape(*tape.size(node.input[0]))]
+    return [tape.reshape(g, *tape.size(node.input[0]))]
 
 
 @rule("Transpose")
@@ -298,9 +394,9 @@ def _slice(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
         first, _, _ = slice(int(start), int(end), int(step)).indices(length)
         count = now[axis]
         if step > 1:
-            g = _pad(g.reshape(*now[: axis + 1], 1, *now[axis + 1 :]), len(shape) + 1, axis + 1, 0, step - 1)
+            spread = tape.reshape(g, *now[: axis + 1], 1, *now[axis + 1 :])
             now[axis] = count * int(step)
-            g = g.reshape(*now)
+            g = tape.reshape(_pad(spread, len(shape) + 1, axis + 1, 0, step - 1), *now)
         g = _pad(g, len(shape), axis, first, length - first - now[axis])
         now[axis] = length
     return [g]
@@ -331,8 +427,9 @@ def _mean(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
         raise tape.refuse("a mean over the images")
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     spread = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-    scaled = g.reshape(*kept) * (1 / math.prod(spread))
-    return [scaled.op("Expand", tape.builder.constant(spread, np.int64))]
+    scaled = tape.reshape(g, *kept) * (1 / math.prod(spread))
+    g = scaled.op("Expand", tape.builder.constant(spread, np.int64))
+    return [_blocked(g, shape[1]) if axes == [2, 3] else g]
 
 
 @rule("MaxPool")
@@ -344,7 +441,7 @@ def _max_pool(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     size = x.op("Shape", dtype=np.int64)
     zeros = builder.fill(0.0, size.reduce("ReduceProd", 0), np.float32)
     flat = zeros.op("ScatterElements", places, g.reshape(-1), axis=0, reduction="add")
-    return [flat.reshape(*tape.size(node.input[0]))]
+    return [tape.reshape(flat, *tape.size(node.input[0]))]
 
 
 @rule("AveragePool")
@@ -369,8 +466,8 @@ def _conv(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     weight = tape.value(node.input[1])
     if tape.needs(node.input[1]):
         raise tape.refuse("Conv with a computed kernel")
-    shape = tape.constant(node.input[1]).shape
-    given.setdefault("kernel_shape", list(shape[2:]))
+    shape = tape.size(node.input[1])
+    given.setdefault("kernel_shape", shape[2:])
     pads, dilations = given.get("pads", [0, 0, 0, 0]), given.get("dilations", [1, 1])
     reach = [d * (k - 1) for d, k in zip(dilations, given["kernel_shape"], strict=True)]
     rest = [r - p for r, p in zip(reach * 2, pads, strict=True)]
@@ -378,7 +475,7 @@ def _conv(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     if not same or len(shape) != 4:
         raise tape.refuse("Conv of another kind than two-dimensional with explicit padding")
     if max(given.get("strides", [1])) > 1 or min(rest) < 0 or given.get("group", 1) > 1:
-        return [_transposed_conv(tape, node, g, weight, given)]
+        return [_by_phases(tape, node, g, given) or _transposed_conv(tape, node, g, weight, given)]
     return [
         g.op(
             "Conv",
@@ -390,12 +487,20 @@ def _conv(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     ]
 
 
-def _mirrored(tape: Tape, name: str) -> Value:
-    """The kernel (in, out, h, w), turned by 180 degrees; onnxruntime computes it when it loads the file."""
-    swapped = tape.value(name).transpose(1, 0, 2, 3)
-    if max(tape.constant(name).shape[2:]) == 1:
+def _mirrored(tape: Tape, name: str, starts: Sequence[int] = (0, 0), step: int = 1) -> Value:
+    """The kernel (in, out, h, w), turned by 180 degrees; onnxruntime computes it when it loads the file.
+
+    Args:
+        starts: the first row and column; step: every which of those after them.
+    """
+    swapped, size = tape.value(name).transpose(1, 0, 2, 3), tape.size(name)[2:]
+    if max(size) == 1:
         return swapped
-    ends = ([-1, -1], [np.iinfo(np.int64).min] * 2, [2, 3], [-1, -1])
+    last = [start + step * (len(range(start, k, step)) - 1) for start, k in zip(starts, size, strict=True)]
+    least = [
+        start - 1 - k if start else np.iinfo(np.int64).min for start, k in zip(starts, size, strict=True)
+    ]
+    ends = (last, least, [2, 3], [-step, -step])
     return swapped.op("Slice", *(tape.builder.constant(e, np.int64) for e in ends))
 
 
@@ -420,6 +525,35 @@ def _transposed_conv(
         group=given.get("group", 1),
         output_padding=missing,
     )
+
+
+def _by_phases(tape: Tape, node: onnx.NodeProto, g: Value, given: dict[str, Any]) -> Phases | None:
+    """The adjoint of a convolution with stride s as s x s convolutions; None where ConvTranspose is needed.
+
+    onnxruntime computes them faster. Along an axis, pixel i = s q + r of the input contributed to pixel
+    o = q + c - u of the output through kernel element t + s u, where t = (r + pad) mod s and
+    c = (r + pad) div s, for every u for which there is such an element.
+    """
+    (step, *other), pads = given.get("strides", [1, 1]), given.get("pads", [0, 0, 0, 0])
+    (channels, *before), after = tape.size(node.input[0])[1:], tape.size(node.output[0])[2:]
+    even = step > 1 and other == [step] and all(n % step == 0 for n in before)
+    if not even or given.get("group", 1) > 1 or max(given.get("dilations", [1])) > 1:
+        return None
+    kernel, images = tape.size(node.input[1])[2:], list[Value | None]()
+    for phase in itertools.product(range(step), repeat=2):
+        starts = [(r + p) % step for r, p in zip(phase, pads, strict=False)]
+        counts = [len(range(t, k, step)) for t, k in zip(starts, kernel, strict=True)]
+        if 0 in counts:
+            images.append(None)
+            continue
+        ends = [(r + p) // step for r, p in zip(phase, pads, strict=False)]
+        first = [u - 1 - c for u, c in zip(counts, ends, strict=True)]
+        last = [n // step - m + c for n, m, c in zip(before, after, ends, strict=True)]
+        if min(*first, *last) < 0:
+            return None
+        part = _mirrored(tape, node.input[1], starts, step)
+        images.append(g.op("Conv", part, kernel_shape=counts, pads=[*first, *last]))
+    return Phases(step=step, channels=channels, images=tuple(images))
 
 
 @rule("Gemm")
