@@ -100,7 +100,7 @@ class Value:
         return self.op("Concat", *others, axis=axis)
 
     def shaped(self, *shape: int | str) -> Value:
-        """This value, its shape noted where shape inference cannot tell it; names stand for unknown lengths."""
+        """This value, its shape noted where inference cannot tell it; names stand for unknown lengths."""
         self.builder.shapes[self.name] = shape
         return self
 

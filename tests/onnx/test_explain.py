@@ -27,7 +27,7 @@ from ratioctl.models.predict import Predictor, predictor
 from ratioctl.onnx import explain, explainer, export, parity, runtime
 from ratioctl.onnx import graph as graphs
 from ratioctl.onnx.builder import Builder
-from ratioctl.onnx.gradient import RULES
+from ratioctl.onnx.gradient_rules import RULES
 from ratioctl.recipe import Attack, Ball
 
 SHAPE = (3, 8, 8)
@@ -95,7 +95,7 @@ OPERATORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], dict[str
     "Conv, strides of two on one value": (
         "a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (image, k) "
         "b = Conv <strides = [2, 2]> (image, pointwise) c = Add(a, b) "
-        "d = Conv <strides = [3, 3]> (image, pointwise) e = ReduceMean <keepdims = 1> (d, axes) y = Mul(c, e)",
+        "d = Conv <strides = [3, 3]> (image, pointwise) e = ReduceMean(d, axes) y = Mul(c, e)",
         lambda x: (
             (F.conv2d(x, T(KERNEL), stride=2, padding=1) + F.conv2d(x, T(POINTWISE), stride=2))
             * F.conv2d(x, T(POINTWISE), stride=3).mean((2, 3), keepdim=True)
