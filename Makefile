@@ -7,6 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 SAMPLES ?= assets/samples/cat.jpg assets/samples/rocket.jpg
 TARGET ?= dog
 PYTEST_ARGS ?= -n auto --dist loadscope
+KATEX := docs/javascripts/katex
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -18,7 +19,8 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## counterfactuals of a cat and a rocket towards dog, by the default model and a plain one
-	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --model cifar10-ratio --model cifar10-plain --out demo
+	$(BIN)/ratioctl counterfactual $(SAMPLES) --target $(TARGET) --eps 0.5..3 --steps 250 \
+	  --model cifar10-ratio --model cifar10-plain --out demo
 	@echo; echo "Look at these:"; \
 	echo "  demo/index.html            both models side by side, as a page for the browser"; \
 	echo "  demo/*/$(TARGET)/grid.png      a photograph, then what $(TARGET) would take, budget by budget;"; \
@@ -42,8 +44,9 @@ lint: $(VENV)/.dev  ## formatting, lint and types
 
 check: lint test  ## lint and tests: what must pass before a commit
 
-docs: $(VENV)/.docs  ## build the documentation site into build/site
+docs: $(VENV)/.docs $(KATEX)/katex.min.js  ## build the documentation site into build/site (needs npm)
 	$(BIN)/python -m tools.generate_reference
+	$(BIN)/python -m tools.gallery
 	$(BIN)/zensical build --clean
 
 format: $(VENV)/.dev  ## format the code and apply automatic fixes
@@ -128,6 +131,15 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@
+
+# Equations are rendered by a copy of KaTeX, so that the site works offline and contacts no other host.
+$(KATEX)/katex.min.js:
+	@command -v npm > /dev/null || { echo "npm is missing, which fetches KaTeX. Install Node.js."; exit 1; }
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/katex katex@0.16.22
+	mkdir -p $(KATEX)/fonts
+	cp build/katex/node_modules/katex/dist/fonts/*.woff2 $(KATEX)/fonts
+	cp build/katex/node_modules/katex/LICENSE build/katex/node_modules/katex/dist/katex.min.css $(KATEX)
+	cp build/katex/node_modules/katex/dist/katex.min.js $@
 
 $(VENV)/.release: $(VENV)/.installed
 	$(BIN)/python -m pip install -e '.[release]'

@@ -5,7 +5,7 @@
     python -m experiments.comparison fine-tune (the same data)
     python -m experiments.comparison digits
 
-"small" trains the eight `cifar10-*-small` recipes, "digits" the five of `digits-*` with several seeds,
+"small" trains the eight `cifar10-*-small` recipes, "digits" the six of `digits-*` with several seeds,
 "fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
 (`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
 held-out split, and evaluates all models on the same images ("fine-tune" on half as many worst cases). The
@@ -100,6 +100,8 @@ def passes(spec: Recipe, images: int) -> float:
     for update in range(updates):
         objective, _ = schedule_attacks(spec, update / per_epoch)
         total += term(objective.inside, sizes[0]) + term(objective.outside, sizes[1])
+        if objective.energy is not None:
+            total += objective.energy.batch_size * (TRAINING + objective.energy.steps)
     return total
 
 
@@ -112,7 +114,7 @@ def small(seeds: Sequence[int]) -> list[Run]:
 
 
 def digits(seeds: Sequence[int]) -> list[Run]:
-    methods = ("plain", "oe", "acet", "at", "ratio")
+    methods = ("plain", "oe", "acet", "at", "ratio", "jem")
     return [Run(name=_seeded(m, seed), recipe=f"digits-{m}", seed=seed) for m in methods for seed in seeds]
 
 
@@ -183,7 +185,7 @@ def trained(
         spec, folder = run.loaded(shared), out / run.name
         found = folder / "package"
         package = packages.read(found) if (found / "config.json").is_file() else None
-        filed = found / packages.RECIPE
+        filed = found / "recipe.toml"
         start = None if run.init is None else done[run.init]
         if package is not None and start is not None:
             known = package.config["ratio"]["provenance"]["init"]
@@ -193,7 +195,7 @@ def trained(
             cost = passes(spec, TRAIN_IMAGES[run.recipe.partition("-")[0]])
             print(f"training {run.name}: {cost:,.0f} passes", file=sys.stderr)
             path = out / f"{run.name}.toml"
-            path.write_text(recipe.dumps(spec), encoding="utf-8")
+            path.write_text(recipe.dumps(_without_unused(spec)), encoding="utf-8")
             package = ratioctl.train(
                 path, out=folder, resume=True, init=None if start is None else start.path, device=device
             )
@@ -201,10 +203,18 @@ def trained(
         yield package
 
 
+def _without_unused(spec: Recipe) -> Recipe:
+    """`spec` without inherited OOD images that its objective does not use, which a file may not name."""
+    if spec.objective.outside is not None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"outside": ()})})
+
+
 def alike(wanted: Recipe, filed: Recipe) -> bool:
     """Whether two recipes train the same model: names and the set that only measures do not count."""
 
     def training(spec: Recipe) -> Recipe:
+        spec = _without_unused(spec)
         data = spec.data.model_copy(update={"outside_test": ()})
         return spec.model_copy(update={"name": "", "description": "", "data": data})
 

@@ -224,6 +224,7 @@ def evaluate(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -232,6 +233,7 @@ def evaluate(
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
     score: Sequence[str] = (),
+    shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -244,15 +246,18 @@ def evaluate(
         models: package folders or names of bundled models; none means the default one.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean" (no attacks), "quick", "paper", "full" or "explanations".
+        protocol: a published protocol instead: "robustbench-l2", "robustbench-linf", "paper", "good", "atd"
+            or "openood".
         out: also write the reports there, and continue a run that was interrupted there.
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
         score: names of further OOD scores to measure, each under its own worst-case attack.
         judge: suite "explanations": a second model that scores the counterfactuals.
+        shard: "I/N": compute part I of N into `out`, for `ratioctl merge`.
         callback: called with progress events, see `ratioctl.evaluation.run`.
 
     Returns:
-        One Report per model, in the order of `models`.
+        One Report per model, in the order of `models`; none for a shard.
 
     Raises:
         UsageError: also for an option that has no effect in the suite.
@@ -275,9 +280,11 @@ def evaluate(
         write=write,
         out=folder,
         suite=suite,
+        protocol=protocol,
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
+        shard=shard,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,
         precision=precision,
@@ -329,7 +336,10 @@ def counterfactual(
         One explanation for each model, norm and image, in that order.
 
     Raises:
-        UsageError, SourceError, PackageError; ImageError for the first image that cannot be read.
+        UsageError: a value that has no effect or no meaning here.
+        SourceError: no images.
+        PackageError: a model that cannot be read.
+        ImageError: the first image that cannot be read.
     """
     from ratioctl import counterfactuals
 
@@ -373,6 +383,7 @@ def ood_score(
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
+    shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -389,17 +400,22 @@ def ood_score(
             another score than "msp" the value of the score above which it is.
         score: name of the OOD score, see `ratioctl.scores`; None takes the model's own.
         probabilities: fill in `ScoreRow.probabilities`.
-        explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
+        explain: fill in the fields of `ScoreRow` that it lists under this name.
+        checks: likewise.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        shard: "I/N": score part I of N only, chosen by the hash of the path; fills in `ScoreRow.index`.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
     Raises (at once, not at the first row): see `ratioctl.scoring.pipeline.ood_score`.
     """
     from ratioctl.scoring.backends import open_model
+    from ratioctl.scoring.listing import Listing
     from ratioctl.scoring.pipeline import ood_score as run
+    from ratioctl.utils.sharding import Shard
 
+    listing = None if shard is None else Listing(Shard.parse(shard))
     opened = open_model(
         model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
     )
@@ -412,6 +428,7 @@ def ood_score(
         checks=checks,
         limit=limit,
         bit_depth=bit_depth,
+        listing=listing,
     )
 
 

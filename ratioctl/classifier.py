@@ -41,10 +41,12 @@ DEFAULT_THRESHOLD = "tpr95"
 class Classifier:
     """A trained classifier, made by `from_pretrained`.
 
-    Example:
-        clf = Classifier.from_pretrained("cifar10-ratio")
-        clf.predict("cat.jpg").label
-        clf.explain("cat.jpg", target="dog", eps="0.5..3").save("answers")
+    Examples:
+        >>> clf = Classifier.from_pretrained("cifar10-ratio")
+        >>> clf.predict("cat.jpg").label
+        'cat'
+        >>> explanation = clf.explain("cat.jpg", target="dog", eps="0.5..3")
+        >>> explanation.image.save("dog.png")
     """
 
     def __init__(self, model: pipeline.Model, device: str) -> None:
@@ -442,7 +444,8 @@ class ImageExplanation:
         radii = ", ".join(f"{one.eps:g}: {one.confidence:.3f}" for one in self.counterfactuals[:8])
         more = ", ..." if len(self.counterfactuals) > 8 else ""
         norm = self.header["norm"]
-        return f"{self.explanation.path!r} towards {self.target!r}, confidence at l{norm} {radii}{more}"
+        name = os.path.basename(self.explanation.path)
+        return f"{name!r} towards {self.target!r}, confidence at l{norm} {radii}{more}"
 
     def _repr_png_(self) -> bytes:
         from ratioctl.report.pictures import png_of

@@ -134,6 +134,8 @@ class Evaluation(_ShortRepr):
         suite: its name; `protocol` describes it in words.
         data: per set "name", "source", "n", "fingerprint".
         environment: versions, hardware, precision.
+        comparison: with a published protocol, its table: our rows and the published ones
+            (`evaluation.protocols.comparison`).
     """
 
     suite: str
@@ -141,6 +143,7 @@ class Evaluation(_ShortRepr):
     data: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     models: tuple[Evaluated, ...]
+    comparison: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """`report.json`: plain JSON values."""
@@ -150,6 +153,7 @@ class Evaluation(_ShortRepr):
             "protocol": self.protocol,
             "data": [dict(entry) for entry in self.data],
             "environment": dict(self.environment),
+            **({} if self.comparison is None else {"comparison": self.comparison}),
             "models": [
                 {"name": model.name, **model.report.to_json(), "figures": model.figures}
                 for model in self.models
@@ -180,6 +184,9 @@ class ScoreRow(_ShortRepr):
         saturated: at least half of the pixels are 0 or 255 in all channels.
         duplicate: the model's 8-bit input is that of the image before.
         notes: how the file was converted; pixels_sha256: of the model's 8-bit input.
+
+    Of a shard:
+        index: place of the image among those of all shards, from 0.
     """
 
     path: str
@@ -202,6 +209,7 @@ class ScoreRow(_ShortRepr):
     duplicate: bool | None = None
     notes: str | None = None
     pixels_sha256: str | None = None
+    index: int | None = None
 
     def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """The row of `ood-score --format jsonl`, without a worst case; `labels` adds p:<class> each."""

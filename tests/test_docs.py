@@ -67,3 +67,22 @@ def test_python_block_runs_on_the_bundled_model() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "coffee.jpg" in done.stdout
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Keep a Changelog: each version has each group at most once, and a date unless it is not released."""
+    groups = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Migration"}
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    head, *versions = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert "Keep a Changelog" in head
+    assert versions[0].startswith("[Unreleased]\n")
+    for version in versions:
+        titles = [title.split()[0] for title in re.findall(r"^### (.+)$", version, re.MULTILINE)]
+        assert set(titles) <= groups, version[:20]
+        assert len(titles) == len(set(titles)), version[:20]
+    for version in versions[1:]:
+        assert re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}\n", version)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200

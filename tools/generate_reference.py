@@ -141,7 +141,10 @@ def names() -> str:
     first = {n: (ATTACKS.get(n).__doc__ or "").partition(".\n")[0].rstrip(".") for n in norms}
     tables: dict[str, list[tuple[str, str]]] = {
         "Attack methods": [(name, f"{first[name]} ({norms[name]})") for name in norms],
-        "OOD scores": [(score.name, score.description) for score in map(scores.by_name, scores.names())],
+        "OOD scores": [
+            (score.name, score.description + (" (`evaluate` only)" if score.near else ""))
+            for score in (scores.by_name(name, network=True) for name in scores.names(network=True))
+        ],
         "Suites of evaluate": [(name, str(suite)) for name, suite in SUITES.items()],
         "Named data sources": [(s.usage, s.description) for s in sources.registered().values()],
         "Export layouts": [(n, find_layout(n).contents.__doc__ or "") for n in layout_names()],
@@ -151,20 +154,6 @@ def names() -> str:
     for title, rows in tables.items():
         parts += [f"## {title}\n", "| name | meaning |", "|---|---|"]
         parts += [f"| `{name}` | {escape(text)} |" for name, text in rows] + [""]
-    return "\n".join(parts)
-
-
-def examples() -> str:
-    """The scripts of `docs/examples/`, titled by their docstrings."""
-    parts = [
-        "# Examples\n",
-        "Complete scripts. The tests run them in a folder with the sample photographs (`assets/samples`) and",
-        "a model exported with `ratioctl export cifar10-ratio --input uint8 --output model.onnx`.\n",
-    ]
-    for path in sorted((ROOT / "docs" / "examples").glob("*.py")):
-        doc, _, code = path.read_text(encoding="utf-8").removeprefix('"""').partition('"""\n')
-        title = path.stem.replace("_", " ").capitalize().replace("Onnx", "ONNX").replace("Ratio", "RATIO")
-        parts += [f"## {title}\n", f"{doc}\n", f"```python\n{code.strip()}\n```\n"]
     return "\n".join(parts)
 
 
@@ -190,7 +179,6 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     pages = {"command-line": command_line(), "recipes": recipe_keys(), "names": names()}
-    pages["examples"] = examples()
     pages["schemas"] = schemas(options.out)
     for name, text in pages.items():
         (options.out / f"{name}.md").write_text(NOTE + text, encoding="utf-8")

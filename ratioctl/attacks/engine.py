@@ -1,8 +1,8 @@
 """The attack engine: `perturb` searches the maximum of a goal over a ball.
 
 The registered methods share candidates, restarts and bookkeeping. Internally, images are rows (B, n) in their
-own memory order. No branch depends on a tensor's values, so nothing waits for the device. On a CPU the
-network's passes are split among threads (`batch_parallel`).
+own memory order. Without `enough` no branch depends on a tensor's values, so nothing waits for the device. On
+a CPU the network's passes are split among threads (`batch_parallel`).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def perturb(
     eps: Tensor | float | None = None,
     init: Tensor | None = None,
     callback: Callback | None = None,
+    enough: float | None = None,
 ) -> Perturbed:
     """Maximize goal(logits_of(x)) over the ball around x0 and the box [0,1]; return the best point seen.
 
@@ -74,6 +75,8 @@ def perturb(
             random point; they are candidates too. Costs one more forward pass.
         callback: called as callback(step, x, value) for the T+1 points of every restart; the next step may
             overwrite x.
+        enough: examples whose value reaches it leave the network's passes; their best point stands. Waits
+            for the device at every step.
 
     Raises:
         ValueError: random starts without a generator; radii of a wrong shape, negative or not finite.
@@ -86,15 +89,56 @@ def perturb(
         empty = torch.zeros(0, device=x0.device)
         return Perturbed(x=x0, value=empty, distance=empty, stuck=empty.bool())
     with torch.no_grad(), batch_parallel.one_each(x0.device) as count:
-        return _perturb(
-            batch_parallel.in_parts(logits_of, count), x0, goal, attack, generator, radius, init, callback
-        )
+        passes = _Passes(batch_parallel.in_parts(logits_of, count), goal, enough)
+        return _perturb(passes, x0, attack, generator, radius, init, callback)
+
+
+class _Passes:
+    """The network's passes and the goal, for the examples whose best value is still below `enough`.
+
+    For an example that has left, the value is the one with which it left and the gradient is 0, so a search
+    neither finds a better point nor loses its best one.
+    """
+
+    def __init__(
+        self, logits_of: Callable[[Tensor], Tensor], goal: Goal, enough: float | None = None
+    ) -> None:
+        self.logits_of, self.goal, self.enough = logits_of, goal, enough
+        self.best: Tensor | None = None  # (B,), the highest value of every example
+        self.classes = 0
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Values (B,) of images (B, C, H, W)."""
+        if self.enough is None:
+            return self.goal(self.logits_of(image)).float()
+        if self.best is None:
+            self.best = torch.full((len(image),), -torch.inf, device=image.device)
+        left = self.best >= self.enough
+        value = self.goal(self._logits(image, left)).float()
+        value = torch.where(left, self.best, value)
+        self.best = torch.maximum(self.best, value.detach().nan_to_num(nan=-torch.inf))
+        return value
+
+    def _logits(self, image: Tensor, left: Tensor) -> Tensor:
+        """Logits (B, K), 0 for the examples that have left."""
+        kept = left.logical_not().nonzero().squeeze(1)
+        if len(kept) == len(image):
+            logits = self.logits_of(image)
+            self.classes = logits.shape[1]
+            return logits
+        if len(kept) == 0:
+            return image.flatten(1)[:, :1].mul(0).expand(-1, self.classes)
+        channels_last = image.is_contiguous(memory_format=torch.channels_last)
+        part = image.index_select(0, kept)
+        if channels_last:
+            part = part.contiguous(memory_format=torch.channels_last)
+        logits = self.logits_of(part)
+        return logits.new_zeros((len(image), self.classes)).index_copy(0, kept, logits)
 
 
 def _perturb(
-    logits_of: Callable[[Tensor], Tensor],
+    passes: _Passes,
     x0: Tensor,
-    goal: Goal,
     attack: Attack,
     generator: Generators | None,
     radius: Tensor,
@@ -107,7 +151,7 @@ def _perturb(
 
     def value_of(x: Tensor, step: int, report: bool = True) -> Tensor:
         image = images(x)
-        value = goal(logits_of(image)).float()
+        value = passes(image)
         if callback is not None and report:
             callback(step, image, value)
         return value
@@ -115,9 +159,9 @@ def _perturb(
     def gradient_of(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         image = images(x).detach().requires_grad_()
         with torch.enable_grad():
-            value = goal(logits_of(image))
+            value = passes(image)
             gradient = rows(torch.autograd.grad(value.sum(), image)[0])
-        value = value.detach().float()
+        value = value.detach()
         moved.logical_or_(gradient.abs().amax(1) > 0)
         if callback is not None:
             callback(step, image.detach(), value)

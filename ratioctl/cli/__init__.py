@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "counterfactual",
     "ood-score",
+    "merge",
     "export",
     "parity",
     "serve",

@@ -352,7 +352,7 @@ def _as_known(error: BaseException) -> RatioctlError:
         if error.filename is not None:
             return OutputError(thing, reason, "Check the path and its permissions.")
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return RatioctlError("memory", "there is not enough of it", "Use smaller batches, or --device cpu.")
+        return RatioctlError("memory", "is exhausted", "Use smaller batches, or --device cpu.")
     detail = f"{type(error).__name__}: {error}".rstrip(": ")
     return RatioctlError("internal error", detail, "Please report it; RATIOCTL_DEBUG=1 shows the traceback.")
 

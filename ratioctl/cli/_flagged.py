@@ -86,4 +86,4 @@ class Flagged:
                 inputs=counterfactuals.files_of(prepared.sources),
                 cards=prepared.cards,
             )
-        context.note(f"What the flagged images lack for their class: {self.out / report.PAGE}")
+        context.note(f"Counterfactuals of the flagged images: {self.out / report.PAGE}")

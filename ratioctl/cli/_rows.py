@@ -8,10 +8,12 @@ import json
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from ratioctl.errors import OutputError, UsageError
+from ratioctl.errors import OutputError, RatioctlError, UsageError
+from ratioctl.utils import remote
+from ratioctl.utils.remote import is_url
 from ratioctl.utils.text import clipped, safe_text
 
 if TYPE_CHECKING:
@@ -21,10 +23,11 @@ FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")
 EXPLAIN = ("margin", "runner_up", "percentile", "reason")
 CHECKS = ("width", "height", "blank", "saturated", "duplicate", "notes", "pixels_sha256")
-MORE = frozenset((*WORST, *EXPLAIN, *CHECKS))
+INDEX = "index"  # of a shard's rows: place among the images of all shards
+MORE = frozenset((*WORST, *EXPLAIN, *CHECKS, INDEX))
 TEXTS = frozenset(("path", "label", "error", "runner_up", "reason", "notes", "pixels_sha256"))
 FLAGS = frozenset(("is_ood", "worst_case_is_ood", "blank", "saturated", "duplicate"))
-COUNTS = frozenset(("width", "height"))
+COUNTS = frozenset(("width", "height", INDEX))
 PARQUET_ROWS = 16384  # of one row group: what is held before it is written
 PATH_WIDTH, MAX_PATH_WIDTH = 40, 100  # of a table's column; a longer path pushes its row
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
@@ -33,13 +36,75 @@ Format = Literal["table", "csv", "jsonl", "parquet"]
 _SUFFIXES: dict[str, Format] = dict.fromkeys(("", ".txt"), "table")
 _SUFFIXES |= {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Write = Callable[[Sequence["ScoreRow"]], None]
-Encode = Callable[[Sequence["ScoreRow"]], str]
 Value = str | float | bool | int | None
+Target = Path | str  # a file, or the URL of one
+WriteValues = Callable[[Sequence[Sequence[Value]]], None]
+Encode = Callable[[Sequence[Sequence[Value]]], str]
 
 
-def format_of(output: Path | None) -> Format:
+def located(argument: str) -> Target:
+    """A path, or a URL as it is."""
+    return argument if is_url(argument) else Path(argument)
+
+
+def target(output: str | None) -> Target | None:
+    """Where --output writes."""
+    return None if output is None else located(output)
+
+
+def beside(output: Target, ending: str) -> Target:
+    """The file with the output's name and an ending."""
+    return output + ending if isinstance(output, str) else output.with_name(output.name + ending)
+
+
+def read_bytes(output: Target) -> bytes:
+    """Raises OSError, remote.RemoteError."""
+    return remote.read(output) if isinstance(output, str) else output.read_bytes()
+
+
+def write_bytes(output: Target, data: bytes) -> None:
+    """Raises OutputError, DiskError."""
+    from ratioctl.utils.atomic_files import write_file
+
+    if not isinstance(output, str):
+        write_file(output, data)
+        return
+    try:
+        remote.write(output, data)
+    except remote.RemoteError as error:
+        raise error.of(OutputError, output) from None
+
+
+@contextlib.contextmanager
+def staged(output: Target) -> Iterator[Path]:
+    """A path to write to, which becomes `output` at the end of the block; after an error nothing is left.
+
+    Raises:
+        OutputError: a URL that cannot be written.
+    """
+    import tempfile
+
+    from ratioctl.utils.atomic_files import partial
+
+    if isinstance(output, Path):
+        try:
+            yield output
+        except RatioctlError:
+            partial(output).unlink(missing_ok=True)
+            raise
+        return
+    with tempfile.TemporaryDirectory(prefix="ratioctl-") as folder:
+        whole = Path(folder) / "rows"
+        yield whole
+        try:
+            remote.put(str(whole), output, whole.stat().st_size)
+        except remote.RemoteError as error:
+            raise error.of(OutputError, output) from None
+
+
+def format_of(output: Target | None) -> Format:
     """The format that the name of a file asks for; a table without a file."""
-    suffix = "" if output is None else output.suffix.lower()
+    suffix = "" if output is None else PurePosixPath(output).suffix.lower()
     if suffix not in _SUFFIXES:
         known = ", ".join(suffix for suffix in _SUFFIXES if suffix)
         raise UsageError(f"--output {output}", f"unknown ending {suffix}", f"Use {known}, or give --format.")
@@ -47,10 +112,15 @@ def format_of(output: Path | None) -> Format:
 
 
 def columns(
-    labels: Sequence[str] | None, *, worst_case: bool, explain: bool = False, checks: bool = False
+    labels: Sequence[str] | None,
+    *,
+    worst_case: bool,
+    explain: bool = False,
+    checks: bool = False,
+    shard: bool = False,
 ) -> list[str]:
     """Names of the columns; `labels` are given where probabilities are wanted."""
-    wanted = ((WORST, worst_case), (EXPLAIN, explain), (CHECKS, checks))
+    wanted = ((WORST, worst_case), (EXPLAIN, explain), (CHECKS, checks), ((INDEX,), shard))
     more = [name for names, on in wanted if on for name in names]
     return [*FIXED, *(f"p:{label}" for label in labels or ()), *more]
 
@@ -70,8 +140,17 @@ def values(row: ScoreRow, names: Sequence[str]) -> list[Value]:
 def opened(
     output: Path | None, kind: Format, names: Sequence[str], labels: Sequence[str], *, csv_safe: bool = False
 ) -> Iterator[Write]:
-    """A function that writes rows to `output`, else to stdout; a header comes with the first rows, or at the
-    end where there are none.
+    """A function that writes rows to `output`, else to stdout; see `opened_values`."""
+    with opened_values(output, kind, names, labels, csv_safe=csv_safe) as write:
+        yield lambda rows: write([values(row, names) for row in rows])
+
+
+@contextlib.contextmanager
+def opened_values(
+    output: Path | None, kind: Format, names: Sequence[str], labels: Sequence[str], *, csv_safe: bool = False
+) -> Iterator[WriteValues]:
+    """A function that writes rows of `values` to `output`, else to stdout; a header comes with the first
+    rows, or at the end where there are none.
 
     CSV in a file holds every name exactly. On stdout, which may lead to a terminal through a pipe, control
     characters are escaped, in CSV as in a table; JSON lines are ASCII.
@@ -85,7 +164,7 @@ def opened(
 
     with contextlib.nullcontext(sys.stdout.buffer) if output is None else streaming(output) as stream:
         if kind == "parquet":
-            write, close = _parquet(stream, names)
+            write, close = parquet_writer(stream, names)
             try:
                 yield write
             finally:
@@ -100,7 +179,7 @@ def opened(
             header, encode = "", _Table(names, labels)
         started = False
 
-        def put(rows: Sequence[ScoreRow]) -> None:
+        def put(rows: Sequence[Sequence[Value]]) -> None:
             nonlocal started
             text = encode(rows) if started else header + encode(rows)
             started = True
@@ -112,19 +191,32 @@ def opened(
             put(())
 
 
-def refuse_foreign(output: Path | None) -> None:
+def refuse_foreign(output: Target | None) -> None:
     """Raise OutputError where `output` is a file that `ood-score` did not write; it would be replaced."""
-    if output is None or not output.is_file() or not output.stat().st_size:
+    if output is None:
         return
-    with output.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"PAR1"):
-        import pyarrow.parquet as pq
-
-        with contextlib.suppress(Exception):
-            if pq.read_schema(output).names[:2] == ["path", "label"]:
+    if isinstance(output, str):
+        try:
+            found = remote.info(output)
+            if found is None or not found.size:
                 return
-    elif start.startswith((b"path,label,", b'{"path": ', b"path  ")):
+            file: IO[bytes] = remote.open_stream(output)
+        except remote.RemoteError as error:
+            raise error.of(OutputError, output) from None
+    elif not output.is_file() or not output.stat().st_size:
+        return
+    else:
+        file = output.open("rb")
+    with file:
+        start = file.read(64)
+        if start.startswith(b"PAR1"):
+            import pyarrow.parquet as pq
+
+            with contextlib.suppress(Exception):
+                if pq.read_schema(file).names[:2] == ["path", "label"]:
+                    return
+            start = b""
+    if start.startswith((b"path,label,", b'{"path": ', b"path  ")):
         return
     raise OutputError(
         output, "exists and holds no rows of ood-score", "Delete it, or choose another --output."
@@ -132,8 +224,8 @@ def refuse_foreign(output: Path | None) -> None:
 
 
 def _jsonl(names: Sequence[str]) -> Encode:
-    def encode(rows: Sequence[ScoreRow]) -> str:
-        return "".join(json.dumps(dict(zip(names, values(row, names), strict=True))) + "\n" for row in rows)
+    def encode(rows: Sequence[Sequence[Value]]) -> str:
+        return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
 
     return encode
 
@@ -145,8 +237,8 @@ def _csv_with(names: Sequence[str], shown: Callable[[str], str], *, csv_safe: bo
             text = "'" + text
         return shown(text)
 
-    def encode(rows: Sequence[ScoreRow]) -> str:
-        return _csv([[cell(value) for value in values(row, names)] for row in rows])
+    def encode(rows: Sequence[Sequence[Value]]) -> str:
+        return _csv([[cell(value) for value in row] for row in rows])
 
     return _csv([[cell(name) for name in names]]), encode
 
@@ -157,7 +249,7 @@ class _Table:
     """
 
     def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
-        self._names, self._begun = names, False
+        self._begun = False
         self._heads = [clipped(name) for name in names]
         self._widths = [PATH_WIDTH, *(len(head) for head in self._heads[1:])]
         self._widths[1] = max(len("label"), *(len(clipped(label)) for label in labels))
@@ -165,10 +257,10 @@ class _Table:
             if name not in TEXTS | FLAGS | COUNTS:
                 self._widths[k] = max(self._widths[k], len("0.123456789"))
 
-    def __call__(self, rows: Sequence[ScoreRow]) -> str:
+    def __call__(self, rows: Sequence[Sequence[Value]]) -> str:
         lines = [] if self._begun else [self._heads]
         for row in rows:
-            path, label, *rest = (_text(value) for value in values(row, self._names))
+            path, label, *rest = map(_text, row)
             lines.append([safe_text(path), clipped(label), *map(safe_text, rest)])
         if not self._begun:
             longest = max(len(cells[0]) for cells in lines)
@@ -195,7 +287,7 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
-def _parquet(stream: IO[bytes], names: Sequence[str]) -> tuple[Write, Any]:
+def parquet_writer(stream: IO[bytes], names: Sequence[str]) -> tuple[WriteValues, Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -203,7 +295,7 @@ def _parquet(stream: IO[bytes], names: Sequence[str]) -> tuple[Write, Any]:
     kinds |= dict.fromkeys(COUNTS, pa.int64())
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
     file = parquet.ParquetWriter(pa.PythonFile(stream, mode="w"), schema)
-    held: list[list[Value]] = []
+    held: list[Sequence[Value]] = []
 
     def flush() -> None:
         if held:
@@ -214,8 +306,8 @@ def _parquet(stream: IO[bytes], names: Sequence[str]) -> tuple[Write, Any]:
             file.write_table(pa.Table.from_arrays(arrays, schema=schema))
             held.clear()
 
-    def write(rows: Sequence[ScoreRow]) -> None:
-        held.extend(values(row, names) for row in rows)
+    def write(rows: Sequence[Sequence[Value]]) -> None:
+        held.extend(rows)
         if len(held) >= PARQUET_ROWS:
             flush()
 

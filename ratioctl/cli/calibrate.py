@@ -28,7 +28,8 @@ Ood = Annotated[
     typer.Option(
         "--ood",
         metavar="NAME=SOURCE",
-        help="An out-of-distribution (OOD) set for the rules; repeatable. Without NAME= its last part.",
+        help="An out-of-distribution (OOD) set for the rules; repeatable. Without NAME= "
+        "the last part of SOURCE is the name.",
     ),
 ]
 Thresholds = Annotated[
@@ -48,7 +49,9 @@ KeepTemperature = Annotated[
 StoredAs = Annotated[
     Literal["fp16"] | None,
     typer.Option(
-        "--weights", metavar="fp16", help="Store weights in half the bytes; passes are computed in fp32."
+        "--weights",
+        metavar="fp16",
+        help="Store the weights in fp16, half the size; the model computes in fp32.",
     ),
 ]
 

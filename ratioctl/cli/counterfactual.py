@@ -111,7 +111,7 @@ def counterfactual(
     open_page: OpenPage = False,
     live: LiveFolder = None,
 ) -> int | None:
-    """Show how an image must change to become another class."""
+    """Find how an image must change to get another prediction."""
     from ratioctl import counterfactuals
     from ratioctl.report import counterfactual_files as report
 

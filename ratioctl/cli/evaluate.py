@@ -30,6 +30,16 @@ SuiteName = Annotated[
     Literal["clean", "quick", "paper", "full", "explanations"],
     typer.Option("--suite", metavar="SUITE", help="clean (no attacks), quick, paper, full, explanations."),
 ]
+ProtocolName = Annotated[
+    Literal["robustbench-l2", "robustbench-linf", "paper", "good", "atd", "openood"] | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME",
+        help="A published protocol instead of a suite, with published figures beside: robustbench-l2 and "
+        "robustbench-linf (AutoAttack), paper (worst case at l2 1), good (linf 0.01), atd (linf 8/255, ID "
+        "and OOD attacked), openood (near and far).",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use a stratified subset of N images.")
 ]
@@ -54,8 +64,8 @@ BackendName = Annotated[
     typer.Option(
         "--backend",
         metavar="BACKEND",
-        help="Of the robust accuracy: reference (pyautoattack's standard version, slower) or own (the same "
-        "attacks in this package) [default: reference in paper and full, own in quick].",
+        help="Attacks of the robust accuracy: reference (pyautoattack's standard version, slower) or own "
+        "(the same attacks in this package) [default: reference in paper and full, own in quick].",
     ),
 ]
 SaveAdversarial = Annotated[
@@ -78,8 +88,16 @@ FurtherScores = Annotated[
     typer.Option(
         "--score",
         metavar="NAME",
-        help=f"Also measure this OOD score, under its own worst-case attack ({', '.join(scores.names())}); "
-        "repeatable.",
+        help="Also measure this OOD score, under its own worst-case attack "
+        f"({', '.join(scores.names(network=True))}); repeatable.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Compute part I of N into DIR, without a report; `ratioctl merge` joins the parts.",
     ),
 ]
 
@@ -91,6 +109,7 @@ def evaluate(
     models: Models = None,
     ood: Ood = None,
     suite: SuiteName = "quick",
+    protocol: ProtocolName = None,
     limit: Limit = None,
     resume: Resume = False,
     write: Write = False,
@@ -99,9 +118,10 @@ def evaluate(
     save_adversarial: SaveAdversarial = False,
     judge: JudgeModel = None,
     score: FurtherScores = None,
+    shard: ShardOption = None,
     download: Download = False,
 ) -> int | None:
-    """Measure accuracy, robustness, calibration and detection.
+    """Measure accuracy, robustness, calibration and OOD detection.
 
     Without --ood, the OOD sets are the built-in uniform and smooth noise. An interrupted evaluation continues
     where it stopped when the same command is given again.
@@ -112,17 +132,20 @@ def evaluate(
     from ratioctl.report import evaluation_files
 
     loaded = [packages.resolve(model) for model in models or [packages.DEFAULT_MODEL]]
-    folder = out or default_folder([(package.name, package.digest) for package in loaded], suite)
+    folder = out or default_folder([(package.name, package.digest) for package in loaded], protocol or suite)
+    if out is None and shard is not None:
+        folder /= f"shard-{shard.replace('/', '-of-')}"
     evaluation_files.refuse_foreign(folder)
     written: list[Path] = []
     try:
         with Progress(context, total=1.0) as progress:
-            events = _Events(progress)
+            events = Events(progress)
             evaluation = run(
                 loaded,
                 data=data,
                 ood=ood or (),
                 suite=suite,
+                protocol=protocol,
                 limit=limit,
                 resume=resume,
                 write=write,
@@ -131,6 +154,7 @@ def evaluate(
                 save_adversarial=save_adversarial,
                 judge=judge,
                 score=score or (),
+                shard=shard,
                 device=context.device,
                 precision=context.precision,
                 seed=context.seed,
@@ -145,12 +169,21 @@ def evaluate(
             f"Continue with: {context.typed()}",
             signum=getattr(stop, "signum", 2),
         ) from None
+    if shard is not None:
+        _present_shard(context, shard, folder)
+        return None
     updated = [package.path for package in loaded] if write else []
-    _present(context, evaluation, [*written, *events.files], updated)
+    present(context, evaluation, [*written, *events.files], updated)
     return 3 if any(entry["unreadable"] for entry in evaluation.data) else None
 
 
-def _present(
+def _present_shard(context: Context, shard: str, folder: Path) -> None:
+    if context.json:
+        emit_json({"shard": shard, "folder": folder})
+    context.note(f"Shard {shard} is finished: {folder}. Join all of them with `ratioctl merge`.")
+
+
+def present(
     context: Context, evaluation: Evaluation, written: Sequence[Path], updated: Sequence[Path]
 ) -> None:
     """Warnings to stderr; tables, or one JSON document, to stdout."""
@@ -183,7 +216,7 @@ def default_folder(models: Sequence[tuple[str, str]], suite: str) -> Path:
     return Path("reports") / f"{name}-{digest[:8]}-{suite}"
 
 
-class _Events:
+class Events:
     """Shows the progress events of an evaluation; `files` are the attacked images it has written."""
 
     def __init__(self, progress: Progress) -> None:

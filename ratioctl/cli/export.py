@@ -42,7 +42,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="fp32|fp16",
-        help="How weights are stored; fp16 halves the file, which computes in fp32. Default: as MODEL.",
+        help="Storage of the weights; fp16 halves the file. It computes in fp32 either way. "
+        "Default: that of MODEL.",
     ),
 ]
 
@@ -91,7 +92,7 @@ def export(
     data: Data = None,
     download: Download = False,
 ) -> int | None:
-    """Write one self-contained ONNX file with the flags inside."""
+    """Write a self-contained ONNX file that computes the OOD flag."""
     from ratioctl.onnx.export import export as run
     from ratioctl.onnx.layouts import find_layout
 

@@ -22,7 +22,7 @@ def init(
         typer.Option(
             "--outside",
             metavar="SOURCE",
-            help="Images of anything else (OOD), repeatable. Default: generated ones.",
+            help="Images without your classes (OOD); repeatable. Default: generated ones.",
         ),
     ] = None,
     arch: Annotated[

@@ -24,7 +24,7 @@ def inspect(
         typer.Argument(metavar="MODEL|FILE.onnx", help="A package, a bundled model or an exported file."),
     ] = DEFAULT_MODEL,
 ) -> int | None:
-    """Show what a package or an ONNX file is."""
+    """Describe a package or an ONNX file."""
     from ratioctl import package
     from ratioctl.onnx import runtime
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,13 +23,17 @@ from ratioctl.utils.text import threshold_text
 
 if TYPE_CHECKING:
     from ratioctl.cli._flagged import Flagged
+    from ratioctl.cli._row_output import RowOutput
+    from ratioctl.cli._rows import Target
     from ratioctl.scoring.pipeline import Model
     from ratioctl.types import ScoreRow
 
 
 Paths = Annotated[
     list[str],
-    typer.Argument(metavar="PATH", help="Images, folders, archives, or - for a list of paths on stdin."),
+    typer.Argument(
+        metavar="PATH", help="Images, folders, archives, URLs of these, or - for a list of paths on stdin."
+    ),
 ]
 ScoringModel = Annotated[
     str,
@@ -54,7 +59,8 @@ RowFormat = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="Write the rows here instead of stdout.")
+    str | None,
+    typer.Option("--output", metavar="FILE|URL", help="Write the rows here instead of stdout."),
 ]
 CsvSafe = Annotated[
     bool,
@@ -89,7 +95,7 @@ SaveFlagged = Annotated[
     typer.Option(
         "--save-flagged",
         metavar="DIR",
-        help="Then search counterfactuals of the flagged images (at most 100) towards their predicted class.",
+        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class.",
     ),
 ]
 WorstCase = Annotated[
@@ -99,6 +105,14 @@ WorstCase = Annotated[
         metavar="EPS",
         help="Add the highest confidence found in this l2 ball. Takes 300 forward and backward passes per "
         "image; the time is estimated first.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Score part I of N only, chosen by the hash of each path; `ratioctl merge` joins the parts.",
     ),
 ]
 FailOnOod = Annotated[
@@ -126,18 +140,25 @@ def ood_score(
     checks: Checks = False,
     save_flagged: SaveFlagged = None,
     worst_case: WorstCase = None,
+    shard: ShardOption = None,
     fail_on_ood: FailOnOod = False,
     skip_errors: SkipErrors = False,
 ) -> int | None:
-    """Flag images that are out of the model's distribution."""
+    """Flag images that are out of the model's distribution.
+
+    A run with an --output that is a URL continues where an interrupted one with the same settings stopped.
+    """
     from ratioctl import package
-    from ratioctl.cli import _rows
+    from ratioctl.cli import _row_shards, _rows
     from ratioctl.cli._flagged import Flagged
+    from ratioctl.cli._row_output import RowOutput
     from ratioctl.scoring import pipeline
     from ratioctl.scoring.backends import open_model
 
-    row_format = row_format or _rows.format_of(output)
-    _check_format(context, row_format, output)
+    target = _rows.target(output)
+    row_format = row_format or _rows.format_of(target)
+    _check_format(context, row_format, target)
+    part = _row_shards.ShardOutput.of(shard, target, row_format)
     tally = _Tally(flagged=Flagged.opened(save_flagged, model))
     opened = open_model(
         model,
@@ -149,6 +170,12 @@ def ood_score(
         score=score,
     )
     bound = package.threshold(opened.spec, threshold, opened.score)
+    labels = opened.spec.label_names
+    more = {"worst_case": worst_case is not None, "explain": explain, "checks": checks, "shard": bool(part)}
+    names = _rows.columns(labels if probabilities else None, **more)
+    options = {"worst case": worst_case, "bit depth": bit_depth, "seed": context.seed, "limit": limit}
+    settings = functools.partial(_row_shards.settings_of, opened, model, bound, options)
+    rows = RowOutput.of(target, row_format, names, labels, csv_safe=csv_safe, shard=part, settings=settings)
     batches = pipeline.batches(
         paths,
         opened,
@@ -158,30 +185,12 @@ def ood_score(
         checks=checks,
         limit=limit,
         bit_depth=bit_depth,
+        listing=rows.listing,
     )
-    _rows.refuse_foreign(output)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
-    total = _estimate(context, opened, paths, limit)
-    labels = opened.spec.label_names
-    more = {"worst_case": worst_case is not None, "explain": explain, "checks": checks}
-    names = _rows.columns(labels if probabilities else None, **more)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(batches))
-        write = None
-        if output is not None or not context.json:  # with --json stdout holds the summary alone
-            writer = _rows.opened(output, row_format, names, labels, csv_safe=csv_safe)
-            write = stack.enter_context(writer)
-        hidden = output is None and sys.stdout.isatty()
-        progress = stack.enter_context(Progress(context, total, hidden=hidden))
-        try:
-            for rows in batches:
-                if write is not None:
-                    write(rows)
-                tally.add(rows)
-                progress.update(tally.images, tally.text(total))
-        except KeyboardInterrupt as stop:
-            raise _interrupted(stop, context, tally, output) from None
+    total = None if shard else _estimate(context, opened, paths, limit)
+    _write(context, batches, rows, tally, total)
     if context.json:
         emit_json(_summary(tally, opened, model, threshold, bound, output))
     context.note(tally.sentence(opened, bound, threshold))
@@ -192,7 +201,35 @@ def ood_score(
     return 3 if tally.unreadable and not skip_errors else 0
 
 
-def _check_format(context: Context, row_format: str, output: Path | None) -> None:
+def _write(
+    context: Context,
+    batches: Generator[list[ScoreRow], None, None],
+    output: RowOutput,
+    tally: _Tally,
+    total: int | None,
+) -> None:
+    """Write and count all rows. Raises Interrupted after a signal."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(batches))
+        write = None
+        if output.target is not None or not context.json:  # with --json stdout holds the summary alone
+            write = stack.enter_context(output.opened())
+        hidden = output.target is None and sys.stdout.isatty()
+        progress = stack.enter_context(Progress(context, total, hidden=hidden))
+        try:
+            for rows in batches:
+                if write is not None:
+                    write(rows)
+                tally.add(rows)
+                progress.update(tally.images, tally.text(total))
+        except KeyboardInterrupt as stop:
+            raise _interrupted(stop, context, tally, output) from None
+    if output.parts is not None:
+        tally.keep(**output.parts.kept)
+    output.finish(tally.images)
+
+
+def _check_format(context: Context, row_format: str, output: Target | None) -> None:
     if row_format == "parquet" and output is None and not context.json and sys.stdout.isatty():
         step = "Name a file with --output, or redirect the output to one."
         raise UsageError("--format parquet", "cannot be shown on a terminal", step)
@@ -214,6 +251,12 @@ class _Tally:
             self.flagged.add(rows)
         self.ood += sum(row.is_ood is True for row in rows)
         self.unreadable += sum(row.error is not None for row in rows)
+
+    def keep(self, images: int, out_of_distribution: int, errors: int) -> None:
+        """Count rows of an earlier run that this one continues."""
+        self.images += images
+        self.ood += out_of_distribution
+        self.unreadable += errors
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.began, 1e-9)
@@ -256,21 +299,15 @@ def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")
 
 
-def _interrupted(
-    stop: KeyboardInterrupt, context: Context, tally: _Tally, output: Path | None
-) -> Interrupted:
-    from ratioctl.utils.atomic_files import partial
-
-    kept = None if output is None else partial(output)  # pipes and devices have none
-    where = f"Their rows are in {kept}. " if kept is not None and kept.exists() else ""
-    step = f"{where}Start again with: {context.typed()}"
+def _interrupted(stop: KeyboardInterrupt, context: Context, tally: _Tally, output: RowOutput) -> Interrupted:
+    step = f"{output.kept()}Start again with: {context.typed()}"
     return Interrupted(
         "ood-score", f"stopped after {_count(tally.images)}", step, signum=getattr(stop, "signum", 2)
     )
 
 
 def _summary(
-    tally: _Tally, opened: Model, model: str, threshold: str, bound: float, output: Path | None
+    tally: _Tally, opened: Model, model: str, threshold: str, bound: float, output: str | None
 ) -> dict[str, Any]:
     """The document that --json prints."""
     spec, seconds = opened.spec, tally.seconds()

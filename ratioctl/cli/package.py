@@ -29,9 +29,11 @@ def package(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The package folder to write.")],
     mean: Annotated[
-        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalization of [0,1] pixels.")
+        str | None, typer.Option("--mean", metavar="R,G,B", help="Normalization of pixels in [0,1]: means.")
     ] = None,
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation.")] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="R,G,B", help="Normalization: standard deviations.")
+    ] = None,
     input_size: Annotated[
         str | None,
         typer.Option("--input-size", metavar="N|HxW", help="Side of the input in pixels, or HEIGHTxWIDTH."),

@@ -29,7 +29,7 @@ def parity(
             "--tolerance",
             min=0.0,
             metavar="T",
-            help="Largest difference of logits. Default: what float32 explains; quantized files are then "
+            help="Largest difference of logits. Default: the rounding of float32; quantized files are then "
             "reported and not judged.",
         ),
     ] = None,
@@ -81,7 +81,7 @@ def _refuse_foreign(out: Path) -> None:
     from ratioctl.onnx.certificate import SCHEMA
 
     if out.exists() and (not out.is_file() or SCHEMA.encode() not in out.read_bytes()):
-        raise OutputError(out, "exists and is no certificate", "Delete it, or choose another --out.")
+        raise OutputError(out, "exists and is not a certificate", "Delete it, or choose another --out.")
 
 
 def _show(context: Context, document: dict[str, Any]) -> None:

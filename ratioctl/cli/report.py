@@ -9,7 +9,7 @@ import typer
 
 from ratioctl.cli._common import MODEL_HELP, SOURCE_HELP, Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
-from ratioctl.cli.evaluate import _Events, default_folder
+from ratioctl.cli.evaluate import Events, default_folder
 from ratioctl.errors import Interrupted
 
 
@@ -22,10 +22,10 @@ def report(
     ],
     ood: Annotated[
         list[str] | None,
-        typer.Option("--ood", metavar="NAME=SOURCE", help="OOD images, repeatable. Default: noise."),
+        typer.Option("--ood", metavar="NAME=SOURCE", help="An OOD set; repeatable. Default: noise."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many images of a set.")
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Use at most N images of each set.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -35,7 +35,7 @@ def report(
     ] = None,
     download: Download = False,
 ) -> int | None:
-    """Write one page about a model for those who will use it."""
+    """Write a page that describes a model to its users."""
     from ratioctl import package as packages
     from ratioctl.evaluation.overview import overview
     from ratioctl.report import overview_page
@@ -54,7 +54,7 @@ def report(
                 precision=context.precision,
                 seed=context.seed,
                 download=download,
-                callback=_Events(progress),
+                callback=Events(progress),
             )
     except KeyboardInterrupt as stop:
         again = f"Start again with: {context.typed()}"

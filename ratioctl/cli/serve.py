@@ -21,7 +21,7 @@ Models = Annotated[
 Host = Annotated[
     str,
     typer.Option(
-        "--host", metavar="HOST", help="Address to listen on; another than this machine's own needs a token."
+        "--host", metavar="HOST", help="Address to listen on; any but a loopback address needs a token."
     ),
 ]
 Port = Annotated[
@@ -34,7 +34,7 @@ Token = Annotated[
         metavar="TOKEN",
         envvar="RATIOCTL_SERVE_TOKEN",
         show_envvar=False,
-        help="Require this token of every request. Others can see a command line: better set "
+        help="Require this token of every request. Command lines are visible to others: prefer the variable "
         "RATIOCTL_SERVE_TOKEN.",
     ),
 ]
@@ -83,7 +83,7 @@ def serve(
     allow_host: AllowHost = None,
     max_body: MaxBody = 32,
     max_pixels: MaxPixels = 50,
-    max_queue: MaxQueue = 512,
+    max_queue: MaxQueue = 2048,
     timeout: Timeout = 30.0,
     live: LiveFolder = None,
 ) -> int | None:

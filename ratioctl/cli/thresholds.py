@@ -25,7 +25,9 @@ def thresholds(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE.html", help="Also write a page that plots ID over OOD acceptance."
+            "--out",
+            metavar="FILE.html",
+            help="Also write a page that plots the ID over the OOD acceptance rate.",
         ),
     ] = None,
 ) -> int | None:
@@ -64,7 +66,7 @@ def _write(context: Context, spec: Spec, out: Path) -> None:
     from ratioctl.utils.atomic_files import write_file
 
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out {out}", "is no name for a page", "Name a file that ends in .html.")
+        raise UsageError(f"--out {out}", "is not the name of a page", "Name a file that ends in .html.")
     if out.exists() and (not out.is_file() or report.MARK.encode() not in out.read_bytes()):
         step = "Delete it, or choose another --out."
         raise OutputError(out, "exists and was not written by ratioctl thresholds", step)

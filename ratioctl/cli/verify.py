@@ -33,7 +33,7 @@ def verify(
     """Check every file of a package, and its signature.
 
     Every file is compared with the SHA-256 recorded in config.json; with --public-key, config.json must have
-    a valid signature by that key. With --parity, the certificate must be unchanged and passed, and be about
+    a valid signature by that key. With --parity, the certificate must be unchanged and passed, and refer to
     this package and the files that it names.
     """
     from ratioctl import package

@@ -15,7 +15,7 @@ from ratioctl.attacks import engine, goals
 from ratioctl.attacks.balls import box_diameter
 from ratioctl.attacks.registry import strongest
 from ratioctl.counterfactuals.request import CounterfactualRequest
-from ratioctl.counterfactuals.search import LADDER_STAGES, SearchRequest, seed_of
+from ratioctl.counterfactuals.search import LADDER_STAGES, SATURATED, WIDE_STAGES, SearchRequest, seed_of
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.predict import Predictor
 from ratioctl.package import ModelPackage
@@ -82,12 +82,17 @@ class BatchSearch:
             restarts=first.restarts,
             start="random" if first.random else "centre",
         )
+        enough = None if first.stage < WIDE_STAGES else math.log(SATURATED)
 
         def part(start: int, end: int) -> np.ndarray:
             begin = None if init is None else init[start:end]
             share = (end - start) / len(rows)
             return self._points(
-                rows[start:end], begin, attack, lambda done: progress(start / len(rows) + done * share)
+                rows[start:end],
+                begin,
+                attack,
+                enough,
+                lambda done: progress(start / len(rows) + done * share),
             )
 
         points = self._in_memory(len(rows), part)
@@ -115,9 +120,10 @@ class BatchSearch:
         rows: Sequence[tuple[Job, float]],
         init: np.ndarray | None,
         attack: Attack,
+        enough: float | None,
         progress: Progress,
     ) -> np.ndarray:
-        """Points (R, C, H, W) for rows of image, target and radius."""
+        """Points (R, C, H, W) for rows of image, target and radius, whose search ends at log p `enough`."""
         request, device = self.request, self.compute.device
         targets = torch.tensor([job[1] for job, _ in rows], device=device)
         x0 = self._on_device(pixels_of.to_pixels(np.stack([job[0] for job, _ in rows])))
@@ -151,6 +157,7 @@ class BatchSearch:
             eps=torch.tensor([min(eps, diameter) for _, eps in rows], dtype=torch.float64),
             init=None if init is None else self._on_device(init),
             callback=count,
+            enough=enough,
         ).x
         best = best if self.mask is None else torch.where(self.mask, best, x0)
         return best.cpu().contiguous().numpy()

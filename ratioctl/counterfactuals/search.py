@@ -28,7 +28,8 @@ _NEIGHBORS = 3  # larger radii whose points are tried in a ball
 _PROBES = 16  # points per segment
 _LEAD = 2.5e-4  # a flip needs this lead: two backends differ by up to 1e-4 in every probability
 LADDER_STAGES = 5  # the first stages of a search; the ones after them look for the smallest radius
-_SATURATED = 1 - 1e-4  # no further search of a radius whose confidence is this high
+WIDE_STAGES = 2  # of these, the searches of the ball of twice the radius
+SATURATED = 1 - 1e-4  # no further search of a radius whose confidence is this high
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -270,7 +271,7 @@ def _search_ladder(
     confidences = (yield starts)[:, target].reshape(4, count)
     points = starts.reshape(4, count, *x.shape)[confidences.argmax(0), np.arange(count)]
     points, exact = yield from _exchange(image, points, radii)
-    open_ = [n for n in range(count) if exact[n][target] < _SATURATED]
+    open_ = [n for n in range(count) if exact[n][target] < SATURATED]
     if open_:
         points[open_] = yield SearchRequest(
             stage=4,

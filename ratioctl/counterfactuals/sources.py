@@ -73,7 +73,9 @@ def sources_of(images: object, out: str | os.PathLike[str] | None) -> Iterator[S
                 count += 1
                 yield Source(path=item.path, read=item.read, file=file)
     if not count:
-        raise SourceError(paths[0], "holds no images but our own output", "Name the images to explain.")
+        raise SourceError(
+            paths[0], "holds only output of ratioctl, no other images", "Name the images to explain."
+        )
 
 
 def _own_folders(folder: str, out: str | os.PathLike[str] | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from ratioctl.attacks.autoattack import AttackBudget, Backend
 from ratioctl.attacks.engine import perturb
 from ratioctl.attacks.goals import Goal
 from ratioctl.attacks.registry import strongest
+from ratioctl.attacks.visited import LogitsOf
 from ratioctl.attacks.worst_case import WorstCase, worst_case_confidence
 from ratioctl.data.loader import to_float
 from ratioctl.models import Classifier
@@ -135,16 +136,34 @@ def robust(
 
 
 def _worst(subject: Subject, x: Tensor, ball: Ball, **options: Any) -> WorstCase:
+    networks = {"logits_of": subject.predictor.exact, "search_logits_of": subject.logits_of}
     return worst_case_confidence(
-        subject.predictor.exact,
-        x,
-        ball,
+        x0=x,
+        ball=ball,
         temperature=subject.temperature,
         batch_size=max(len(x), 1),
         seed=subject.seed,
-        search_logits_of=subject.logits_of,
-        **options,
+        **{**networks, **options},
     )
+
+
+def _near(subject: Subject, score: OodScore, logits_of: LogitsOf) -> LogitsOf:
+    """The network with the score's own computation before it."""
+    near, temperature = score.near, subject.temperature
+    assert near is not None
+    return lambda x: near(logits_of, x, temperature)
+
+
+@torch.no_grad()
+def _score_logits(subject: Subject, score: OodScore, x: Tensor) -> np.ndarray:
+    """(B, K) logits that the score is computed from, in exact fp32."""
+    exact = subject.predictor.exact
+    return (exact if score.near is None else _near(subject, score, exact))(x).cpu().numpy()
+
+
+def score_logits(subject: Subject, pixels: np.ndarray, score: OodScore) -> Arrays:
+    """ "logits" (B, K) that a score is computed from, for one that looks at the network near the image."""
+    return {"logits": _score_logits(subject, score, to_float(pixels, subject.compute.device))}
 
 
 def worst_case(
@@ -187,6 +206,8 @@ def worst_case_score(
 ) -> Arrays:
     """Highest acceptance of an OOD score in the ball, over several searches and the image itself.
 
+    A score that looks at the network near the image is attacked through that computation.
+
     Returns:
         "acceptance" (B,) float64 in exact fp32 logits; "stuck" (B,) bool: no search found a gradient.
     """
@@ -195,9 +216,15 @@ def worst_case_score(
     def acceptance(logits: Tensor) -> Tensor:
         return score.acceptance_tensor(logits.float(), subject.temperature)
 
-    found = _worst(subject, x, ball, steps=steps, restarts=restarts, targets=0, acceptance=acceptance)
+    options: dict[str, Any] = {}
+    if score.near is not None:
+        options["logits_of"] = _near(subject, score, subject.predictor.exact)
+        options["search_logits_of"] = _near(subject, score, subject.logits_of)
+    found = _worst(
+        subject, x, ball, steps=steps, restarts=restarts, targets=0, acceptance=acceptance, **options
+    )
     return {
-        "acceptance": score.acceptance(subject.logits(found.x), subject.temperature),
+        "acceptance": score.acceptance(_score_logits(subject, score, found.x), subject.temperature),
         "stuck": found.stuck.cpu().numpy(),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ratioctl.data.in_distribution import Images
+from ratioctl.errors import SourceError
 from ratioctl.evaluation import attack_batches, measurements
 from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
@@ -22,21 +23,38 @@ from ratioctl.evaluation.suites import Suite
 from ratioctl.package import ModelPackage
 from ratioctl.types import Attacked, Measurement
 from ratioctl.utils.result_cache import Arrays, ResultCache, key_of
+from ratioctl.utils.sharding import Shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches:
     """Splits sets into batches and computes each one that is not in the result cache.
 
+    A shard computes its part of the batches only, and returns only these. Batches that belong together (see
+    `blocks`) are computed by one shard.
+
     Attributes:
         facts: everything besides images and settings that determines a result; part of the cache key.
         size: images per batch.
+        shard: None computes everything.
+        stored: shards have computed everything, so a batch that is not in the cache is an error, except
+            those that need the results of all images.
     """
 
     cache: ResultCache
     plan: Plan
     facts: Mapping[str, Any]
     size: int
+    shard: Shard | None = None
+    stored: bool = False
+
+    def owned(self, unit: str, number: int) -> bool:
+        """Whether block `number` of a unit is computed here."""
+        return self.shard is None or self.shard.owns(f"{self.facts['model']} {unit}", number)
+
+    def unsharded(self) -> Batches:
+        """The same, but everything is computed here."""
+        return dataclasses.replace(self, shard=None)
 
     def run(
         self,
@@ -47,10 +65,21 @@ class Batches:
         labels: np.ndarray | None = None,
         settings: Sequence[Any] = (),
         size: int | None = None,
+        unit: str | None = None,
+        blocks: np.ndarray | None = None,
+        needs_all: bool = False,
     ) -> list[Arrays]:
         """`compute(batch)` for every batch; see `stream`."""
         return self.stream(
-            what, pixels, lambda missing: map(compute, missing), labels=labels, settings=settings, size=size
+            what,
+            pixels,
+            lambda missing: map(compute, missing),
+            labels=labels,
+            settings=settings,
+            size=size,
+            unit=unit,
+            blocks=blocks,
+            needs_all=needs_all,
         )
 
     def stream(
@@ -62,31 +91,51 @@ class Batches:
         labels: np.ndarray | None = None,
         settings: Sequence[Any] = (),
         size: int | None = None,
+        unit: str | None = None,
+        blocks: np.ndarray | None = None,
+        needs_all: bool = False,
     ) -> list[Arrays]:
-        """Results of all batches in order.
+        """Results of all batches in order; of a shard, those that it computes.
 
         Args:
             what: name of the phase in the plan.
             compute: yields one result for each of the batches that are not cached, in order.
             settings: JSON values that determine the result besides model and images.
             size: images per batch; None uses the default.
+            unit: name of what shards part; None uses `what`.
+            blocks: (N,) ascending numbers of blocks of images; no batch reaches over the end of one, and a
+                shard computes whole blocks. None: every batch is a block.
+            needs_all: the batch follows from results of all images, which no shard has.
+
+        Raises:
+            SourceError: with `stored`, a batch that is missing.
         """
         if not len(pixels):
             self.plan.skip(what)
             return []
         size = size or self.size
-        slices = [slice(k, min(k + size, len(pixels))) for k in range(0, len(pixels), size)]
+        slices = [at for number, at in _slices(len(pixels), size, blocks) if self.owned(unit or what, number)]
+        if not slices:
+            self.plan.skip(what)
+            return []
+        images = sum(at.stop - at.start for at in slices)
         keys = [
             self._key(what, pixels[at], None if labels is None else labels[at], settings) for at in slices
         ]
         parts = [self.cache.get(key) for key in keys]
+        if self.stored and not needs_all and any(part is None for part in parts):
+            raise SourceError(
+                "the shards",
+                f"lack {sum(part is None for part in parts)} of {len(parts)} batches of: {what}",
+                "Run the shards again where these images and versions are, or merge where they ran.",
+            )
         computed = compute([at for at, part in zip(slices, parts, strict=True) if part is None])
         for k, (at, key) in enumerate(zip(slices, keys, strict=True)):
             part, seconds = parts[k], None
             if part is None:
                 part = parts[k] = self.cache.get_or_compute(key, lambda: next(computed))
                 seconds = float(part["seconds"])
-            self.plan.advance(what, (at.stop - at.start) / len(pixels), seconds)
+            self.plan.advance(what, (at.stop - at.start) / images, seconds)
         return [part for part in parts if part is not None]
 
     def _key(self, what: str, pixels: np.ndarray, labels: np.ndarray | None, settings: Sequence[Any]) -> str:
@@ -95,6 +144,16 @@ class Batches:
             digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
         facts = {**self.facts, "what": what, "settings": list(settings), "images": digest.hexdigest()}
         return key_of(facts)
+
+
+def _slices(n: int, size: int, blocks: np.ndarray | None) -> Iterator[tuple[int, slice]]:
+    """(number of its block, batch) for n images."""
+    if blocks is None:
+        yield from ((k // size, slice(k, min(k + size, n))) for k in range(0, n, size))
+        return
+    for number in np.unique(blocks).tolist():
+        start, stop = np.searchsorted(blocks, [number, number + 1]).tolist()
+        yield from ((number, slice(k, min(k + size, stop))) for k in range(start, stop, size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +198,8 @@ class Context:
 
     def phase(self, what: str, kind: str, images: float, seconds_each: float) -> Phase:
         """A phase of this model's plan."""
-        return Phase(model=self.name, what=what, kind=kind, seconds=images * seconds_each)
+        parts = self.batches.shard.count if self.batches.shard else 1  # estimates of shards are coarse
+        return Phase(model=self.name, what=what, kind=kind, seconds=images * seconds_each / parts)
 
     def source(self, name: str, images: Images, parts: Iterable[Arrays]) -> measurements.Source:
         """The origin of measurements on a set, with the time its batches took."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from ratioctl._version import __version__
 from ratioctl.attacks.autoattack import Backend
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.errors import LogitsError, OutputError, PackageError, UsageError
-from ratioctl.evaluation import measurements, sanity_checks, suites
+from ratioctl.evaluation import measurements, protocols, sanity_checks, sharding, suites
 from ratioctl.evaluation.adversarial import AttackedImages
 from ratioctl.evaluation.attack_batches import Subject
 from ratioctl.evaluation.context import Batches, Context, Examples, Results
@@ -34,6 +35,7 @@ from ratioctl.package import ModelPackage
 from ratioctl.types import Evaluated, Evaluation, Measurement, Report
 from ratioctl.utils.atomic_files import lock, make_folder, writing
 from ratioctl.utils.result_cache import ResultCache
+from ratioctl.utils.sharding import Shard
 from ratioctl.utils.suggest import one_of
 
 Model = str | Path | ModelPackage
@@ -47,6 +49,7 @@ def run(
     data: str,
     ood: Sequence[str] | Mapping[str, str] = (),
     suite: str | Suite = "quick",
+    protocol: str | None = None,
     limit: int | None = None,
     resume: bool = False,
     write: bool = False,
@@ -55,6 +58,8 @@ def run(
     save_adversarial: bool = False,
     judge: Model | None = None,
     score: Sequence[str] = (),
+    shard: str | None = None,
+    parts: Sequence[sharding.Part] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -69,16 +74,18 @@ def run(
         data: a labelled SOURCE; classes are matched to the models' labels by name.
         ood: "NAME=SOURCE" each, or a mapping; empty means the built-in noise sets.
         suite: "clean", "quick", "paper", "full", "explanations", or a `Suite`.
+        protocol: a published protocol instead of a suite, a name of `protocols.PROTOCOLS`.
         limit: maximum number of images per set, stratified by class where there are labels.
         resume: also reuse the batches of a finished run in `out`.
         write: store the measurements in the packages' config and card.
         out: folder of the result cache; None keeps nothing.
         backend: of the robust accuracy: "reference" runs `pyautoattack`'s standard version, "own" the same
-            attacks of this package; None uses the suite's. "own" where the reference does not exist (l1.5,
-            fewer than 4 classes); every measurement names its backend.
+            attacks of this package, also where the reference does not exist; None uses the suite's.
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
         score: names of further OOD scores to measure, see `ratioctl.scores`.
+        shard: "I/N": compute part I of N of the batches into `out`; the returned evaluation has no models.
+        parts: finished shards; their batches are used, and one that they lack is an error.
         precision: of the attacks; "auto" uses bf16 where it is faster, except in `exact` suites.
         callback: called with {"event": "plan", "seconds", "phases"}, {"event": "batch", "model", "what",
             "share", "seconds_left"} and {"event": "file", "path"}.
@@ -92,35 +99,98 @@ def run(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
-    chosen = _resolve(suite, backend, save_adversarial, judge is not None, write, out is not None)
-    chosen = _with_scores(chosen, score)
-    named = out_distribution.named(ood, data)
+    published = None if protocol is None else _protocol(protocol, suite, write, ood)
+    chosen = published.suite if published else suite
+    chosen = _resolve(chosen, backend, save_adversarial, judge is not None, write, out is not None)
+    chosen, named = _with_scores(chosen, score), _named(published, ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
     if write:
         _check_writable(loaded)
     compute = _compute(device, precision, chosen)
-    judged_by = None if judge is None else Judge.of(packages.resolve(judge), loaded, compute)
-    folder = None if out is None else make_folder(Path(out))
+    given: dict[str, Any] = {"data": data, "suite": suite, "protocol": protocol, "limit": limit}
+    given |= {"backend": backend, "score": list(score), "save_adversarial": save_adversarial}
+    given |= {"device": device, "precision": precision, "seed": seed, "download": download}
+    job = _Job(
+        data=Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download),
+        models=loaded,
+        compute=compute,
+        judge=None if judge is None else Judge.of(packages.resolve(judge), loaded, compute),
+        folder=None if out is None else make_folder(Path(out)),
+        save=save_adversarial,
+        shard=None if shard is None else _shard(shard, suite, write, out),
+        parts=tuple(parts),
+        published=published,
+        arguments={**given, **_recorded(loaded, named, judge)},
+    )
+    return _run(job, resume, write, callback or (lambda event: None), finish)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A checked evaluation. `arguments` are those of `run` that shards record."""
+
+    data: Datasets
+    models: Sequence[ModelPackage]
+    compute: ComputeConfig
+    judge: Judge | None
+    folder: Path | None
+    save: bool
+    shard: Shard | None
+    parts: tuple[sharding.Part, ...]
+    published: protocols.Protocol | None
+    arguments: Mapping[str, object]
+
+
+def _run(
+    job: _Job,
+    resume: bool,
+    write: bool,
+    callback: Callback,
+    finish: Callable[[Evaluation], object] | None,
+) -> Evaluation:
     with contextlib.ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(lock(folder))
-        cache = ResultCache(None if folder is None else _cache_folder(folder), keep=resume)
-        saved = AttackedImages(folder / "adversarial") if save_adversarial and folder else None
-        datasets = Datasets(data=data, ood=named, suite=chosen, limit=limit, seed=seed, download=download)
-        plan, contexts = Plan((), callback or (lambda event: None)), []
-        for name, package in zip(packages.names(loaded), loaded, strict=True):
-            sets, subject = datasets.of(package), _subject(package, compute, seed)
-            batches = Batches(cache=cache, plan=plan, facts=_facts(subject), size=_batch_size(compute))
-            one = Context(name=name, subject=subject, data=sets, suite=chosen, batches=batches)
-            contexts.append(dataclasses.replace(one, saved=saved, judge=judged_by))
+        if job.folder is not None:
+            stack.enter_context(lock(job.folder))
+        others = [_cache_folder(part.folder) for part in job.parts]
+        folder = None if job.folder is None else _cache_folder(job.folder)
+        cache = ResultCache(folder, keep=resume, others=others)
+        contexts = _contexts(job, cache, plan := Plan((), callback))
+        facts = [{**one.batches.facts, "judge": job.judge and job.judge.package.digest} for one in contexts]
+        prints = {f"{c.name}, {key}": text for c in contexts for key, text in c.data.fingerprints.items()}
+        sharding.check(job.parts, facts, prints)
         _announce(plan, contexts)
-        evaluation = _evaluation(contexts, chosen, limit, judged_by, compute)
-        if finish is not None:
+        if job.shard is not None and job.folder is not None:
+            sharding.begin(job.folder)
+            for one in contexts:
+                _compute_shard(one)
+            sharding.finish(job.folder, job.shard, job.arguments, facts, prints)
+            contexts = []
+        evaluation = _evaluation(contexts, job)
+        if finish is not None and contexts:
             finish(evaluation)
         for one, part in zip(contexts, evaluation.models if write else (), strict=write):
             _write_measurements(one.package, part.report, evaluation, one.data)
         cache.finish()
     return evaluation
+
+
+def _contexts(job: _Job, cache: ResultCache, plan: Plan) -> list[Context]:
+    """One for each model."""
+    saved = AttackedImages(job.folder / "adversarial") if job.save and job.folder else None
+    contexts = []
+    for name, package in zip(packages.names(job.models), job.models, strict=True):
+        sets, subject = job.data.of(package), _subject(package, job.compute, job.data.seed)
+        batches = Batches(
+            cache=cache,
+            plan=plan,
+            facts=_facts(subject),
+            size=_batch_size(job.compute),
+            shard=job.shard,
+            stored=bool(job.parts),
+        )
+        one = Context(name=name, subject=subject, data=sets, suite=job.data.suite, batches=batches)
+        contexts.append(dataclasses.replace(one, saved=saved, judge=job.judge))
+    return contexts
 
 
 def _cache_folder(out: Path) -> Path:
@@ -133,6 +203,34 @@ def _cache_folder(out: Path) -> Path:
 
 
 # --- options -----------------------------------------------------------------------------------------------
+
+
+def _protocol(
+    name: str, suite: str | Suite, write: bool, ood: Sequence[str] | Mapping[str, str]
+) -> protocols.Protocol:
+    """The protocol of that name; raises UsageError for options that do not go with it."""
+    found = protocols.by_name(name)
+    option = f"--protocol {name}"
+    if suite != "quick":
+        raise UsageError(option, "says itself what is measured", "Leave out --suite.")
+    if write:
+        raise UsageError("--write", f"has no effect with {option}", "A card shows the figures of a suite.")
+    if ood and not found.detects:
+        raise UsageError("--ood", f"has no effect with {option}, which measures ID images", "Leave it out.")
+    return found
+
+
+def _named(
+    published: protocols.Protocol | None, ood: Sequence[str] | Mapping[str, str], data: str
+) -> dict[str, str]:
+    """OOD sets by name; raises UsageError for names that the protocol needs to know."""
+    if published is not None and not published.detects:
+        return {}
+    named = dict(out_distribution.named(ood, data))
+    if published is not None and published.groups:
+        for name in named:
+            protocols.group_of(name)
+    return named
 
 
 def _resolve(
@@ -167,9 +265,36 @@ def _resolve(
     return dataclasses.replace(suite, backend=backend)
 
 
+def _shard(shard: str, suite: str | Suite, write: bool, out: str | Path | None) -> Shard:
+    """Raises UsageError: no shard, or one whose batches `merge` could not use."""
+    parsed = Shard.parse(shard)
+    if write:
+        raise UsageError("--write", "has no effect with --shard", "Merge the shards first.")
+    if out is None:
+        raise UsageError("--shard", "needs a folder for its batches", "Set out.")
+    if not isinstance(suite, str):
+        raise UsageError("--shard", "needs a suite by its name", f"Use one of {', '.join(SUITES)}.")
+    return parsed
+
+
+def _recorded(
+    loaded: Sequence[ModelPackage], ood: Mapping[str, str], judge: Model | None
+) -> dict[str, object]:
+    """Models and OOD sets as JSON values that `run` takes."""
+
+    def name(package: ModelPackage) -> str:  # a bundled model is elsewhere on another machine
+        return package.name if packages.is_bundled(package) else str(package.path)
+
+    return {
+        "models": [name(package) for package in loaded],
+        "ood": [f"{name}={source}" for name, source in ood.items()],
+        "judge": None if judge is None else name(packages.resolve(judge)),
+    }
+
+
 def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
     """The suite with a stage for further OOD scores."""
-    further = tuple(dict.fromkeys(scores.by_name(name).name for name in names))
+    further = tuple(dict.fromkeys(scores.by_name(name, network=True).name for name in names))
     if not further:
         return suite
     if suite.explains:
@@ -244,27 +369,39 @@ def _announce(plan: Plan, contexts: Sequence[Context]) -> None:
     plan.announce()
 
 
-def _evaluation(
-    contexts: Sequence[Context], suite: Suite, limit: int | None, judge: Judge | None, compute: ComputeConfig
-) -> Evaluation:
+def _compute_shard(context: Context) -> None:
+    """The batches of one model that this shard computes."""
+    context.batches.plan.start(context.name)
+    with _naming(context.package):
+        for name in context.suite.stages:
+            STAGES[name].compute(context)
+
+
+def _evaluation(contexts: Sequence[Context], job: _Job) -> Evaluation:
     """Run the stages of every model."""
+    suite, limit, judge, published = job.data.suite, job.data.limit, job.judge, job.published
     names = ("search", "score") if suite.explains else ("attack", "verdict")
     protocol = str(suite)
     if judge is not None:
         protocol += f"; judged by {judge.package.name}"
     if limit is not None:
         protocol += f"; at most {limit:,} images of a set"
-    parts = tuple(_evaluated(context) for context in contexts)
+    parts = tuple(_evaluated(context, published) for context in contexts)
+    compared = None
+    if published is not None and contexts:
+        data = contexts[0].data
+        compared = protocols.comparison(published, parts, data.name, list(data.outside))
     return Evaluation(
         suite=suite.name,
         protocol=protocol,
-        data=tuple(in_distribution.described(contexts[0].data.all())),
-        environment=environment(compute, *(f"{name}_precision" for name in names)),
+        data=tuple(in_distribution.described(contexts[0].data.all())) if contexts else (),
+        environment=environment(job.compute, *(f"{name}_precision" for name in names)),
         models=parts,
+        comparison=compared,
     )
 
 
-def _evaluated(context: Context) -> Evaluated:
+def _evaluated(context: Context, published: protocols.Protocol | None) -> Evaluated:
     """All stages of one model, and its report."""
     context.batches.plan.start(context.name)
     results = Results(examples=Examples(context.name, context.data.all()))
@@ -274,6 +411,10 @@ def _evaluated(context: Context) -> Evaluated:
     data = context.data
     if "ood" in context.suite.stages:
         results.measurements += measurements.mean_over_sets(
+            results.measurements, list(data.outside), data.name, context.seed
+        )
+    if published is not None and published.groups:
+        results.measurements += protocols.group_means(
             results.measurements, list(data.outside), data.name, context.seed
         )
     results.warnings += _common_warnings(context)

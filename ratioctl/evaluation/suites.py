@@ -30,6 +30,8 @@ class Suite:
             ID images where no limit is given.
         balls: number of the model's robustness balls, the first ones; None uses all.
         extra: additional balls as (norm, radius at 32x32x3); radii grow with the input.
+        fixed: balls of the robust accuracies instead of the model's; the first is that of attacked ID images.
+        outside_ball: of the worst case on OOD images instead of the model's.
         attacks: of the robust accuracy, in order; each runs on the survivors of those before it.
         budget: of these attacks; None is AutoAttack's standard one for the norm.
         outside: attacked images per OOD set, and ID images attacked towards low confidence; None attacks all.
@@ -49,6 +51,8 @@ class Suite:
     inside: int | None
     balls: int | None = None
     extra: tuple[tuple[float, float], ...] = ()
+    fixed: tuple[Ball, ...] = ()
+    outside_ball: Ball | None = None
     attacks: tuple[str, ...] = STANDARD
     budget: AttackBudget | None = None
     outside: int | None
@@ -72,16 +76,19 @@ class Suite:
                 f"counterfactuals in l{self.explanation_norm} balls, {self.explanation_steps} steps, of ID "
                 "images towards a random other class and of OOD images towards the predicted class"
             )
-        if "robust" not in self.stages:
+        if "robust" not in self.stages and not self.attacks_ood:
             return "accuracy, calibration and OOD detection on unchanged images, no attacks"
         inside = "all" if self.inside is None else str(self.inside)
         outside = "all" if self.outside is None else str(self.outside)
         ensemble = ensemble_name(self.attacks, self.budget or AttackBudget(), 2.0, 10**6, self.backend)
         by = " by pyautoattack" if self.backend == "reference" else ""
-        return (
-            f"{inside} ID images under {ensemble}{by}; worst case of {outside} images per OOD set, "
-            f"{self.outside_steps} steps, {self.outside_restarts} restart{'s' * (self.outside_restarts > 1)}"
-        )
+        where = f" in {self.outside_ball}" if self.outside_ball else ""
+        parts = [f"{inside} ID images under {ensemble}{by}"] if "robust" in self.stages else []
+        if self.attacks_ood:
+            restarts = f"{self.outside_restarts} restart{'s' * (self.outside_restarts > 1)}"
+            worst = f"worst case of {outside} images per OOD set{where}"
+            parts.append(f"{worst}, {self.outside_steps} steps, {restarts}")
+        return "; ".join(parts)
 
     def attacks_for(self, ball: Ball) -> tuple[str, ...]:
         """The attacks that exist for a ball: FAB-T and Square do not support l1.5."""
@@ -149,6 +156,8 @@ def scale(p: float, size: tuple[int, int, int]) -> float:
 
 def robust_balls(package: ModelPackage, suite: Suite) -> tuple[Ball, ...]:
     """Balls of the robust accuracies: the recipe's, else the paper's (Table 3) scaled to the input."""
+    if suite.fixed:
+        return suite.fixed
     chosen = _evaluation(package).robust
     if not chosen:
         factor = scale(2.0, package.input_size)
@@ -161,8 +170,12 @@ def robust_balls(package: ModelPackage, suite: Suite) -> tuple[Ball, ...]:
     return chosen[: suite.balls] + more
 
 
-def outside_ball(package: ModelPackage) -> Ball:
-    """The l2 ball of the worst case on OOD images: the recipe's, else 1.0 (Table 5) scaled to the input."""
+def outside_ball(package: ModelPackage, suite: Suite) -> Ball:
+    """The ball of the worst case on OOD images: the suite's, else the recipe's l2 radius, else 1.0 (Table 5),
+    scaled to the input.
+    """
+    if suite.outside_ball is not None:
+        return suite.outside_ball
     eps = _evaluation(package).outside_eps
     return Ball(p=2.0, eps=eps if eps is not None else round(scale(2.0, package.input_size), 6))
 

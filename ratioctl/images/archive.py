@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import bz2
+import contextlib
 import functools
 import gzip
 import io
@@ -20,7 +21,17 @@ import numpy as np
 
 from ratioctl.errors import ImageError
 from ratioctl.images import files
-from ratioctl.images.files import is_hidden, read_file, sized, suffix_kind, too_long
+from ratioctl.images.files import (
+    is_hidden,
+    open_binary,
+    packed_size,
+    read_file,
+    read_url,
+    sized,
+    suffix_kind,
+    too_long,
+)
+from ratioctl.utils.remote import is_url
 from ratioctl.utils.text import readable, shown
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
@@ -35,7 +46,8 @@ class Member:
 
     name: str
     kind: str = "image"  # or "folder", "other", "closed" (a folder that cannot be listed)
-    file: str | None = None  # where it lies on disk
+    file: str | None = None  # where it lies on disk, or its URL
+    size: int | None = None  # in bytes, of a URL whose listing states it
     data: bytes | None = field(default=None, repr=False)
     error: str = ""  # why it cannot be read, known already
 
@@ -46,7 +58,7 @@ class Member:
             return sized(self.data, name)
         assert self.file is not None, "an entry that was only listed"
         try:
-            return read_file(self.file)
+            return read_url(self.file, self.size) if is_url(self.file) else read_file(self.file)
         except ImageError as e:
             raise ImageError(name, e.reason, e.next_step) from e
 
@@ -88,16 +100,19 @@ def _note_repeated(path: str, repeated: int) -> None:
     )
 
 
-def _opened_tar(path: str) -> BinaryIO:
-    with open(path, "rb") as file:
+@contextlib.contextmanager
+def _opened_tar(path: str) -> Iterator[BinaryIO]:
+    with open_binary(path) as file:
         magic = file.read(6)
-    if magic[:2] == b"\x1f\x8b":
-        return _buffered(gzip.open(path, "rb"))
-    if magic == b"\xfd7zXZ\0":
-        return _buffered(_Xz(path))
-    if magic[:3] == b"BZh":
-        return _buffered(bz2.open(path, "rb"))
-    return open(path, "rb", buffering=2**18)
+        file.seek(0)
+        if magic[:2] == b"\x1f\x8b":
+            yield _buffered(gzip.GzipFile(fileobj=file))
+        elif magic == b"\xfd7zXZ\0":
+            yield _buffered(_Xz(file))
+        elif magic[:3] == b"BZh":
+            yield _buffered(bz2.BZ2File(file))
+        else:
+            yield file
 
 
 def _buffered(raw: io.BufferedIOBase | io.RawIOBase) -> BinaryIO:
@@ -111,17 +126,13 @@ class _Xz(io.RawIOBase):
     A header may claim a dictionary of 4 GiB; that of `xz -9` is 64 MiB.
     """
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file  # not closed here
         self._decompressor: lzma.LZMADecompressor | None = None
         self._input = b""
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
@@ -130,7 +141,8 @@ class _Xz(io.RawIOBase):
             if self._decompressor is None:  # streams may be concatenated, with zeros between them
                 self._input = self._input.lstrip(b"\0")
                 if not self._input:
-                    if not self._file.peek(1):
+                    self._input = self._file.read(2**16)
+                    if not self._input:
                         return 0
                     continue
                 self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
@@ -155,7 +167,7 @@ class _Limited:
     """Counts what is unpacked from an archive. Raises DamagedArchiveError for a decompression bomb."""
 
     def __init__(self, path: str) -> None:
-        self.packed, self.unpacked = os.path.getsize(path), 0
+        self.packed, self.unpacked = packed_size(path), 0
 
     def add(self, size: int) -> None:
         self.unpacked += size
@@ -235,7 +247,7 @@ def _tar_headers(raw: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
             ended = True
             continue
         if len(block) < 512:
-            raise DamagedArchiveError("it breaks off before its end")
+            raise DamagedArchiveError("it is truncated")
         try:
             header = _tar_header(block)
         except (DamagedArchiveError, ValueError):
@@ -245,7 +257,7 @@ def _tar_headers(raw: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
         ended = False
         yield header
     if not ended:
-        raise DamagedArchiveError("it breaks off before its end")
+        raise DamagedArchiveError("it is truncated")
 
 
 def _tar_header(block: bytes) -> tuple[str, int, bytes]:
@@ -273,7 +285,7 @@ def _tar_text(raw: bytes) -> str:
 def _exactly(raw: BinaryIO, size: int) -> bytes:
     data = raw.read(size)
     if len(data) < size:
-        raise DamagedArchiveError("it breaks off before its end")
+        raise DamagedArchiveError("it is truncated")
     return data
 
 
@@ -301,7 +313,7 @@ def _pax_records(block: bytes) -> dict[str, str]:
 def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """Entries of a zip, sorted by name; otherwise like `_tar_members`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_binary(path) as file, zipfile.ZipFile(file) as archive:
             _refuse_overlaps(archive.infolist())
             limited = _Limited(path)
             for info in sorted(archive.infolist(), key=lambda i: i.filename):

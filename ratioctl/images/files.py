@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import BinaryIO
 
 from ratioctl.errors import ImageError
+from ratioctl.utils import remote
 from ratioctl.utils.text import shown
 
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, TIFF, PPM/PGM/PBM, DICOM"
@@ -42,6 +44,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         ImageError: missing, not a regular file, not readable, empty or too large; the reason says which.
     """
     name = shown(os.fspath(path))
+    if remote.is_url(path):
+        return read_url(os.fspath(path))
     try:
         _refuse_special(os.stat(path).st_mode, name)
         flags = (
@@ -59,8 +63,39 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except OSError as e:
         raise unreadable(name, e) from e
     except ValueError as e:  # a NUL byte in the name
-        raise ImageError(name, "is not a possible file name") from e
+        raise ImageError(name, "is not a valid file name") from e
     return sized(data, name)
+
+
+def read_url(url: str, size: int | None = None) -> bytes:
+    """The bytes of a remote image of at most MAX_BYTES; `size` is that in a listing. Raises ImageError."""
+    if (size or 0) > MAX_BYTES:
+        raise too_long(shown(url))
+    try:
+        return sized(remote.read(url, size), shown(url))
+    except remote.RemoteError as error:
+        raise error.of(ImageError, url) from None
+
+
+def open_binary(path: str) -> BinaryIO:
+    """A file or URL as a stream that can seek. Raises OSError."""
+    if not remote.is_url(path):
+        return open(path, "rb", buffering=2**18)
+    try:
+        return remote.open_stream(path)
+    except remote.RemoteError as error:
+        raise OSError(error.reason) from None
+
+
+def packed_size(path: str) -> int:
+    """Bytes of a file or URL; 0 where a server does not say it. Raises OSError."""
+    if not remote.is_url(path):
+        return os.path.getsize(path)
+    try:
+        found = remote.info(path)
+    except remote.RemoteError as error:
+        raise OSError(error.reason) from None
+    return (found.size if found else None) or 0
 
 
 def _refuse_special(mode: int, name: str) -> None:

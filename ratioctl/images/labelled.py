@@ -23,10 +23,12 @@ from ratioctl.images.files import FORMATS, suffix_kind
 from ratioctl.images.rows import select
 from ratioctl.images.table import SUFFIXES as TABLES
 from ratioctl.images.table import is_table, table_members
-from ratioctl.images.walk import folder_members
+from ratioctl.images.walk import folder_members, is_file, is_folder, remote_members
 from ratioctl.utils import resources
 from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.ordered_pool import map_batches
+from ratioctl.utils.remote import RemoteError, is_url
+from ratioctl.utils.remote import info as remote_info
 from ratioctl.utils.suggest import nearest
 from ratioctl.utils.text import nfc, readable, shown
 
@@ -75,22 +77,32 @@ def split_source(source: str) -> tuple[str, str | None]:
     Raises:
         SourceError: nothing of that name exists.
     """
-    if source and os.path.exists(source):
+    if source and _exists(source):
         return source, None
     left, colon, right = source.rpartition(":")
-    if colon and left and os.path.exists(left):
+    inner = left.partition("://")[2] if is_url(left) else left
+    if colon and inner and (inner == left or "/" in inner) and _exists(left):
         if not right.strip("/"):
             raise SourceError(shown(source), "names no split after the colon", "Write for example :test.")
         return left, right.strip("/")
     raise SourceError(shown(source), MISSING, "Check the spelling of the path.")
 
 
+def _exists(path: str) -> bool:
+    if not is_url(path):
+        return os.path.exists(path)
+    try:
+        return remote_info(path) is not None
+    except RemoteError as error:
+        raise error.of(SourceError, path) from None
+
+
 def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    if os.path.isdir(path):
+    if is_folder(path):
         return _listable_members(path)
-    if is_archive(path) and os.path.isfile(path):
+    if is_archive(path) and is_file(path):
         return archive_members(path, wanted)
-    if is_table(path) and os.path.isfile(path):
+    if is_table(path) and is_file(path):
         return table_members(path)
     kinds = ", ".join((*ARCHIVE_SUFFIXES, *TABLES))
     reason = "is neither a folder nor an archive nor a table of paths and labels"
@@ -98,10 +110,13 @@ def _source_members(path: str, wanted: Callable[[str], bool]) -> Iterator[Member
 
 
 def _listable_members(path: str) -> Iterator[Member]:
-    for member in folder_members(path):
-        if member.kind == "closed":
-            raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
-        yield member
+    try:
+        for member in remote_members(path) if is_url(path) else folder_members(path):
+            if member.kind == "closed":
+                raise SourceError(shown(f"{path}/{member.name}"), member.error, "Change its permissions.")
+            yield member
+    except RemoteError as error:
+        raise error.of(SourceError, path) from None
 
 
 def sample(source: str, count: int) -> Iterator[tuple[str, bytes]]:
@@ -117,7 +132,7 @@ def sample(source: str, count: int) -> Iterator[tuple[str, bytes]]:
         for member in _source_members(path, lambda name: True)
         if member.kind == "image" and (not prefix or prefix in nfc(member.name))
     )
-    if os.path.isdir(path) or is_table(path):
+    if is_folder(path) or is_table(path):
         every = list(members)
         members = iter(every[:: max(1, len(every) // count)])
     try:
@@ -149,6 +164,8 @@ def splits_of(source: str) -> tuple[str, ...]:
 
 def foreign_layout(source: str) -> str | None:
     """The name of a layout of annotations that is not read, if `source` lies in one: COCO, YOLO or VOC."""
+    if is_url(source):
+        return None
     path = source if os.path.exists(source) else source.rpartition(":")[0]
     for folder in (path, os.path.dirname(os.path.abspath(path))):
         if not os.path.isdir(folder):
@@ -376,6 +393,8 @@ def _ordered(images: np.ndarray, order: Sequence[int]) -> np.ndarray:
 
 def _cache_key(path: str, split: str | None, size: Size, channels: int, exclude: Sequence[str]) -> str | None:
     shape = dataclasses.astuple(frame_of(size))
+    if is_url(path):  # what is remote may change without a trace
+        return None
     try:
         members: Iterable[Member] = [Member(name="", file=path)]
         if os.path.isdir(path):
@@ -474,7 +493,11 @@ def _decode_all(
 
 
 def _count(path: str, wanted: Callable[[str], bool]) -> int | None:
-    """How many images a folder or zip holds; None for tars, which would have to be read to their end."""
+    """How many images a folder or zip holds; None for tars, which would have to be read to their end, and
+    for URLs, which would be listed twice.
+    """
+    if is_url(path):
+        return None
     if os.path.isdir(path) or is_table(path):
         members = _source_members(path, wanted)
         return sum(member.kind == "image" and wanted(member.name) for member in members)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Mapping
 
 from ratioctl.errors import SourceError
 from ratioctl.images.archive import Member
+from ratioctl.images.files import open_binary
+from ratioctl.utils.remote import is_url
 from ratioctl.utils.text import shown
 
 SUFFIXES = (".csv", ".parquet")
@@ -27,7 +30,7 @@ def table_members(path: str) -> Iterator[Member]:
         SourceError: not a table, a missing column, a row without path, or a label that is empty or has a "/".
     """
     rows = _parquet(path) if path.lower().endswith(".parquet") else _csv(path)
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
     for number, row in rows:
         file = _value(row, _PATHS)
         label = _value(row, _LABELS)
@@ -42,7 +45,7 @@ def table_members(path: str) -> Iterator[Member]:
             name = f"{label}/{name}"
         if split := row.get("split"):
             name = f"{split}/{name}"
-        yield Member(name=name, file=os.path.join(folder, file))
+        yield Member(name=name, file=file if is_url(file) else os.path.join(folder, file))
 
 
 def _value(row: Mapping[str, str], names: tuple[str, ...]) -> str | None:
@@ -51,7 +54,7 @@ def _value(row: Mapping[str, str], names: tuple[str, ...]) -> str | None:
 
 def _csv(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             _check_columns(path, reader.fieldnames or ())
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
@@ -66,14 +69,15 @@ def _parquet(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        _check_columns(path, file.schema_arrow.names)
-        known = [n for n in file.schema_arrow.names if n.lower() in (*_PATHS, *_LABELS, "split")]
-        number = 0
-        for batch in file.iter_batches(columns=known):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {k.lower(): str(v) for k, v in row.items() if v is not None}
+        with open_binary(path) as stream:
+            file = pq.ParquetFile(stream)
+            _check_columns(path, file.schema_arrow.names)
+            known = [n for n in file.schema_arrow.names if n.lower() in (*_PATHS, *_LABELS, "split")]
+            number = 0
+            for batch in file.iter_batches(columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {k.lower(): str(v) for k, v in row.items() if v is not None}
     except (pa.ArrowException, OSError) as error:
         raise SourceError(shown(path), f"cannot be read as Parquet: {error}", _HOW) from None
 

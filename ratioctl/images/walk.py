@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -13,6 +13,9 @@ from typing import BinaryIO
 from ratioctl.errors import SourceError
 from ratioctl.images.archive import DamagedArchiveError, Member, archive_members, is_archive
 from ratioctl.images.files import FORMATS, is_hidden, suffix_kind
+from ratioctl.utils.remote import RemoteError, is_url
+from ratioctl.utils.remote import info as remote_info
+from ratioctl.utils.remote import listing as remote_listing
 from ratioctl.utils.text import nfc, readable, shown
 
 
@@ -22,6 +25,7 @@ class Item:
 
     path: str  # the argument as given, joined with the POSIX relative path; valid Unicode
     member: Member = field(repr=False)
+    index: int | None = None  # its place among the images of a run, where they are numbered
 
     def read(self) -> bytes:
         """The encoded bytes. Raises ImageError."""
@@ -47,32 +51,49 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
         SourceError: an argument does not exist, or is a folder or archive without images.
     """
     arguments = [os.fspath(p) for p in paths]
+    begun: dict[str, Iterator[Item]] = {}  # remote listings, which are not read twice
     for argument in arguments:
         if argument == "-":
             continue
-        if _locate(argument) is None:
-            raise SourceError(shown(argument), "does not exist", "Check the spelling of the path.")
-        with contextlib.closing(_expand(argument)) as items:
-            if next(items, None) is None:
-                raise SourceError(shown(argument), "holds no images", f"Images may be {FORMATS}.")
-    return _walk(arguments, stdin)
+        try:
+            if _locate(argument) is None:
+                raise SourceError(shown(argument), "does not exist", "Check the spelling of the path.")
+            items = _expand(argument)
+            first = next(items, None)
+        except RemoteError as error:
+            raise error.of(SourceError, argument) from None
+        if first is None:
+            raise SourceError(shown(argument), "holds no images", f"Images may be {FORMATS}.")
+        if is_url(argument):
+            begun[argument] = itertools.chain([first], items)
+        else:
+            items.close()
+    return _walk(arguments, stdin, begun)
 
 
-def _walk(arguments: list[str], stdin: BinaryIO | None) -> Iterator[Item]:
+def _walk(arguments: list[str], stdin: BinaryIO | None, begun: dict[str, Iterator[Item]]) -> Iterator[Item]:
     for argument in arguments:
         if argument != "-":
-            yield from _expand(argument)
+            yield from _named(argument, begun.pop(argument, None))
             continue
         for line in _lines(stdin if stdin is not None else sys.stdin.buffer):
             listed = os.fsdecode(line)
             if listed.endswith("\r") and not os.path.lexists(listed):
                 listed = listed[:-1]
             found = False
-            for item in _expand(listed):
+            for item in _named(listed):
                 found = True
                 yield item
             if not found:
                 yield _broken(listed, "holds no images")
+
+
+def _named(argument: str, begun: Iterator[Item] | None = None) -> Iterator[Item]:
+    """What an argument names; a remote listing that fails ends in an item with the reason."""
+    try:
+        yield from _expand(argument) if begun is None else begun
+    except RemoteError as error:
+        yield _broken(argument, error.reason)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -92,16 +113,36 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 def _locate(argument: str) -> tuple[str, str] | None:
     """(existing path, part of it) for `path` or `archive:part`; None where nothing exists."""
     try:
-        if os.path.lexists(argument):
+        if _exists(argument):
             return argument, ""
         left, colon, right = argument.rpartition(":")
         while colon:
-            if is_archive(left) and os.path.isfile(left) and right.strip("/"):
+            if is_archive(left) and is_file(left) and right.strip("/"):
                 return left, argument[len(left) + 1 :].strip("/")
             left, colon, right = left.rpartition(":")
     except ValueError:  # a NUL byte
         pass
     return None
+
+
+def _exists(path: str) -> bool:
+    return remote_info(path) is not None if is_url(path) else os.path.lexists(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether a path or URL names a file. Raises RemoteError."""
+    if not is_url(path):
+        return os.path.isfile(path)
+    found = remote_info(path)
+    return found is not None and not found.folder
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path or URL names a folder. Raises RemoteError."""
+    if not is_url(path):
+        return os.path.isdir(path)
+    found = remote_info(path)
+    return found is not None and found.folder
 
 
 def _broken(path: str, reason: str) -> Item:
@@ -114,12 +155,12 @@ def _expand(argument: str) -> Generator[Item, None, None]:
         yield _broken(argument, "does not exist")
         return
     path, part = located
-    if os.path.isdir(path):
+    if is_folder(path):
         joint = path if path.endswith("/") else path + "/"
-        for member in folder_members(path):
+        for member in remote_members(path) if is_url(path) else folder_members(path):
             if member.kind in ("image", "closed"):
                 yield Item(path=readable(joint + member.name), member=member)
-    elif is_archive(path) and os.path.isfile(path):
+    elif is_archive(path) and is_file(path):
         part = nfc(part)
         inside = (lambda n: (nfc(n) + "/").startswith(part + "/")) if part else (lambda n: True)
         try:
@@ -130,6 +171,15 @@ def _expand(argument: str) -> Generator[Item, None, None]:
             yield _broken(path, f"{e.fault}; not read to its end")
     else:
         yield Item(path=readable(path), member=Member(name=path, file=path))
+
+
+def remote_members(root: str) -> Iterator[Member]:
+    """`folder_members` of a URL. Raises RemoteError."""
+    for entry in remote_listing(root):
+        if is_hidden(entry.name):
+            continue
+        kind = "folder" if entry.folder else suffix_kind(entry.name)
+        yield Member(name=entry.name, kind=kind, file=entry.url, size=entry.size)
 
 
 def folder_members(root: str) -> Iterator[Member]:

@@ -23,7 +23,7 @@ def finite_logits(logits: ArrayLike) -> np.ndarray:
     if np.isnan(z).any() or np.isposinf(z).any() or np.isneginf(z).all(-1).any():
         bad = int((~np.isfinite(z)).any(-1).sum())
         reason = f"computes logits that hold NaN or infinite values, for {bad} of {z[..., 0].size} inputs"
-        raise LogitsError("the network", reason, "Its weights are broken: use another checkpoint.")
+        raise LogitsError("the network", reason, "Its weights are damaged: use another checkpoint.")
     return z
 
 

@@ -98,13 +98,15 @@ def fit(
     notes = list(checkpoint.notes)
     extra = [k for k in state if k not in names and not _is_normalization(k)]
     missing = [k for k in target if k not in names.values()]
+    unused: tuple[str, ...] = getattr(classifier.network, "unused", ())  # of published checkpoints
+    extra = [k for k in extra if not k.removeprefix(prefix).startswith(unused)]
     if not missing and (left := _left_out(extra, prefix, state, names)):
         extra = [k for k in extra if k not in left]
         notes.append(f"left out {some(left)}, which the network does not use")
     size = (input_size, lambda: possible_sizes(checkpoint, architecture, num_classes, chosen))
     _check_fit(checkpoint.path, architecture, missing, extra, state, target, names, num_classes, size)
     inside = stored_normalization(checkpoint)
-    if inside is not None:
+    if inside is not None and not find_architecture(architecture).normalizes:
         stored = tuple(np.allclose(a, b, atol=1e-3) for a, b in zip(inside, per_channel, strict=True))
         if stored != (True, True):
             shown = " and ".join(", ".join(f"{v:.4g}" for v in part) for part in inside)
@@ -314,6 +316,9 @@ def check_forward(
         step = f"It takes, for example, {', '.join(map(str, sizes))}." if sizes else "Try a larger size."
         reason = f"{architecture} cannot take it: {detail}"
         raise UsageError(f"--input-size {input_size}", reason, step) from None
+    if logits.shape[-1] != num_classes:
+        reason = f"names {num_classes} classes, and {architecture} has {logits.shape[-1]} outputs"
+        raise UsageError("--labels", reason, "Name one label per output, in the order of the outputs.")
     if not torch.isfinite(logits).all():
         reason = f"computes logits that are not finite with {architecture}"
         raise LogitsError(checkpoint.path, reason, "Use another epoch, or check --arch and --mean.")

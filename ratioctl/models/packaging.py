@@ -16,7 +16,7 @@ from ratioctl.errors import OutputError, UsageError
 from ratioctl.models import import_checkpoint, normalization
 from ratioctl.models.checkpoint_file import read
 from ratioctl.models.network import Classifier
-from ratioctl.models.registry import parse_option
+from ratioctl.models.registry import find_architecture, parse_option
 from ratioctl.package import ModelPackage
 from ratioctl.utils.frame import Frame
 
@@ -96,7 +96,10 @@ def package_checkpoint(
     checkpoint = read(path, ema=ema)
     notes = []
     given = _values(mean), _values(std)
-    if given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
+    if find_architecture(arch).normalizes:
+        given = _of_pixels(arch, given)
+        notes.append(f"Normalization: {arch} takes pixels in [0,1] and normalizes them itself.")
+    elif given == (None, None) and (stored := import_checkpoint.stored_normalization(checkpoint)) is not None:
         given = stored
         notes.append("Normalization: taken from the checkpoint, which holds it.")
     normalization.check_normalization(*given)
@@ -124,6 +127,17 @@ def package_checkpoint(
         notes=(*notes, *(f"{path.name}: {note}." for note in fitted.notes)),
         checked=checked,
     )
+
+
+def _of_pixels(
+    arch: str, given: tuple[tuple[float, ...] | None, tuple[float, ...] | None]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean 0 and standard deviation 1. Raises UsageError if others are given."""
+    for name, values, neutral in zip(("--mean", "--std"), given, (0.0, 1.0), strict=True):
+        if values is not None and any(v != neutral for v in values):
+            reason = f"{arch} normalizes its pixels itself, which would happen twice"
+            raise UsageError(name, reason, f"Leave {name} out.")
+    return (0.0,), (1.0,)
 
 
 def _frame(text: str, resize: str) -> Frame:

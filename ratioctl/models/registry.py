@@ -43,6 +43,7 @@ class Architecture:
         options: their types by name: int, str, bool, or a Literal.
         infer: options that follow from the shapes of a checkpoint's tensors.
         undetermined: options that leave no trace in the weights. A package records them.
+        normalizes: whether its networks take pixels in [0,1] and normalize them themselves.
         ambiguous: whether an option must be given for an input of this size because no default is safe.
     """
 
@@ -54,6 +55,7 @@ class Architecture:
     infer: Inference
     undetermined: tuple[str, ...]
     ambiguous: Callable[[str, InputSize], str | None]
+    normalizes: bool = False
 
 
 _ARCHITECTURES: list[Architecture] = []
@@ -65,6 +67,7 @@ def register_architecture(
     infer: Inference = lambda state: {},
     undetermined: tuple[str, ...] = (),
     ambiguous: Callable[[str, InputSize], str | None] = lambda option, input_size: None,
+    normalizes: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under `names`, or under every name that `pattern` matches as a whole."""
 
@@ -83,6 +86,7 @@ def register_architecture(
                 infer=infer,
                 undetermined=undetermined,
                 ambiguous=ambiguous,
+                normalizes=normalizes,
             )
         )
         return build

@@ -59,8 +59,13 @@ class WideResNet(nn.Module):
 @register_architecture("wideresnet-28-10", "wideresnet-34-10", pattern=r"wideresnet-\d+-\d+")
 def wideresnet(name: str, *, num_classes: int, channels: int = 3) -> WideResNet:
     """A WideResNet called wideresnet-DEPTH-WIDEN. Raises UsageError for a depth that is not 6n + 4."""
-    depth, widen = map(int, name.split("-")[1:])
+    return WideResNet(*depth_and_width(name), num_classes, channels)
+
+
+def depth_and_width(name: str) -> tuple[int, int]:
+    """Depth and width factor in "...-DEPTH-WIDEN". Raises UsageError for those that do not exist."""
+    depth, widen = map(int, name.split("-")[-2:])
     if (depth - 4) % 6 or not 10 <= depth <= 1000 or not 1 <= widen <= 32:
-        step = "For example wideresnet-28-10; the width factor is 1 to 32."
+        step = f"For example {name.rsplit('-', 2)[0]}-28-10; the width factor is 1 to 32."
         raise UsageError(name, "a WideResNet's depth is 6n + 4", step)
-    return WideResNet(depth, widen, num_classes, channels)
+    return depth, widen

@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise PackageError(path, f"cannot be read: {error.strerror}", AGAIN) from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise PackageError(path, "is no certificate of ratioctl parity", AGAIN)
+        raise PackageError(path, "is not a certificate of ratioctl parity", AGAIN)
     return document
 
 

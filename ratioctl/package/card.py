@@ -32,6 +32,20 @@ _REACTS = (
     "- Counterfactuals show what this model responds to, which need not hold in the real world.",
 )
 
+_MEASURES = {  # names of measurements in config.json, and what they are called in the card
+    "accuracy": "accuracy",
+    "adaptive_ece": "ECE, bins of equal size",
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "ece_mixture": "ECE of ID and OOD images together",
+    "fpr_at_95_tpr": "FPR at 95 % TPR (OOD images count as positive)",
+    "mmc": "mean confidence",
+    "nll": "negative log-likelihood",
+    "robust_accuracy": "robust accuracy",
+}
+_RATES = {"kept_at_": "ID acceptance rate at ", "let_through_at_": "OOD acceptance rate at "}
+
 
 def render_card(config: Mapping[str, Any]) -> str:
     """README.md for a config.
@@ -40,18 +54,23 @@ def render_card(config: Mapping[str, Any]) -> str:
     "interval", "dataset", "ball"}`), or a table with such `measurements` and a list of `warnings`.
     `ratio.files` and `ratio.digest` are not used, so writing files does not change the card.
     """
+    return _render(config, earlier=False)
+
+
+def _render(config: Mapping[str, Any], *, earlier: bool) -> str:
+    """The card, or the one that versions until 0.2 rendered, up to the sentences above."""
     spec = parse_config({**config, "ratio": {**config["ratio"]}}, "config", name="model")
     ratio = config["ratio"]
     shown, rest = spec.label_names[:100], len(spec.label_names) - 100
     more = f" and {rest} more, listed in config.json" if rest > 0 else ""
     parts = [
-        _front(spec, ratio.get("objective")),
+        _front(spec, ratio.get("objective"), earlier),
         ["## Use", "", "```python", "import ratioctl", ""],
         ['model = ratioctl.load_model("path/to/this/folder")  # pixels in [0,1], NCHW, to logits', "```", ""],
         [_NORMALIZES[1], ""],
         ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""],
         _calibration(spec, ratio.get("calibration"), ratio.get("threshold_records")),
-        ["## Measurements", "", *_measurements(ratio.get("metrics")), ""],
+        ["## Measurements", "", *_measurements(ratio.get("metrics"), earlier), ""],
         ["## Limits", "", _KNOWS[1]],
         [
             "- Robustness holds for small changes in the norms and radii it was measured at, not for other "
@@ -65,14 +84,16 @@ def render_card(config: Mapping[str, Any]) -> str:
 
 def rerender(card: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The card for the config `new`, with what was appended to the one for `old`; None for another card."""
-    rendered = render_card(old)
-    tags = next(line for line in rendered.splitlines() if line.startswith("tags: "))
-    for before, after in ((_TAGS, tags), _KEEPS, _NORMALIZES, _KNOWS, _REACTS):
-        card = card.replace(before, after, 1)
-    return render_card(new) + card.removeprefix(rendered) if card.startswith(rendered) else None
+    for rendered in (render_card(old), _render(old, earlier=True)):
+        tags = next(line for line in rendered.splitlines() if line.startswith("tags: "))
+        for before, after in ((_TAGS, tags), _KEEPS, _NORMALIZES, _KNOWS, _REACTS):
+            card = card.replace(before, after, 1)
+        if card.startswith(rendered):
+            return render_card(new) + card.removeprefix(rendered)
+    return None
 
 
-def _front(spec: Spec, objective: Any) -> list[str]:
+def _front(spec: Spec, objective: Any, earlier: bool) -> list[str]:
     sides = objective if isinstance(objective, Mapping) else {}
     robust = [name for name, side in sides.items() if isinstance(side, Mapping) and side.get("robust")]
     tags = ["image-classification"]
@@ -85,7 +106,29 @@ def _front(spec: Spec, objective: Any) -> list[str]:
     summary += f"{len(spec.label_names)} classes for {channels}x{height}x{width} input, packaged by ratioctl."
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {_md(spec.name)}", "", summary, ""]
-    return lines + ([f"Training objective: {_md(inline(objective))}.", ""] if objective else [])
+    stated = inline(objective) if earlier else _objective(objective)
+    return lines + ([f"Training objective: {_md(stated)}.", ""] if objective else [])
+
+
+def _objective(objective: Any) -> str:
+    """The terms of `ratio.objective` in words; of another form as it is."""
+    sides = []
+    try:
+        for key, images in (("inside", "in-distribution"), ("outside", "out-of-distribution")):
+            side = objective.get(key) or {}
+            terms = [f"cross-entropy, weight {side['clean']:g}"] if side.get("clean") else []
+            if side.get("robust"):
+                attack = side["attack"]
+                loss = "KL divergence" if side.get("against") == "clean" else "cross-entropy"
+                terms.append(
+                    f"{loss} under attack within {inline(attack['ball'])} ({attack['method']}, "
+                    f"{attack['steps']} steps), weight {side['robust']:g}"
+                )
+            if terms:
+                sides.append(f"{images} images: {' and '.join(terms)}")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return inline(objective)
+    return "; ".join(sides) or inline(objective)
 
 
 def _rules(records: Any) -> list[str]:
@@ -140,7 +183,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
     return [f"| {_md(key)} | {_md(inline(value))} |" for key, value in table.items()]
 
 
-def _measurements(metrics: Any) -> list[str]:
+def _measurements(metrics: Any, earlier: bool) -> list[str]:
     warnings: Any = []
     if isinstance(metrics, Mapping) and "measurements" in metrics:
         metrics, warnings = metrics["measurements"], metrics.get("warnings", [])
@@ -153,7 +196,8 @@ def _measurements(metrics: Any) -> list[str]:
     for row in rows:
         interval = row.get("interval")
         shown = " to ".join(inline(end) for end in interval) if isinstance(interval, list | tuple) else "-"
-        cells = [inline(row.get("name")), inline(row.get("value")), shown]
+        name = inline(row.get("name"))
+        cells = [name if earlier else _measure(name), inline(row.get("value")), shown]
         cells += [inline(row[key]) if row.get(key) is not None else "-" for key in ("n", "dataset", "ball")]
         if row.get("ball") is not None and row.get("attack"):  # a rate under attack is worth what attacked it
             cells[-1] += f" ({inline(row['attack'])})"
@@ -161,6 +205,14 @@ def _measurements(metrics: Any) -> list[str]:
     if isinstance(warnings, list) and warnings:
         lines += ["", *(f"- Warning: {_md(inline(warning))}" for warning in warnings)]
     return lines
+
+
+def _measure(name: str) -> str:
+    """What a measurement is called in a card."""
+    for prefix, shown in _RATES.items():
+        if name.startswith(prefix):
+            return shown + name.removeprefix(prefix)
+    return _MEASURES.get(name, name)
 
 
 def inline(value: object) -> str:

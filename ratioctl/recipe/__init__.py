@@ -13,6 +13,7 @@ from ratioctl.recipe.schema import (
     Ball,
     Calibration,
     Data,
+    Energy,
     Evaluation,
     GoalName,
     Model,

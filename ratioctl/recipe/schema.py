@@ -155,14 +155,50 @@ class Term(_Value):
         return self
 
 
+class Energy(_Value):
+    """JEM's term, weight * (E(x) - E(x~)) with E(x) = -log sum_k exp f_k(x): the likelihood of ID images.
+
+    x~ are samples of the model's own density by stochastic gradient Langevin dynamics (SGLD), which continues
+    chains from a replay buffer: x <- x - step_size * grad E(x) + noise * N(0, 1). `step_size`, `noise` and
+    `data_noise` are for pixels scaled to [-1, 1], as published (Grathwohl et al. 2020, arXiv 1912.03263,
+    section 4 and appendix A). As published, samples are not clipped.
+
+    Attributes:
+        batch_size: samples per update.
+        steps: of SGLD per update.
+        buffer: images in the replay buffer.
+        restart: probability that a chain starts anew at uniform noise.
+        data_noise: standard deviation of Gaussian noise on the ID images of an update.
+        limit: training stops as diverged where |E(x) - E(x~)| exceeds it.
+    """
+
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    batch_size: int = Field(default=64, ge=1, le=MAX_BATCH)
+    steps: int = Field(default=20, ge=1, le=100_000)
+    step_size: float = Field(default=1.0, gt=0, le=1e6)
+    noise: float = Field(default=0.01, ge=0, le=10)
+    buffer: int = Field(default=10_000, ge=1, le=10_000_000)
+    restart: float = Field(default=0.05, ge=0, le=1)
+    data_noise: float = Field(default=0.03, ge=0, le=10)
+    limit: float = Field(default=1000.0, gt=0)
+
+
 class Objective(_Value):
     """ID term + OOD term, eq. 6: in + lambda * out, lambda being the weights of `outside`.
 
     The authors' public code multiplies both by one half, which halves the effective learning rate.
+    `energy` adds the term of JEM.
     """
 
     inside: Term = Term(clean=1.0)
     outside: Term | None = None
+    energy: Energy | None = None
+
+    @model_validator(mode="after")
+    def _energy_of_clean_images(self) -> Objective:
+        if self.energy is not None and self.inside.clean == 0:
+            raise ValueError("the energy term is one of clean ID images; it needs inside.clean > 0")
+        return self
 
     @model_validator(mode="after")
     def _no_labels_outside(self) -> Objective:
@@ -285,9 +321,11 @@ class Model(_Value):
 
 
 class Optim(_Value):
-    """SGD with Nesterov momentum and its schedule.
+    """SGD with Nesterov momentum, or Adam, and its schedule.
 
     Attributes:
+        optimizer: "sgd", or "adam" (JEM's), for which `momentum` is beta_1, beta_2 is 0.999 and `nesterov`
+            has no meaning.
         batch_size, batch_size_out: ID and OOD images per update.
         weight_decay: on every parameter, as in the paper.
         schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
@@ -305,6 +343,7 @@ class Optim(_Value):
         grad_clip: largest gradient norm; None disables clipping.
     """
 
+    optimizer: Literal["sgd", "adam"] = "sgd"
     epochs: float = Field(default=220, gt=0, le=MAX_EPOCHS)
     batch_size: int = Field(default=128, ge=1, le=MAX_BATCH)
     batch_size_out: int = Field(default=128, ge=1, le=MAX_BATCH)
@@ -329,6 +368,8 @@ class Optim(_Value):
             raise ValueError("nesterov = true needs momentum > 0")
         if self.milestones and self.schedule != "step":
             raise ValueError(f'milestones belong to schedule = "step", not "{self.schedule}"')
+        if self.head_epochs > 0 and self.optimizer != "sgd":
+            raise ValueError('head_epochs needs optimizer = "sgd"')
         if self.head_epochs >= self.epochs:
             raise ValueError("head_epochs must be below epochs: afterwards all layers are trained")
         if any(a >= b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False)):
@@ -423,6 +464,8 @@ class Recipe(_Value):
             table, name = key.split(".")
             values[table][earlier.split(".")[1]] = values[table].pop(name)
         for table, key, default in (
+            (values["objective"], "energy", None),
+            (values["optim"], "optimizer", "sgd"),
             (values["model"], "stem_stride", None),
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),

@@ -155,7 +155,7 @@ def _inherit(tree: Tree, path: Path, seen: tuple[Path, ...]) -> Tree:
     here = path.resolve()
     if here in seen:
         chain = " -> ".join(p.name for p in (*seen, here))
-        raise RecipeError(path, f"bases form a circle: {chain}", 'Remove one of the "base" lines.')
+        raise RecipeError(path, f"bases form a cycle: {chain}", 'Remove one of the "base" lines.')
     tree = dict(tree)
     base, unset = tree.pop("base", None), tree.pop("unset", [])
     if not isinstance(unset, list) or not all(isinstance(key, str) for key in unset):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ratioctl.evaluation import compare
 from ratioctl.report import explanation_tables
@@ -28,7 +29,8 @@ def tables(evaluation: Evaluation) -> list[Table]:
     """The summary (as Table 1 of the RATIO paper), then calibration, attacks, OOD sets, operating points."""
     if evaluation.suite == "explanations":
         return explanation_tables.tables(evaluation)
-    found = [_summary(evaluation)]
+    found = [] if evaluation.comparison is None else [_compared(evaluation.comparison)]
+    found.append(_summary(evaluation))
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
         found += [_calibration(model, suffix), *_breakdown(model, suffix), *_detection(model, suffix)]
@@ -83,6 +85,40 @@ def _summary(evaluation: Evaluation) -> Table:
         [(title, *found, count_text(found)) for title, _, found in lines],
         note=f"{_COMPARISON_NOTE} {_SUMMARY_NOTE}",
         marked=frozenset(marked),
+    )
+
+
+def _compared(comparison: Mapping[str, Any]) -> Table:
+    """A protocol's table: our rows, then the published ones, which are marked."""
+    keys = [column["key"] for column in comparison["columns"]]
+    each = any(row["dataset"] for row in comparison["rows"])
+    rows: list[tuple[str, ...]] = []
+    intervals: dict[tuple[int, int], str] = {}
+    sources: dict[str, int] = {}
+    for row in comparison["rows"]:
+        cells = [row["name"], *([row["dataset"] or ""] if each else [])]
+        for key in keys:
+            figure = row["figures"][key]
+            if figure is not None and figure["interval"] is not None:
+                ends = [f"{100 * end:.1f}" for end in figure["interval"]]
+                intervals[len(rows), len(cells)] = " to ".join(ends)
+            cells.append("-" if figure is None else f"{100 * figure['value']:.1f}")
+        origin = "this run"
+        if row["published"]:
+            number = sources.setdefault(row["source"], len(sources) + 1)
+            origin = f"published [{number}]: {row['network']}, {row['data']}"
+        rows.append((*cells, origin))
+    listed = "; ".join(f"[{number}] {source}" for source, number in sources.items())
+    note = f"{comparison['description']} ({comparison['source']})."
+    if sources:
+        note += f" Published rows are of other networks, data and attacks and were not run here: {listed}."
+    titles = (column["title"] for column in comparison["columns"])
+    return Table(
+        title=f"Protocol {comparison['protocol']}",
+        header=("per cent", *(["OOD set"] if each else []), *titles, "origin"),
+        rows=tuple(rows),
+        note=note,
+        intervals=intervals,
     )
 
 

@@ -26,7 +26,7 @@ def _log_odds(logits: np.ndarray, temperature: float) -> np.ndarray:
     return metrics.log_odds(logits, temperature)
 
 
-def _log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
+def log_odds_tensor(logits: Tensor, temperature: float) -> Tensor:
     """log p_max - log(1 - p_max), without forming either probability."""
     f = (logits / temperature).sort(dim=1, descending=True).values
     return f[:, 0] - f[:, 1:].logsumexp(dim=1)
@@ -53,7 +53,7 @@ def _logit_tensor(confidence: Tensor) -> Tensor:
     return confidence.log() - (1 - confidence + 1.5 * 2**-53).log() - 1e-12
 
 
-register_score(
+MSP = register_score(
     OodScore(
         name="msp",
         config_name="max-softmax",
@@ -62,7 +62,7 @@ register_score(
         from_logits=_score,
         from_tensor=_tensor,
         acceptance=_log_odds,
-        acceptance_tensor=_log_odds_tensor,
+        acceptance_tensor=log_odds_tensor,
         acceptance_bound=_logit,  # a threshold of this score is a confidence
         acceptance_bound_tensor=_logit_tensor,
         threshold_of=_confidence,

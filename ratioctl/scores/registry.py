@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT = "msp"
+LogitsOf = Callable[["Tensor"], "Tensor"]  # pixels (B, C, H, W) in [0,1] -> logits (B, K)
 
 
 class Threshold(float):
@@ -66,6 +67,10 @@ class OodScore:
         acceptance_bound_tensor: the same for a float64 tensor, exportable to ONNX.
         threshold_of: (N, K) array, temperature -> (N,) the thresholds at which each image is just accepted.
         threshold_range: smallest and largest threshold that makes sense.
+        near: for scores that look at the network near the image: (logits_of, pixels (B, C, H, W),
+            temperature) -> (B, K), the logits that the functions above are given, differentiable in the
+            pixels. Only `evaluate` has such a network; None for scores of the image's own logits.
+        passes: of the network that the score takes, about.
     """
 
     name: str
@@ -80,6 +85,8 @@ class OodScore:
     acceptance_bound_tensor: Callable[[Tensor], Tensor]
     threshold_of: Callable[[np.ndarray, float], np.ndarray]
     threshold_range: tuple[float, float]
+    near: Callable[[LogitsOf, Tensor, float], Tensor] | None = None
+    passes: int = 1
 
     def bounds(self, threshold: float, predicted: np.ndarray) -> np.ndarray:
         """What the acceptance of each image is compared with, (N,), for predicted classes (N,)."""
@@ -140,22 +147,34 @@ def _bound(threshold: float) -> float:
     return -threshold - 1e-13 * max(1.0, abs(threshold))
 
 
-def by_name(name: str) -> OodScore:
-    """The score of that name. Raises UsageError for an unknown one; the known names are listed."""
+def by_name(name: str, *, network: bool = False) -> OodScore:
+    """The score of that name.
+
+    Args:
+        network: also scores that look at the network near the image.
+
+    Raises:
+        UsageError: an unknown one (the known names are listed), or one that needs the network.
+    """
     scores = _all()
     if name not in scores:
-        raise UsageError(f"score {name}", "unknown OOD score", one_of(name, names()))
+        raise UsageError(f"score {name}", "unknown OOD score", one_of(name, names(network=network)))
+    if scores[name].near is not None and not network:
+        reason = "follows the network near the image, which only evaluate does"
+        raise UsageError(f"score {name}", reason, f"Use one of {', '.join(names())}.")
     return scores[name]
 
 
 def by_config_name(config_name: str) -> OodScore | None:
     """The score that a `config.json` names, or None."""
-    return next((score for score in _all().values() if score.config_name == config_name), None)
+    scores = (score for score in _all().values() if score.near is None)
+    return next((score for score in scores if score.config_name == config_name), None)
 
 
-def names() -> tuple[str, ...]:
-    """Names of all scores, the default one first."""
-    return tuple(sorted(_all(), key=lambda name: (name != DEFAULT, name)))
+def names(*, network: bool = False) -> tuple[str, ...]:
+    """Names of the scores of logits, the default one first; `network`: then those that follow the network."""
+    found = [name for name, score in _all().items() if network or score.near is None]
+    return tuple(sorted(found, key=lambda name: (_all()[name].near is not None, name != DEFAULT, name)))
 
 
 @cache

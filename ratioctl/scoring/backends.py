@@ -107,6 +107,19 @@ def open_model(
     )
 
 
+def digest_of(model: Path | ModelPackage) -> str:
+    """What identifies a model in the outputs of shards: a package's digest, or the SHA-256 of a file."""
+    import hashlib
+
+    from ratioctl import package as packages
+    from ratioctl.onnx import runtime
+
+    if runtime.is_onnx_file(model):
+        with open(model, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    return packages.resolve(model).digest
+
+
 def open_explainer(model: Path | ModelPackage | Explainer) -> Explainer | None:
     """A file of `export --explain`; None where `model` names a package. Raises PackageError."""
     from ratioctl.onnx import explainer, runtime

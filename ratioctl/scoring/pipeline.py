@@ -24,6 +24,8 @@ from ratioctl import scores as registry
 from ratioctl.errors import ImageError, PackageError, UsageError
 from ratioctl.package import Spec
 from ratioctl.scoring.details import Explainer, input_checks, with_duplicates
+from ratioctl.scoring.listing import Listing
+from ratioctl.scoring.prefetch import prefetched
 from ratioctl.scoring.sources import Images, Unreadable, items_of
 from ratioctl.types import ScoreRow
 from ratioctl.utils import resources
@@ -76,6 +78,7 @@ def batches(
     checks: bool = False,
     limit: int | None = None,
     bit_depth: int | None = None,
+    listing: Listing | None = None,
     stdin: BinaryIO | None = None,
     workers: int | None = None,
 ) -> Generator[list[ScoreRow], None, None]:
@@ -92,6 +95,7 @@ def batches(
         explain, checks: fill in the fields of `ScoreRow` that it lists under these names.
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
+        listing: numbers the images and keeps those of a shard; None keeps all, without `ScoreRow.index`.
         workers: threads; None takes one per processor this process may use.
 
     Raises (at once, not at the first row):
@@ -102,8 +106,10 @@ def batches(
     bound = package.threshold(model.spec, threshold, model.score)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
-    items = itertools.islice(items_of(paths, stdin=stdin), limit)
-
+    items: Iterator[images.Item | Unreadable] = itertools.islice(items_of(paths, stdin=stdin), limit)
+    if listing is not None:
+        items = listing.numbered(items)
+    items = prefetched(items)
     explainer = Explainer.of(model.spec, bound, model.score) if explain else None
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
@@ -198,7 +204,7 @@ def rows_of(
         readable += 1
         reasons.append(None)
     if not readable:
-        return [ScoreRow(path=item.path, error=reason) for item, reason in zip(batch, reasons, strict=True)]
+        return [_unreadable(item, reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
     logits = model.predict(pixels)
     scores = score_logits(logits, model.spec, threshold, model.score)
@@ -209,7 +215,7 @@ def rows_of(
     rows, k = [], 0
     for item, reason in zip(batch, reasons, strict=True):
         if reason is not None:
-            rows.append(ScoreRow(path=item.path, error=reason))
+            rows.append(_unreadable(item, reason))
             continue
         attacked, attacked_is_ood = worst[k]
         rows.append(
@@ -222,11 +228,16 @@ def rows_of(
                 probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
                 worst_case_is_ood=attacked_is_ood,
+                index=item.index,
                 **more[k],
             )
         )
         k += 1
     return rows
+
+
+def _unreadable(item: images.Item | Unreadable, reason: str | None) -> ScoreRow:
+    return ScoreRow(path=item.path, error=reason, index=item.index)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

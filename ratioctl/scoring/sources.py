@@ -22,6 +22,7 @@ class Unreadable:
 
     path: str
     reason: str
+    index: int | None = None
 
 
 def items_of(paths: Images, *, stdin: BinaryIO | None = None) -> Iterator[images.Item | Unreadable]:

@@ -55,13 +55,18 @@ def page_policy(live: bool) -> str:
     )
 
 
+def _common(policy: str) -> list[tuple[bytes, bytes]]:
+    return [(k.encode(), v.encode()) for k, v in {**COMMON, "content-security-policy": policy}.items()]
+
+
 class Guard:
     """The ASGI application around `app`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service, self.settings = app, service, service.settings
         self.active = self.held = 0  # requests, and bytes of their bodies
-        self.page_policy, self.log = page_policy(service.live), logging.getLogger(__name__)
+        self.log = logging.getLogger(__name__)
+        self.page_headers, self.headers = _common(page_policy(service.live)), _common(NOTHING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,8 +74,7 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             return
         began, status, started = time.perf_counter(), 0, False
-        policy = self.page_policy if scope["path"] == "/" else NOTHING
-        headers = [(k.encode(), v.encode()) for k, v in {**COMMON, "content-security-policy": policy}.items()]
+        headers = self.page_headers if scope["path"] == "/" else self.headers
 
         async def answered(message: Message) -> None:
             nonlocal status, started

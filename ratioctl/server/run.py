@@ -63,6 +63,7 @@ def serve(service: Service, listening: socket.socket) -> None:
         log_level="critical",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing depends on the client's address
         timeout_graceful_shutdown=2,
     )
     server = _Server(config, service)

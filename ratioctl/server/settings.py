@@ -42,7 +42,7 @@ class Settings:
     max_pixels: int = 50_000_000
     max_images: int = 64
     max_held: int = 256 * MIB
-    max_queue: int = 512
+    max_queue: int = 2048
     max_jobs: int = 8
     max_requests: int = 256
     max_connections: int = 512
@@ -61,6 +61,7 @@ class Settings:
                 f"Add --token, or set {TOKEN_VARIABLE}; or listen on 127.0.0.1.",
             )
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - clients repeat one header; a server has one Settings
     def accepts_host(self, header: str) -> bool:
         """Whether a request with this Host header is for this server, and not sent here by DNS rebinding.
 

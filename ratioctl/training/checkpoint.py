@@ -35,7 +35,8 @@ class State:
     Attributes:
         update: number of updates done.
         model: the network being trained; `average` its exponential moving average, or None.
-        momentum: SGD's velocity by parameter name.
+        momentum: SGD's velocity, or Adam's first moment, by parameter name; `squares` Adam's second moment.
+        buffer: JEM's replay buffer, or None.
         best_score, best_update, best: score, update and weights of the best validation so far.
         init: name, digest and data split of the package whose weights were the start, or None.
         pace: which epoch of the recipe every update belongs to.
@@ -47,6 +48,8 @@ class State:
     average: dict[str, Tensor] | None
     momentum: dict[str, Tensor]
     pace: Pace
+    squares: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    buffer: Tensor | None = None
     best_score: float = -math.inf
     best_update: int = -1
     best: dict[str, Tensor] | None = None
@@ -69,6 +72,8 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
     tensors = {f"model.{k}": v for k, v in state.model.network.state_dict().items() if v.is_floating_point()}
     tensors |= {f"average.{k}": v for k, v in (state.average or {}).items()}
     tensors |= {f"momentum.{k}": v for k, v in state.momentum.items()}
+    tensors |= {f"squares.{k}": v for k, v in state.squares.items()}
+    tensors |= {} if state.buffer is None else {"replay.buffer": state.buffer}
     tensors |= {f"best.{k}": v for k, v in (state.best or {}).items()}
     broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
     if broken is not None:
@@ -143,6 +148,8 @@ def _fill(
             state.average[key].copy_(value)
     own = dict(state.model.network.named_parameters())
     state.momentum = {k: torch.empty_like(own[k]).copy_(v) for k, v in group("momentum").items()}
+    state.squares = {k: torch.empty_like(own[k]).copy_(v) for k, v in group("squares").items()}
+    state.buffer = group("replay").get("buffer")
     state.best = group("best") or None
     state.best_score = -math.inf if root["best_score"] is None else float(root["best_score"])
     state.best_update = int(root["best_update"])

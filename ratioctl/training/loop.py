@@ -33,7 +33,7 @@ from ratioctl.models.compiled import compiled, requested
 from ratioctl.models.device import ComputeConfig, select_device
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
-from ratioctl.training import memory, starts
+from ratioctl.training import energy, memory, starts
 from ratioctl.training.checkpoint import MetricsLog, State, final_weights, restore, save
 from ratioctl.training.objective import losses
 from ratioctl.training.packaging import architecture_options, normalization, write_package
@@ -209,13 +209,15 @@ def _train(run: _Run, state: State) -> None:
     recipe, compute, limit = run.recipe, run.compute, run.limit
     images = len(run.splits.train)
     model = state.model
-    sgd = _optimizer(recipe, state, compute)
+    optimizer = _optimizer(recipe, state, compute)
     head = _head_of(recipe) if recipe.optim.head_epochs > 0 else None
     eval_net = models.fold_batchnorm(model)
     logits_of = in_precision(compiled(eval_net) if requested() else eval_net, compute)
     train_logits = in_precision(model, compute)
     fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     weights = _class_weights(run)
+    if recipe.objective.energy is not None and state.buffer is None:
+        state.buffer = energy.new_buffer(recipe, recipe.objective.energy, compute.device)
     if compute.device.type == "cuda":  # shapes stay the same, so measuring cuDNN's algorithms pays
         torch.backends.cudnn.benchmark = True
     progress = _Progress(run, state.update)
@@ -235,7 +237,7 @@ def _train(run: _Run, state: State) -> None:
         for batch in batches:
             epoch = state.pace.at(state.update)
             objective, shrink = schedule_attacks(recipe, epoch)
-            for group in sgd.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, epoch)
             generator = torch.Generator(compute.device)
             generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
@@ -243,6 +245,10 @@ def _train(run: _Run, state: State) -> None:
             model.train()
             if head is not None:
                 _train_head_only(model, head if epoch < recipe.optim.head_epochs else None)
+            samples = None
+            if objective.energy is not None and state.buffer is not None:
+                batch = energy.with_noise(batch, objective.energy, generator)
+                samples = energy.sample(state.buffer, logits_of, objective.energy, generator)
             named = losses(
                 train_logits,
                 logits_of,
@@ -251,9 +257,12 @@ def _train(run: _Run, state: State) -> None:
                 generator=generator,
                 shrink=shrink,
                 class_weights=weights,
+                samples=samples,
             )
+            if objective.energy is not None:
+                energy.check(named["energy"], objective.energy, state.update, run.folder)
             checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
-            _step(run, state, sgd, named["total"], check=checked)
+            _step(run, state, optimizer, named["total"], check=checked)
             _fit_schedule(run, state)
             named = {k: v.detach() for k, v in named.items()}
             progress.update(state, batch, named)
@@ -349,9 +358,24 @@ def _train_head_only(model: Classifier, head: frozenset[str] | None) -> None:
         parameter.requires_grad_(head is None or name in head)
 
 
-def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.SGD:
+def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.Optimizer:
     optim = recipe.optim
     parameters = dict(state.model.network.named_parameters())
+    # Buffers are set here, in the parameter's own memory layout: one made by the optimizer takes its
+    # gradient's layout, which selects another kernel, and a resumed run would differ in the last bit.
+    for name, p in parameters.items():
+        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
+    if optim.optimizer == "adam":
+        betas = (optim.momentum, 0.999)
+        adam = torch.optim.Adam(
+            parameters.values(), lr=optim.lr, betas=betas, weight_decay=optim.weight_decay
+        )
+        for name, p in parameters.items():
+            state.squares.setdefault(name, torch.zeros_like(p, requires_grad=False))
+            adam.state[p]["step"] = torch.tensor(float(state.update))
+            adam.state[p]["exp_avg"] = state.momentum[name]
+            adam.state[p]["exp_avg_sq"] = state.squares[name]
+        return adam
     sgd = torch.optim.SGD(
         parameters.values(),
         lr=optim.lr,
@@ -361,17 +385,14 @@ def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.op
         fused=compute.device.type == "cuda" or None,
     )
     for name, p in parameters.items():
-        # Set here, in the parameter's own memory layout: a buffer made by SGD takes its gradient's layout,
-        # which selects another kernel, and a resumed run would differ in the last bit.
-        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
         sgd.state[p]["momentum_buffer"] = state.momentum[name]
     return sgd
 
 
-def _step(run: _Run, state: State, sgd: torch.optim.SGD, loss: Tensor, *, check: bool) -> None:
+def _step(run: _Run, state: State, optimizer: torch.optim.Optimizer, loss: Tensor, *, check: bool) -> None:
     """One update of weights and average. Raises TrainingError if `check` and the loss is not finite."""
     optim, network = run.recipe.optim, state.model.network
-    sgd.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if optim.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(network.parameters()), optim.grad_clip)
@@ -381,7 +402,7 @@ def _step(run: _Run, state: State, sgd: torch.optim.SGD, loss: Tensor, *, check:
             f"the loss is {float(loss.detach())}",
             f"The last good checkpoint is kept in {run.folder}; lower optim.lr or set optim.grad_clip.",
         )
-    sgd.step()
+    optimizer.step()
     state.update += 1
     if state.average is not None:
         update_average(state.average, network, min(optim.ema or 0, state.update / (9 + state.update)))

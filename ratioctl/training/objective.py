@@ -56,6 +56,7 @@ def losses(
     generator: torch.Generator | None = None,
     shrink: tuple[float, float] = (1.0, 1.0),
     class_weights: Tensor | None = None,
+    samples: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
 
@@ -68,9 +69,11 @@ def losses(
         batch: pixels in [0,1].
         shrink: factors on the radii of the ID and OOD attacks.
         class_weights: (K,), of the cross-entropies of labelled images; None weighs them equally.
+        samples: (S, C, H, W) of the model's density, for the energy term.
 
     Returns:
-        "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0
+        "inside.clean", "inside.robust", "outside.clean", "outside.robust" where their weight is not 0,
+        "energy", E(x) - E(x~) of clean ID images and samples, where the objective has that term
         (and "inside.accuracy", without gradient, of the images the model was updated on), and "total".
     """
     parts: list[Tensor] = []
@@ -92,6 +95,10 @@ def losses(
             add(f"{name}.clean", x)
         if term.robust > 0:
             add(f"{name}.robust", attacked(logits_of, x, y, term, generator=generator, shrink=factor))
+    if objective.energy is not None:
+        if samples is None:
+            raise ValueError("the objective has an energy term, and there are no samples")
+        add("energy", samples)
 
     logits = model(torch.cat(parts)).float()
     named: dict[str, Tensor] = {}
@@ -107,6 +114,10 @@ def losses(
             else:
                 named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
             total = total + term.robust * named[f"{name}.robust"]
+    if objective.energy is not None:
+        negative = logits.logsumexp(1)  # -E
+        named["energy"] = negative[where["energy"]].mean() - negative[where["inside.clean"]].mean()
+        total = total + objective.energy.weight * named["energy"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()

@@ -53,7 +53,8 @@ def schedule_attacks(recipe: Recipe, epoch: float) -> tuple[Objective, tuple[flo
     outside, shrink_out = recipe.objective.outside, 1.0
     if outside is not None:
         outside, shrink_out = _term_at(outside, epoch, _drops(recipe, epoch))
-    return Objective(inside=inside, outside=outside), (shrink_in, shrink_out)
+    changed = {"inside": inside, "outside": outside}
+    return recipe.objective.model_copy(update=changed), (shrink_in, shrink_out)
 
 
 def _term_at(term: Term, epoch: float, drops: int) -> tuple[Term, float]:
@@ -89,6 +90,8 @@ def work(recipe: Recipe, epoch: float) -> float:
         total += update * images * ((term.clean > 0 or term.against == "clean") + (term.robust > 0))
         if term.robust > 0 and term.attack is not None:
             total += images * term.attack.restarts * (2 * term.attack.steps + 1)
+    if objective.energy is not None:
+        total += objective.energy.batch_size * (update + 2 * objective.energy.steps)
     return total
 
 

@@ -167,7 +167,7 @@ def writing(thing: Path, *, creating: bool = False) -> Iterator[None]:
         elif error.errno in _GONE:
             raise DiskError(
                 _topmost_missing(Path(os.fsdecode(named))),
-                "vanished while it was being written",
+                "disappeared while it was being written",
                 "Put it back, or write elsewhere.",
             ) from None
         raise OutputError(

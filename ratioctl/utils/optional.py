@@ -15,10 +15,13 @@ EXTRAS = {
     ),
     "medical": ("pydicom",),
     "openvino": ("openvino",),
+    "remote": ("fsspec", "pyarrow"),
+    "ray": ("pyarrow", "ray"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "uvloop"),
     "sign": ("minisign",),
 }
-_EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+# The first extra where several install a module.
+_EXTRA_OF = {module: extra for extra, modules in reversed(EXTRAS.items()) for module in modules}
 
 
 def install_command(module: str) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ _FINISHED = "finished"
 class ResultCache:
     """A folder of batches, `<key>.npz` each; without a folder nothing is kept."""
 
-    def __init__(self, folder: Path | None, *, keep: bool = False) -> None:
+    def __init__(self, folder: Path | None, *, keep: bool = False, others: Sequence[Path] = ()) -> None:
         """Open the cache of an interrupted run. That of a finished run is emptied unless `keep`.
+
+        Args:
+            others: folders of further caches, which are only read.
 
         Raises:
             OutputError, DiskError: the folder cannot be written.
         """
         self.folder = folder
+        self.others = tuple(others)
         if folder is None:
             return
         make_folder(folder)
@@ -58,14 +62,16 @@ class ResultCache:
 
     def get(self, key: str) -> Arrays | None:
         """The batch stored under `key`; None where there is none or its file is damaged."""
-        if self.folder is None:
-            return None
-        try:
-            data = (self.folder / f"{key}.npz").read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as filed:
-                return {name: filed[name] for name in filed.files}
-        except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile):
-            return None
+        for folder in (self.folder, *self.others):
+            if folder is None:
+                continue
+            try:
+                data = (folder / f"{key}.npz").read_bytes()
+                with np.load(io.BytesIO(data), allow_pickle=False) as filed:
+                    return {name: filed[name] for name in filed.files}
+            except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile):
+                continue
+        return None
 
     def finish(self) -> None:
         """Mark the run as complete, after its reports are written."""

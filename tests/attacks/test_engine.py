@@ -428,3 +428,56 @@ def test_points_to_begin_from_are_candidates(
     with torch.no_grad():
         assert (goal(net(bad)) < goal(net(x0))).any()
         assert (result.value >= goal(net(x0)) - 1e-5).all()
+
+
+@pytest.mark.parametrize(("p", "method"), [(2.0, "apgd"), (INF, "pgd"), (1.5, "afw"), (1.0, "apgd")])
+def test_examples_that_reached_enough_leave_the_passes(
+    net: nn.Module, batch: tuple[Tensor, Tensor], p: float, method: str
+) -> None:
+    x, y = batch
+    goal = goals.log_probability((y + 1) % 5, 0.2)
+    attack = _attack(p, method, 20, restarts=2)
+    whole = perturb(net, x, goal, attack, generator=_generators([*range(6)]))
+    enough = float(whole.value.median()) - 1e-3
+    rows, seen = [], []
+
+    def counted(images: Tensor) -> Tensor:
+        rows.append(len(images))
+        return net(images)
+
+    result = perturb(
+        counted,
+        x,
+        goal,
+        attack,
+        generator=_generators([*range(6)]),
+        enough=enough,
+        callback=lambda step, image, value: seen.append((step, value.clone())),
+    )
+    _assert_feasible(result, x, p, EPS[p])
+    reached = whole.value >= enough
+    assert 0 < int(reached.sum()) < 6
+    torch.testing.assert_close(result.value[~reached], whole.value[~reached])  # the others go on as before
+    assert (result.value[reached] >= enough).all()
+    torch.testing.assert_close(goal(net(result.x)), result.value)  # the point is the one of the value
+    assert sum(rows) < 2 * 21 * 6
+    assert rows == sorted(rows, reverse=True)  # nobody comes back, not in the second restart either
+    last = seen[-1][1]
+    assert (last[reached] >= enough).all()  # a preview keeps the value with which an example left
+
+
+def test_nothing_is_computed_once_all_examples_reached_enough(
+    net: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    calls = []
+
+    def counted(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return net(images)
+
+    goal = goals.log_probability(y)
+    result = perturb(counted, x, goal, _attack(2.0, "apgd", 10), enough=-50.0)
+    assert sum(calls) == len(x)  # the input itself is enough
+    torch.testing.assert_close(result.x, x)
+    torch.testing.assert_close(result.value, goal(net(x)))

@@ -121,6 +121,24 @@ def summary(ratioctl: Run, format_1: Path, damaged: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
+def thresholds(ratioctl: Run, format_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """By rules with and without a guarantee, per class, with a risk, and under attack."""
+    out = tmp_path_factory.mktemp("calibrated") / "package"
+    line = ["calibrate", format_1, "--data", "digits:test", "--ood", "uni=noise:uniform", "--out", out]
+    for rule in (
+        "kept=keep:0.9",
+        "sure=conformal:0.1",
+        "right=risk:0.2",
+        "w=worst-pass:0.9@uni:eps=0.1:n=2:steps=1",
+    ):
+        line += ["--threshold", rule]
+    assert ratioctl(*line, "--per-class", "--device", "cpu")[0] == 0
+    code, shown = ratioctl("thresholds", out, "--json")
+    assert code == 0
+    return json.loads(shown)
+
+
+@pytest.fixture(scope="module")
 def config(report: Any, package: Path) -> Any:
     """Of a package that was trained, calibrated, exported and evaluated."""
     return load(package / "config.json")
@@ -189,6 +207,16 @@ def test_the_report_of_the_suite_quick(report: Any) -> None:
             for dataset in ("uni", "mean")
         ),
     }
+
+
+def test_the_report_of_a_protocol(ratioctl: Run, format_1: Path, tmp_path: Path) -> None:
+    line = ("evaluate", format_1, "--data", "digits:test", "--ood", "near-uni=noise:uniform", "--limit", 2)
+    assert ratioctl(*line, "--protocol", "openood", "--out", tmp_path / "out", "--device", "cpu")[0] == 0
+    found = load(tmp_path / "out" / "report.json")
+    check("report.json", found)
+    ours, *published = found["comparison"]["rows"]
+    assert (ours["published"], ours["figures"]["far"]) == (False, None)
+    assert published[0]["source"]
 
 
 def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
@@ -262,6 +290,26 @@ def test_the_summary_of_ood_score(summary: Any, ratioctl: Run, format_1: Path, d
     assert other["output"] is None
 
 
+def test_thresholds(thresholds: Any) -> None:
+    check("thresholds.json", thresholds)
+    rows = {row["name"]: row for row in thresholds["thresholds"]}
+    assert rows.keys() == {"tpr95", "tpr99", "kept", "sure", "right", "w"}
+    assert rows["kept"]["classes"].keys() == set(map(str, range(10)))
+    assert rows["sure"]["statement"] is not None
+    assert "risk" in rows["right"]
+    assert [part["ball"] for part in rows["w"]["ood"]] == [None, {"p": "2", "eps": 0.1}]
+    assert len(thresholds["curves"]) == 2
+
+
+def test_thresholds_of_the_package_that_is_kept(ratioctl: Run, format_1: Path, tmp_path: Path) -> None:
+    code, shown = ratioctl("thresholds", format_1, "--out", tmp_path / "page.html", "--json")
+    assert code == 0
+    document = json.loads(shown)
+    check("thresholds.json", document)
+    assert [sorted(row) for row in document["thresholds"]] == [["classes", "name", "threshold"]] * 2
+    assert document["page"] == str(tmp_path / "page.html")
+
+
 def test_a_certificate_of_parity(ratioctl: Run, format_1: Path, digits: Path) -> None:
     line = ("parity", format_1, format_1 / "model.onnx", "--data", digits, "--no-timing", "--json")
     code, shown = ratioctl(*line)
@@ -316,7 +364,10 @@ def test_the_config_of_a_model_trained_elsewhere(ratioctl: Run, format_1: Path, 
 
 # --- schemas notice damage ---------------------------------------------------------------------------------
 
-MAPS = ("ratio.thresholds", "models[].figures.histograms", "models[].figures.roc")  # keys are the user's
+MAPS = (  # keys are the user's
+    *("ratio.thresholds", "models[].figures.histograms", "models[].figures.roc"),
+    *("thresholds[].classes", "thresholds[].per_class.common"),
+)
 
 
 def places(value: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -431,6 +482,17 @@ def test_damaged_rows_are_found(rows: list[Any]) -> None:
 
 def test_damaged_summaries_are_found(summary: Any) -> None:
     assert accepted("ood-score-summary.json", summary) == {"null": {"threshold.name", "output"}}
+
+
+def test_damaged_thresholds_are_found(thresholds: Any) -> None:
+    row, last = "thresholds[]", thresholds["thresholds"][3:]
+    assert accepted("thresholds.json", {**thresholds, "thresholds": last}) == {
+        "missing": {f"{row}.risk", f"{row}.per_class", f"{row}.classes.*", f"{row}.per_class.common.*"},
+        "null": {
+            *(f"{row}.classes", f"{row}.statement", "curves[].ball", "page"),
+            *(f"{row}.{part}.{key}" for part in ("id", "ood[]") for key in ("ball", "attack")),
+        },
+    }
 
 
 def test_damaged_configs_are_found(config: Any) -> None:

@@ -29,6 +29,7 @@ WITHOUT_A_VERB = (
     "sign",
     "models",
     "cache",
+    "merge",
 )
 
 FUNCTIONS = {"package": "package_checkpoint"}  # `ratioctl.package` is a module

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +18,12 @@ from ratioctl import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = {"command-line.md", "examples.md", "names.md", "recipes.md", "schemas.md"}
-PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.name not in GENERATED]
+SCRIPTS = sorted((DOCS / "examples").glob("*.py"))
+GENERATED = {
+    *(f"reference/{name}.md" for name in ("command-line", "names", "recipes", "schemas")),
+    *(f"examples/{name}.md" for name in ("index", *(path.stem for path in SCRIPTS))),
+}
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path.relative_to(DOCS).as_posix() not in GENERATED]
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "experiments" / "results")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -60,10 +63,12 @@ def test_command_lines_name_commands_options_modules_and_targets_that_exist(name
             assert path.is_file(), words
             given = {word for word in words[3:] if word.startswith("--")}
             assert all(f'"{option}"' in _with_harness(path) for option in given), words
+        elif words[:2] == ["python", "-c"]:
+            compile(words[2], name, "exec")  # test_sample_photographs_are_copied runs it
         elif words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= TARGETS, words
         else:
-            assert words[0] in ("pip", "curl", "find", "cp", "tritonserver"), words
+            assert words[0] in ("pip", "curl", "find", "sort", "awk", "tritonserver"), words
 
 
 def _with_harness(path: Path) -> str:
@@ -89,17 +94,28 @@ def run(program: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def test_sample_photographs_are_copied(tmp_path: Path) -> None:
+    (words,) = (words for words in commands("get-started.md") if words[:2] == ["python", "-c"])
+    run(words[1:], tmp_path)
+    assert (tmp_path / "assets" / "samples" / "cat.jpg").is_file()
+
+
 PRINTED = {
-    "explain_a_photograph": r"original: cat 0.98\nlargest budget: dog (0.9\d|1.00)\n",
-    "onnx_in_ten_lines": r"ship 0.159 True\n",
-    "ratio_and_plain": r"cifar10-ratio: ship 0.16, OOD: True\n.*\ncifar10-plain: ship 0.92, OOD: False\n.*\n",
-    "threshold_for_a_budget": r"known: 0% of 6 flagged below 0.\d+\nunknown: \d+% of 4 flagged below 0.\d+\n",
+    "counterfactuals_of_a_photograph": r"cat, confidence 0.98, out of distribution: False\n"
+    r"(budget \S+: \w+, dog \S+, OOD: (True|False)\n){3}budget 3: dog, dog (0.9\d|1.00), OOD: False\n"
+    r"flips at l2 \d.\d+\n",
+    "onnx_in_ten_lines": r"ship, confidence 0.159, out of distribution: True\n",
+    "ratio_and_plain": r"cifar10-ratio: ship, confidence 0.16, out of distribution: True\n"
+    r"cifar10-plain: ship, confidence 0.92, out of distribution: False\n"
+    r"cifar10-ratio: dog at budget 0.5: 0.\d\d, .*, 3: (0.9\d|1.00)\n"
+    r"cifar10-plain: dog at budget 0.5: (0.9\d|1.00), .*\n",
 }
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_examples_run(path: Path, workplace: Path) -> None:
-    assert re.fullmatch(PRINTED[path.stem], run([str(path)], workplace))
+@pytest.mark.parametrize("name", PRINTED)
+def test_examples_run(name: str, tmp_path: Path) -> None:
+    """Those that train a model run in tests/slow, and all of them in `make docs`."""
+    assert re.fullmatch(PRINTED[name], run([str(DOCS / "examples" / f"{name}.py")], tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
@@ -176,7 +192,7 @@ def test_links_lead_somewhere(name: str) -> None:
             continue
         file, _, anchor = target.partition("#")
         path = (page.parent / file).resolve() if file else page
-        if path.name in GENERATED:
+        if path.is_relative_to(DOCS) and path.relative_to(DOCS).as_posix() in GENERATED:
             continue
         assert path.is_file(), target
         assert path.is_relative_to(DOCS), f"{target} leads out of the site"
@@ -187,7 +203,8 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
     records = {name for name in NAMES if name.startswith("decisions/0")}  # listed by their index
-    assert listed - {f"reference/{name}" for name in GENERATED} == set(NAMES) - records
+    assert listed - GENERATED == set(NAMES) - records
+    assert listed >= GENERATED
     index = (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
     assert all(Path(name).name in index for name in records)
 
@@ -215,16 +232,33 @@ def test_recipes_and_models_named_in_the_pages_exist() -> None:
     assert named - set(recipes.available()) - set(packages.bundled()) == set()
 
 
-def test_the_site_builds_without_a_complaint(tmp_path: Path) -> None:
-    pytest.importorskip("zensical")
-    shutil.copytree(DOCS, tmp_path / "docs")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    run(["-m", "tools.generate_reference", "--out", str(tmp_path / "docs" / "reference")], ROOT)
-    program = "import sys; from zensical.main import cli; sys.argv = ['zensical', 'build', '--strict']; cli()"
-    run(["-c", program], tmp_path)
-    pages = list((tmp_path / "build" / "site").rglob("index.html"))
-    assert len(pages) == len(NAMES) + len(GENERATED)
-    example = (tmp_path / "build" / "site" / "reference" / "examples" / "index.html").read_text(
-        encoding="utf-8"
-    )
-    assert "An exported model in ten lines, without PyTorch" in example
+def test_pages_and_notebooks_of_the_gallery(tmp_path: Path) -> None:
+    pytest.importorskip("jupytext")
+    pytest.importorskip("nbconvert")
+    import nbformat
+
+    from tools import gallery
+
+    script = tmp_path / "shown.py"
+    script.write_text("# %% [markdown]\n# # Shown\n# A text.\n\n# %%\nprint(6 * 7)\n", encoding="utf-8")
+    notebook = gallery.notebook_of(script)
+    nbformat.validate(notebook)
+    output = nbformat.v4.new_output("stream", name="stdout", text="42\n")
+    notebook.cells[1].outputs = [output, {**output, "name": "stderr", "text": "a warning\n"}]
+    png = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    notebook.cells[1].outputs.append(png)
+    text, pictures = gallery.page(notebook, "shown")
+    assert text.startswith("# Shown\nA text.\n\n```python\nprint(6 * 7)\n```\n\n```text\n42\n```\n")
+    assert "a warning" not in text
+    assert text.endswith("[Script](shown.py) · [Notebook](shown.ipynb)\n")
+    (name,) = pictures
+    assert f"({name})" in text
+    assert gallery.title(script) == "Shown"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_of_the_gallery_begin_with_their_title(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# %% [markdown]"
+    assert lines[1].startswith("# # ")
+    assert "# %%" in lines

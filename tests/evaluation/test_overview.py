@@ -76,7 +76,7 @@ def test_one_self_contained_page(found: module.Overview, tmp_path: Path) -> None
     page = path.read_text()
     assert page.count("<h1>") == 1
     assert "<script" not in page
-    assert "no diagnosis" in page
+    assert "not a diagnosis" in page
     assert len(re.findall(r'src="(?!data:)', page)) == 0
     for name in ("cat", "dog", "Confusion matrix", "OOD images accepted", "Robust accuracy"):
         assert name in page

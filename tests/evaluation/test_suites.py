@@ -19,10 +19,10 @@ def test_radii_without_a_recipe_are_the_papers_scaled_to_the_input() -> None:
     big: Any = types.SimpleNamespace(recipe_text=None, input_size=(3, 32, 32))
     balls = suites.robust_balls(big, SUITES["paper"])
     assert [(b.p, b.eps) for b in balls] == [(2, 0.5), (2, 1.0), (math.inf, 8 / 255)]
-    assert suites.outside_ball(big).eps == 1.0
+    assert suites.outside_ball(big, SUITES["paper"]).eps == 1.0
     small: Any = types.SimpleNamespace(recipe_text=None, input_size=(3, 16, 16))
     assert [(b.p, b.eps) for b in suites.robust_balls(small, SUITES["quick"])] == [(2, 0.25)]
-    assert suites.outside_ball(small).eps == 0.5
+    assert suites.outside_ball(small, SUITES["paper"]).eps == 0.5
     extra = suites.robust_balls(small, SUITES["full"])[3:]
     assert [b.p for b in extra] == [1.0, 1.5]
     assert extra[0].eps == 12 / 4  # an l1 radius grows with the number of pixels
@@ -37,7 +37,7 @@ def test_radii_of_a_recipe_come_first() -> None:
         outside_eps = 7.0"""
     known: Any = types.SimpleNamespace(recipe_text=text, input_size=(3, 224, 224), path="x")
     assert [b.eps for b in suites.robust_balls(known, SUITES["quick"])] == [3.5]
-    assert suites.outside_ball(known).eps == 7.0
+    assert suites.outside_ball(known, SUITES["paper"]).eps == 7.0
 
 
 def test_the_quick_suite_is_not_called_autoattack() -> None:

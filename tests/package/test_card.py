@@ -79,3 +79,37 @@ def test_a_card_of_an_earlier_version_is_brought_up_to_date(pkg: package.ModelPa
     new = package.update(old, config_changes={"ratio": {"metrics": [{"name": "accuracy", "value": 0.9}]}})
     assert new.card is not None
     assert new.card == package.render_card(new.config) + "\n## Intended use\n\nNone.\n"
+
+
+def test_measurements_and_objective_are_in_words(pkg: package.ModelPackage) -> None:
+    attack = {"ball": {"p": 2, "eps": 0.3}, "method": "pgd", "steps": 2}
+    objective = {
+        "inside": {"clean": 1.0, "robust": 6.0, "against": "clean", "attack": attack},
+        "outside": {"clean": 0.0, "robust": 1.0, "against": "target", "attack": attack},
+    }
+    metrics = [
+        {"name": name, "value": 0.5} for name in ("kept_at_tpr95", "let_through_at_mine", "mmc", "new")
+    ]
+    config = {**pkg.config, "ratio": {**pkg.config["ratio"], "objective": objective, "metrics": metrics}}
+    card = package.render_card(config)
+    rows = [
+        line.split(" | ")[0] for line in card.partition("## Measurements")[2].splitlines() if " 0.5 " in line
+    ]
+    names = ["ID acceptance rate at tpr95", "OOD acceptance rate at mine", "mean confidence", "new"]
+    assert rows == [f"| {name}" for name in names]
+    assert (
+        "Training objective: in-distribution images: cross-entropy, weight 1 and KL divergence under attack "
+        "within l2 0.3 (pgd, 2 steps), weight 6; out-of-distribution images: cross-entropy under attack "
+        "within l2 0.3 (pgd, 2 steps), weight 1."
+    ) in card
+    odd = {**config, "ratio": {**config["ratio"], "objective": {"inside": {"robust": 1.0}}}}
+    assert "Training objective: inside robust 1." in package.render_card(odd)
+
+
+def test_measurements_of_cards_until_0_2_are_renamed(pkg: package.ModelPackage) -> None:
+    metrics = [{"name": "kept_at_tpr95", "value": 0.5}]
+    given = {**pkg.config, "ratio": {**pkg.config["ratio"], "metrics": metrics}}
+    earlier = rerendered._render(given, earlier=True)
+    assert "| kept\\_at\\_tpr95 |" in earlier
+    card = rerendered.rerender(earlier + "\nMine.\n", given, given)
+    assert card == package.render_card(given) + "\nMine.\n"

@@ -15,8 +15,10 @@ from tests.recipe.helpers import FOLDER, NAMES, refusal
 
 # Table 7 and appendix B.4: radius inside by the number in the name, radius outside by the data.
 RADIUS_OUT = {"cifar10": 1.0, "cifar100": 1.0, "svhn": 1.0, "restricted-imagenet": 7.0}
-OWN = [n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64")]
-OWN += ["cifar10-ratio", "cifar10-ratio-start"]
+OWN = [
+    n for n in NAMES if n.endswith("-small") or n.partition("-")[0] in ("digits", "restricted64", "animals64")
+]
+OWN += ["cifar10-ratio", "cifar10-ratio-start", "cifar10-jem"]  # JEM has its own test
 PUBLISHED = [n for n in NAMES if n not in OWN]
 
 
@@ -26,7 +28,7 @@ def test_the_published_experiments_are_all_there() -> None:
         "cifar100": ["plain", "oe", "at-0.5", "at-0.25", "ratio-0.5", "ratio-0.25"],
         "svhn": ["plain", "oe", "acet", "at-0.5", "at-0.25", "ratio-0.5", "ratio-0.25"],
         "restricted-imagenet": ["plain", "oe", "acet", "at-3.5", "at-1.75", "ratio-3.5", "ratio-1.75"],
-        "digits": ["plain", "oe", "acet", "at", "ratio"],
+        "digits": ["plain", "oe", "acet", "at", "ratio", "jem"],
     }
     expected = {f"{data}-{method}" for data, methods in grid.items() for method in methods}
     small = {f"cifar10-{method}-small" for method in grid["cifar10"]}
@@ -183,6 +185,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def test_jem_is_the_published_experiment() -> None:
+    """Grathwohl et al. 2020, appendix A, and the authors' public code."""
+    recipe = recipes.load("cifar10-jem")
+    assert recipe.model.architecture == "jem-wideresnet-28-10"
+    assert (recipe.model.mean, recipe.model.std) == ((0.5,) * 3, (0.5,) * 3), "pixels from -1 to 1"
+    assert recipe.objective.energy == recipes.Energy(), "the defaults are the published values"
+    energy, optim, augment = recipes.Energy(), recipe.optim, recipe.data.augment
+    assert (energy.steps, energy.step_size, energy.noise, energy.restart) == (20, 1.0, 0.01, 0.05)
+    assert (energy.buffer, energy.batch_size, energy.data_noise) == (10_000, 64, 0.03)
+    assert (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay) == ("adam", 1e-4, 0.9, 0.0)
+    assert (optim.epochs, optim.milestones, optim.gamma, optim.batch_size) == (200, (160, 180), 0.3, 64)
+    assert (augment.crop, augment.flip, augment.autoaugment, augment.cutout) == (4, True, None, 0)
+    assert not recipe.data.outside
+
+
 def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
     """Settings that leave a recipe its objective, schedule and augmentation, and make the rest tiny."""
     settings = [
@@ -190,11 +207,17 @@ def tiny(recipe: Recipe, *, own_depth: bool) -> list[str]:
         *("data.size=8", "data.channels=3", "data.validation=0.05"),
         *("optim.batch_size=2", "optim.batch_size_out=2", "optim.epochs=0.001", "optim.validate_images=4"),
     ]
+    if recipe.optim.head_epochs:
+        settings.append("optim.head_epochs=0")  # needs a start
     if recipe.objective.outside:
         settings.append("data.outside=noise:uniform")
+    if recipe.objective.energy:
+        settings += ["objective.energy.buffer=8", "objective.energy.batch_size=2"]
+    if recipe.model.mean is not None:
+        settings += ["model.mean=[0.5, 0.5, 0.5]", "model.std=[0.5, 0.5, 0.5]"]
     architecture = recipe.model.architecture.removeprefix("torchvision:")  # those have no width, ours do
-    if architecture.startswith("wideresnet"):
-        settings.append("model.architecture=wideresnet-10-1")
+    if "wideresnet" in architecture:
+        settings.append(f"model.architecture={architecture.rpartition('wideresnet')[0]}wideresnet-10-1")
     else:
         settings += [f"model.architecture={architecture if own_depth else 'resnet18'}", "model.width=4"]
     if not own_depth:
@@ -214,7 +237,7 @@ def train_a_step(name: str, out: Path, *, own_depth: bool) -> None:
     row = next(event for event in seen if "validation.clean" in event)
     assert row["update"] == row["updates"] == 1
     assert math.isfinite(row["total"])
-    assert row["total"] > 0
+    assert row["total"] > 0 or recipe.objective.energy
     assert ("validation.attacked" in row) == (recipe.objective.inside.robust > 0)
     assert recipes.loads((package.path / "recipe.toml").read_text(encoding="utf-8")) == recipe
 

@@ -38,7 +38,7 @@ def test_a_circle_of_bases_is_named_in_order(write: Callable[..., Path]) -> None
 
 
 def test_a_recipe_that_is_its_own_base(write: Callable[..., Path]) -> None:
-    assert "circle" in refusal(write('base = "mine.toml"\n' + MINIMAL))
+    assert "cycle" in refusal(write('base = "mine.toml"\n' + MINIMAL))
 
 
 def test_base_must_be_a_name(write: Callable[..., Path]) -> None:

@@ -291,7 +291,7 @@ def test_a_folder_that_vanishes_under_the_process(name: str, forks: Any, known: 
     inside = folder / {"train": "run", "evaluate": "report"}.get(name, "answers")
     ended = forks.run(reference.case.args, folder, {"kind": "gone", "at": at, "what": str(inside)})
     assert ended.returncode == 6, ended.said
-    assert f"{inside.name}: vanished while it was being written." in ended.said
+    assert f"{inside.name}: disappeared while it was being written." in ended.said
     assert not inside.exists(), "what was removed stays removed"
     assert forks.run(reference.case.again, folder).returncode == 0
     assert faults.differences(faults.content(folder), reference.result) == []
@@ -319,7 +319,7 @@ def test_a_package_or_the_place_of_a_new_one_that_vanishes(
         (folder / "new").mkdir()
         ended = forks.run(args, folder, {"kind": "gone", "at": at, "what": str(folder / what)})
         assert ended.returncode == 6, ended.said
-        assert f"{what}: vanished while it was being written." in ended.said
+        assert f"{what}: disappeared while it was being written." in ended.said
         assert "Put it back, or write elsewhere." in ended.said
         there = faults.content(folder)
         assert there == {name: data for name, data in before.items() if not name.startswith(f"{what}/")}

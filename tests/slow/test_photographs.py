@@ -57,7 +57,7 @@ def test_photographs_to_a_model_that_answers(
     report = ["report", model, "--data", "split:test:scenes", "--limit", "9", "--out", "page"]
     assert main(report) == 0
     page = Path("page/report.html").read_text()
-    for title in ("Confusion matrix", "Classes", "Most outlying ID images", "no diagnosis", "Start"):
+    for title in ("Confusion matrix", "Classes", "Most outlying ID images", "not a diagnosis", "Start"):
         assert title in page
     assert not re.search(r'(src|href)="(?!data:)', page)
 

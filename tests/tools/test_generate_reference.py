@@ -48,5 +48,5 @@ def test_pages_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sys.argv", ["generate_reference", "--out", str(tmp_path / "reference")])
     generate_reference.main()
     pages = sorted(path.name for path in (tmp_path / "reference").glob("*.md"))
-    assert pages == ["command-line.md", "examples.md", "names.md", "recipes.md", "schemas.md"]
+    assert pages == ["command-line.md", "names.md", "recipes.md", "schemas.md"]
     assert (tmp_path / "reference" / "schemas" / "report.json").is_file()

@@ -54,14 +54,14 @@ def test_a_stale_network_folder_is_a_fault_of_the_disk(
             patch.setattr(os, "stat", stale)
             stale()
 
-    with pytest.raises(DiskError, match="vanished") as caught:
+    with pytest.raises(DiskError, match="disappeared") as caught:
         write()
     assert caught.value.exit_code == 6
 
 
 def test_a_folder_that_is_gone_is_a_fault_of_the_disk_and_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    with pytest.raises(DiskError, match="vanished while it was being written") as caught:
+    with pytest.raises(DiskError, match="disappeared while it was being written") as caught:
         files.write_file(gone / "below" / "a", b"new")
     assert caught.value.thing == str(gone)
     with pytest.raises(OutputError, match="no such folder"), files.streaming(gone / "rows.csv"):
@@ -73,7 +73,7 @@ def test_a_folder_that_is_gone_is_a_fault_of_the_disk_and_named(tmp_path: Path) 
             stream.write(b"path\n")
             shutil.rmtree(gone)
 
-    with pytest.raises(DiskError, match="vanished") as caught:
+    with pytest.raises(DiskError, match="disappeared") as caught:
         rows()
     assert caught.value.thing == str(gone)
     assert not gone.exists()

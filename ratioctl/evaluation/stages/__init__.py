@@ -1,7 +1,8 @@
-"""The stages of an evaluation, in running order. Each module has two functions:
+"""The stages of an evaluation, in running order. Each module has three functions:
 
 `plan(context)` yields the phases ahead with estimated seconds; `run(context, results)` computes them batch by
-batch through `context.batches` and adds measurements, warnings, figures and examples to `results`.
+batch through `context.batches` and adds measurements, warnings, figures and examples to `results`;
+`compute(context)` computes the batches of a shard and nothing else.
 """
 
 from types import ModuleType

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,12 +47,24 @@ def run(context: Context, results: Results) -> None:
     results.stored_clean = Clean(logits=logits, confidences=confidences, predicted=predicted, parts=parts)
 
 
+def compute(context: Context) -> None:
+    if "robust" not in context.suite.stages:  # which computes them all in every shard: attacks need them
+        logits_of(context, context.data.name, context.data.inside)
+
+
+def predicted(context: Context) -> np.ndarray:
+    """(N,) classes of all ID images, in a shard too."""
+    alone = dataclasses.replace(context, batches=context.batches.unsharded())
+    return logits_of(alone, context.data.name, context.data.inside)[1].argmax(1)
+
+
 def logits_of(context: Context, name: str, images: Images) -> tuple[list[Arrays], np.ndarray]:
-    """The batches of a set's unchanged images, and their logits (N, K) together."""
+    """The batches of a set's unchanged images, and their logits (N, K) together; a shard's own ones."""
     parts = context.batches.run(
         f"clean {name}",
         images.pixels,
         lambda at: attack_batches.clean(context.subject, images.pixels[at]),
         size=_BATCH,
     )
-    return parts, np.concatenate([part["logits"] for part in parts])
+    none = np.zeros((0, len(context.package.label_names)), np.float32)
+    return parts, np.concatenate([part["logits"] for part in parts] or [none])

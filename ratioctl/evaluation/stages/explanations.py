@@ -37,6 +37,11 @@ def plan(context: Context) -> Iterator[Phase]:
         yield context.phase(_phase(name), "explanation", len(images), seconds)
 
 
+def compute(context: Context) -> None:
+    for name, images in context.data.all().items():
+        _search(context, name, images)
+
+
 def run(context: Context, results: Results) -> None:
     steps = context.suite.explanation_steps
     for name, images in context.data.all().items():

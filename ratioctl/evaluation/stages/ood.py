@@ -19,6 +19,11 @@ def plan(context: Context) -> Iterator[Phase]:
         yield context.phase(f"clean {name}", "clean", len(images), forward)
 
 
+def compute(context: Context) -> None:
+    for name, images in context.data.outside.items():
+        logits_of(context, name, images)
+
+
 def run(context: Context, results: Results) -> None:
     package, data, temperature = context.package, context.data, context.subject.temperature
     everything, logits = list(results.clean.parts), {}

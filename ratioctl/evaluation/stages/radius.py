@@ -11,6 +11,7 @@ from ratioctl.evaluation import attack_batches, measurements, suites
 from ratioctl.evaluation.context import Context, Results, joined
 from ratioctl.evaluation.datasets import stratified_indices
 from ratioctl.evaluation.progress import Phase
+from ratioctl.utils.result_cache import Arrays
 
 
 def plan(context: Context) -> Iterator[Phase]:
@@ -20,10 +21,21 @@ def plan(context: Context) -> Iterator[Phase]:
         yield context.phase(_phase(key), "search", min(suite.curve, len(context.data.inside)), steps * step)
 
 
+def compute(context: Context) -> None:
+    for _ in _curves(context):
+        pass
+
+
 def run(context: Context, results: Results) -> None:
-    """Some ID images, and as many OOD images of all sets together."""
+    radii = suites.radii(context.package)
+    results.figures["radius"] = {
+        key: measurements.radius_curve(joined(parts)["values"], radii) for key, parts in _curves(context)
+    }
+
+
+def _curves(context: Context) -> Iterator[tuple[str, list[Arrays]]]:
+    """The batches of some ID images, and of as many OOD images of all sets together."""
     suite, data = context.suite, context.data
-    results.figures["radius"] = {}
     if not suite.curve:
         return
     radii = suites.radii(context.package)
@@ -47,7 +59,7 @@ def run(context: Context, results: Results) -> None:
             settings=[radii, suite.curve_steps],
             size=max(1, context.batches.size // len(radii)),
         )
-        results.figures["radius"][key] = measurements.radius_curve(joined(parts)["values"], radii)
+        yield key, parts
 
 
 def _phase(key: str) -> str:

@@ -1,6 +1,6 @@
 """Stage "robust": robust accuracy in every ball, and a longer attack on some survivors as a check.
 
-Each attack runs on the survivors of those before it, packed into full batches.
+Each attack runs on the survivors of those before it, packed into full batches within blocks of images.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from ratioctl.evaluation.context import Context, Results, joined
 from ratioctl.evaluation.datasets import evenly_spaced, stratified_indices, take
 from ratioctl.evaluation.measurements import Confidences
 from ratioctl.evaluation.progress import Phase
+from ratioctl.evaluation.stages import clean
 from ratioctl.recipe import Ball
 from ratioctl.utils.result_cache import Arrays
 
+BLOCK = 512  # images of which survivors are packed into batches, and the least that a shard attacks
 _LOOK, _LOOK_STEPS = 32, 10  # images and steps of the short attack that estimates how many survive
 
 
@@ -107,36 +109,80 @@ def run(context: Context, results: Results) -> None:
         _self_check(context, results, selection, ball, backend, attacked.by == 0)
 
 
+def compute(context: Context) -> None:
+    """The attacks of a shard's blocks. The self-check needs all survivors, so `merge` computes it."""
+    selection = _Selection.of(context)
+    standing = clean.predicted(context)[selection.index] == selection.y
+    for ball in suites.robust_balls(context.package, context.suite):
+        backend = context.suite.backend_for(ball, len(context.package.label_names))
+        for _ in _rounds(context, selection, standing, ball, backend):
+            pass
+        context.batches.plan.skip(f"self-check, {ball}")
+
+
+def _rounds(
+    context: Context, selection: _Selection, standing: np.ndarray, ball: Ball, backend: Backend
+) -> Iterator[tuple[int, str, np.ndarray, list[Arrays]]]:
+    """The suite's attacks in turn, each on the survivors of those before it.
+
+    Survivors are packed into full batches within blocks of `BLOCK` images, which do not depend on each
+    other: a shard attacks whole blocks, in the batches of an unsharded run.
+
+    Args:
+        standing: (N,) bool, which images of the selection are predicted correctly.
+
+    Yields:
+        (number from 1, attack, indices of the attacked images within the selection, batches).
+    """
+    suite, y = context.suite, selection.y
+    budget, unit = suite.budget_for(ball), f"robust accuracy, {ball}"
+    settings = [
+        *(ball.model_dump(mode="json"), dataclasses.asdict(budget)),
+        *(backend_name(backend), context.saved is not None),
+    ]
+    blocks = np.full(len(standing), -1)
+    blocks[standing] = np.arange(standing.sum()) // BLOCK
+    mine = [k for k in np.unique(blocks[standing]).tolist() if context.batches.owned(unit, k)]
+    standing = standing & np.isin(blocks, mine)
+    for number, attack in enumerate(suite.attacks_for(ball), 1):
+        alive = np.flatnonzero(standing)
+
+        def attacked(at: slice, attack: str = attack, alive: np.ndarray = alive) -> Arrays:
+            rows = alive[at]
+            return attack_batches.robust(
+                *(context.subject, selection.x[rows], y[rows], ball, attack, budget),
+                backend=backend,
+                keep=context.saved is not None,
+            )
+
+        parts = context.batches.run(
+            f"{unit}, {attack}",
+            selection.x[alive],
+            attacked,
+            labels=y[alive],
+            settings=settings,
+            unit=unit,
+            blocks=blocks[alive],
+        )
+        if parts:
+            standing[alive[joined(parts)["broken"]]] = False
+            yield number, attack, alive, parts
+
+
 def _attack(
     context: Context, results: Results, selection: _Selection, ball: Ball, backend: Backend
 ) -> _Attacked:
     """Run the suite's attacks in turn."""
-    suite, index, y = context.suite, selection.index, selection.y
-    budget, keep = suite.budget_for(ball), context.saved is not None
+    index, y = selection.index, selection.y
     predicted = results.clean.predicted[index].copy()
     state = _Attacked(
         by=np.where(predicted == y, 0, -1),
         predicted=predicted,
         distance=np.zeros(len(index)),
         confidences=results.clean.confidences.at(index),
-        x=adversarial.floats(selection.x) if keep else None,
+        x=None if context.saved is None else adversarial.floats(selection.x),
     )
-    settings = [ball.model_dump(mode="json"), dataclasses.asdict(budget), backend_name(backend), keep]
-    for number, attack in enumerate(suite.attacks_for(ball), 1):
-        alive = np.flatnonzero(state.by == 0)
-
-        def compute(at: slice, attack: str = attack, alive: np.ndarray = alive) -> Arrays:
-            rows = alive[at]
-            return attack_batches.robust(
-                *(context.subject, selection.x[rows], y[rows], ball, attack, budget),
-                backend=backend,
-                keep=keep,
-            )
-
-        what = f"robust accuracy, {ball}, {attack}"
-        parts = context.batches.run(what, selection.x[alive], compute, labels=y[alive], settings=settings)
-        if not parts:
-            continue
+    for number, attack, alive, parts in _rounds(context, selection, state.by == 0, ball, backend):
         state.parts.extend(parts)
         found = joined(parts)
         state.update(alive, number, found)
@@ -213,6 +259,7 @@ def _self_check(
             lambda at: attack_batches.probe_inside(context.subject, x[at], y[at], ball, steps),
             labels=y,
             settings=[ball.model_dump(mode="json"), steps],
+            needs_all=True,
         )
     )
     results.warnings.append(sanity_checks.not_converged_inside(ball, probed["broken"], steps))

@@ -44,13 +44,24 @@ def run(context: Context, results: Results) -> None:
         _self_check(context, results, name, pixels, joined(parts)["confidence"])
 
 
+def compute(context: Context) -> None:
+    _search_lowest(context)
+    for name, images in context.data.outside.items():
+        pixels = take(images.pixels, stratified_indices(images, context.suite.outside, context.seed))
+        _attack(context, name, pixels)
+        if context.suite.probe:
+            _probe(context, name, pixels)
+
+
 def _targets(context: Context) -> int:
     return min(context.suite.outside_targets, len(context.package.label_names) - 1)
 
 
 def _attack_name(context: Context) -> str:
     suite, goals = context.suite, 2 + _targets(context)
-    method = (suite.outside_method or default_method(suites.outside_ball(context.package).p)).upper()
+    method = (
+        suite.outside_method or default_method(suites.outside_ball(context.package, context.suite).p)
+    ).upper()
     return f"{method}, {suite.outside_steps} steps x {suite.outside_restarts}, {goals} goals, or the image"
 
 
@@ -64,17 +75,23 @@ def _inner_ball(context: Context) -> Ball:
     return suites.robust_balls(context.package, context.suite)[0]
 
 
-def _lowest(context: Context, results: Results) -> Confidences:
-    """ID images attacked towards low confidence."""
+def _search_lowest(context: Context) -> tuple[np.ndarray, list[Arrays]]:
+    """ID images attacked towards low confidence: their indices, and the batches."""
     data, steps, ball = context.data, context.suite.outside_steps, _inner_ball(context)
     index, keep = stratified_indices(data.inside, context.suite.outside, context.seed), bool(context.saved)
     x = take(data.inside.pixels, index)
-    parts = context.batches.run(
+    return index, context.batches.run(
         f"lowest confidence, {ball}",
         x,
         lambda at: attack_batches.lowest(context.subject, x[at], ball, steps=steps, keep=keep),
         settings=[ball.model_dump(mode="json"), steps, keep],
     )
+
+
+def _lowest(context: Context, results: Results) -> Confidences:
+    """Measurements, figures, examples and saved images of ID images attacked towards low confidence."""
+    data, ball = context.data, _inner_ball(context)
+    index, parts = _search_lowest(context)
     found = joined(parts)
     confidences = Confidences(confidence=found["confidence"], log_odds=found["log_odds"])
     results.measurements += measurements.operating(
@@ -91,14 +108,18 @@ def _lowest(context: Context, results: Results) -> Confidences:
         *(data.name, index, f"{ball}: lowest confidence", data.labels[index], found["predicted"]),
         *(confidences, None, found["distance"]),
     )
-    if keep:
+    if context.saved is not None:
         context.save_attacked(f"{data.name} {ball} lowest confidence", index=index, **_saved(found))
     return confidences
 
 
 def _attack(context: Context, name: str, pixels: np.ndarray) -> list[Arrays]:
     """One OOD set attacked towards high confidence."""
-    suite, ball, targets = context.suite, suites.outside_ball(context.package), _targets(context)
+    suite, ball, targets = (
+        context.suite,
+        suites.outside_ball(context.package, context.suite),
+        _targets(context),
+    )
     keep = bool(context.saved)
     return context.batches.run(
         f"worst case, {name}",
@@ -129,7 +150,11 @@ def _report(
     lowest: Confidences,
 ) -> None:
     """Measurements, figures, examples and saved images of one OOD set."""
-    package, ball, inner = context.package, suites.outside_ball(context.package), _inner_ball(context)
+    package, ball, inner = (
+        context.package,
+        suites.outside_ball(context.package, context.suite),
+        _inner_ball(context),
+    )
     found, source = joined(parts), context.source(name, images, parts)
     clean, how, lowest_how = results.clean.confidences, _attack_name(context), _lowest_name(context)
     worst = Confidences(confidence=found["confidence"], log_odds=found["log_odds"])
@@ -172,19 +197,26 @@ def _self_check(
     context: Context, results: Results, name: str, pixels: np.ndarray, reached: np.ndarray
 ) -> None:
     """A longer attack must not raise the worst-case confidence much."""
-    suite, ball = context.suite, suites.outside_ball(context.package)
+    suite, ball = context.suite, suites.outside_ball(context.package, context.suite)
     if not suite.probe:
         return
     probed = evenly_spaced(np.arange(len(pixels)), suite.probe)
-    some, steps = pixels[probed], attack_batches.longer(suite.outside_steps)
-    parts = context.batches.run(
+    steps = attack_batches.longer(suite.outside_steps)
+    longer = joined(_probe(context, name, pixels))["confidence"]
+    results.warnings.append(sanity_checks.not_converged_outside(name, ball, reached[probed], longer, steps))
+
+
+def _probe(context: Context, name: str, pixels: np.ndarray) -> list[Arrays]:
+    """A longer attack on some images of one OOD set."""
+    suite, ball = context.suite, suites.outside_ball(context.package, context.suite)
+    some = pixels[evenly_spaced(np.arange(len(pixels)), suite.probe)]
+    steps = attack_batches.longer(suite.outside_steps)
+    return context.batches.run(
         f"self-check, {name}",
         some,
         lambda at: attack_batches.probe_outside(context.subject, some[at], ball, steps),
         settings=[ball.model_dump(mode="json"), steps],
     )
-    longer = joined(parts)["confidence"]
-    results.warnings.append(sanity_checks.not_converged_outside(name, ball, reached[probed], longer, steps))
 
 
 def _saved(found: Arrays) -> Arrays:

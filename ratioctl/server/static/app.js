@@ -366,9 +366,9 @@ const start = async () => {
     byId("served").textContent = models.map(model => model.name).join(", ");
     document.title = `${models.map(model => model.name).join(", ")}: ratioctl`;
     const fact = (term, text) => el("div", {}, el("dt", { textContent: term }), el("dd", { textContent: text }));
-    byId("facts").replaceChildren(fact("version", version), ...models.flatMap(model => [
-      fact(`${model.name}: classes`, model.labels.slice(0, 40).join(", ") + (model.labels.length > 40 ? ", …" : "")),
-      fact("input", model.input_size.join(" × ")), fact("computed by", model.backend)]));
+    const listed = labels => `${labels.length} classes: ${labels.slice(0, 40).join(", ")}${labels.length > 40 ? ", …" : ""}`;
+    byId("facts").replaceChildren(...models.map(model => fact(model.name,
+      `${listed(model.labels)}; input ${model.input_size.join(" × ")}; computed by ${model.backend}`)), fact("version", version));
     byId("work").hidden = false;
   } catch (error) { show(error); }
 };
