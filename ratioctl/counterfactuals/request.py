@@ -204,7 +204,7 @@ def _open(
         known = recipe.norm_name(graph.p)
         raise UsageError(
             f"--norm {', '.join(map(recipe.norm_name, norms))}",
-            f"{graph.path} was exported for the norm {known}",
+            f"{graph.path.name} was exported for the norm {known}",
             f"Use --norm {known}, or export it again with `--explain --norm`.",
         )
     if restarts > 1:

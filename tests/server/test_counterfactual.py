@@ -141,6 +141,7 @@ def test_a_file_that_searches_beside_the_one_that_scores(
     for wrong, words in (({"norm": "inf"}, "was exported for the norm 2"), ({"region": "0,0,4,4"}, "region")):
         answer = server.ask("POST", "/v1/counterfactual", params={**QUICK, **wrong}, files=image)
         assert (answer.status_code, words in answer.text) == (400, True), answer.text
+        assert str(small_explain.parent) not in answer.text
 
 
 def test_a_search_in_a_file_is_cancelled(
