@@ -40,9 +40,9 @@ from ratioctl import recipe as recipes
 from ratioctl.data import loader
 from ratioctl.data.in_distribution import Images
 from ratioctl.models import fold_batchnorm, sync_folded
-from ratioctl.models.device import ComputeConfig, select_device
+from ratioctl.models.device import ComputeConfig, in_precision, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training.loop import in_precision, update_average
+from ratioctl.training.loop import update_average
 from ratioctl.training.objective import attacked
 from tools import harness
 

@@ -126,6 +126,7 @@ def train(
     resume: bool = False,
     init: Path | None = None,
     max_time: str | float | None = None,
+    log: str | Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     seed: int | None = None,
@@ -142,6 +143,7 @@ def train(
         resume: continue from the run folder's checkpoint.
         init: weights to start from: a model, or `timm:NAME[=WEIGHTS]` or `torchvision:NAME[=WEIGHTS]`.
         max_time: shorten the schedule to end within this time, such as "8m" or "1h30m", or seconds.
+        log: "tensorboard", "mlflow" and "wandb", where metrics are recorded besides metrics.jsonl.
         seed: replaces the recipe's seed; None keeps it.
         callback: called with progress events, see `ratioctl.training.loop.fit`.
     """
@@ -152,32 +154,46 @@ def train(
 
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "max_time")
+    from ratioctl import package as packages
     from ratioctl.calibration.calibrate import calibrate as calibrate_package
     from ratioctl.training import starts
+    from ratioctl.training.distributed import joined
     from ratioctl.training.loop import fit
     from ratioctl.training.photographs import recipe_of
+    from ratioctl.training.trackers import Trackers
 
-    loaded, folder, _, start = recipe_of(
-        str(recipe),
-        [*settings, *([] if seed is None else [f"seed={seed}"])],
-        None if out is None else pathlib.Path(out),
-        start=None if init is None else starts.resolve(init, download=download),
-        resume=resume,
-        download=download,
-    )
-    package = fit(
-        loaded,
-        folder,
-        resume=resume,
-        init=start,
-        max_time=limit,
-        began=began,
-        device=device,
-        precision=precision,
-        download=download,
-        callback=callback,
-    )
-    return calibrate_package(package, device=device, download=download).package
+    with joined(device) as processes:
+        again = resume or processes.restarts > 0
+        loaded, folder, _, start = processes.everywhere(
+            lambda: recipe_of(
+                str(recipe),
+                [*settings, *([] if seed is None else [f"seed={seed}"])],
+                None if out is None else pathlib.Path(out),
+                start=None if init is None else starts.resolve(init, download=download),
+                resume=again,
+                download=download,
+            ),
+            in_turn=True,
+        )
+        with Trackers(log if processes.first else (), folder, loaded, callback) as events:
+            package = fit(
+                loaded,
+                folder,
+                resume=again,
+                init=start,
+                max_time=limit,
+                began=began,
+                device=device,
+                precision=precision,
+                download=download,
+                callback=events,
+                processes=processes,
+            )
+        where = processes.device(device)
+        processes.together(
+            lambda: str(calibrate_package(package, device=where, download=download).package.path)
+        )
+        return packages.read(package.path)
 
 
 @verb
@@ -384,6 +400,8 @@ def ood_score(
     bit_depth: int | None = None,
     worst_case: float | None = None,
     shard: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
@@ -405,6 +423,9 @@ def ood_score(
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        engine: "ray" computes the same rows on a Ray cluster, in any order, see
+            `ratioctl.scoring.ray_engine`.
+        workers: threads, or actors of Ray's.
         shard: "I/N": score part I of N only, chosen by the hash of the path; fills in `ScoreRow.index`.
         precision: of that search, "fp32" or "bf16"; "auto" is fp32. Confidences are always fp32.
 
@@ -416,20 +437,19 @@ def ood_score(
     from ratioctl.utils.sharding import Shard
 
     listing = None if shard is None else Listing(Shard.parse(shard))
-    opened = open_model(
-        model, threshold, device=device, precision=precision, worst_case=worst_case, seed=seed, score=score
-    )
-    return run(
-        paths,
-        opened,
-        threshold=threshold,
-        probabilities=probabilities,
-        explain=explain,
-        checks=checks,
-        limit=limit,
-        bit_depth=bit_depth,
-        listing=listing,
-    )
+    scored: dict[str, Any] = {"threshold": threshold, "probabilities": probabilities, "explain": explain}
+    scored |= {"checks": checks, "bit_depth": bit_depth}
+    how: dict[str, Any] = {"device": device, "precision": precision, "worst_case": worst_case}
+    how |= {"seed": seed, "score": score}
+    if engine == "ray":
+        import itertools
+
+        from ratioctl.scoring import ray_engine
+
+        found = ray_engine.run(paths, model, limit=limit, workers=workers, shard=shard, **scored, **how)
+        return itertools.chain.from_iterable(found)
+    opened = open_model(model, threshold, **how)
+    return run(paths, opened, limit=limit, listing=listing, workers=workers, **scored)
 
 
 @verb

@@ -24,4 +24,7 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   document.head.append(script);
 });
+addEventListener("load", () => {
+  document.querySelectorAll(".md-code__nav").forEach((nav, n) => nav.setAttribute("aria-label", `Code block ${n + 1}`));
+});
 addEventListener("load", () => new ResizeObserver(reachable).observe(document.querySelector("article") ?? document.body));

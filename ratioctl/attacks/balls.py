@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator]
+from ratioctl.utils.shares import PartOfBatch
+
+Generators = torch.Generator | PartOfBatch | Sequence[torch.Generator]
 
 _TINY = 1e-30  # keeps 0 / 0 away; far below any norm of an fp32 gradient that is not zero
 
@@ -153,6 +155,9 @@ def _draw(x0: Tensor, p: float, generator: Generators) -> Tensor:
     """Random vectors of p-norm at most 1, shaped as x0."""
     if isinstance(generator, torch.Generator):
         return _unit_ball(x0.shape, p, generator).to(x0.device)
+    if isinstance(generator, PartOfBatch):
+        whole = _unit_ball((generator.count, *x0.shape[1:]), p, generator.generator)
+        return whole[generator.rows].to(x0.device)
     if len(generator) != x0.shape[0]:
         raise ValueError(f"{len(generator)} generators for {x0.shape[0]} examples")
     rows = [_unit_ball((1, *x0.shape[1:]), p, g).to(x0.device) for g in generator]

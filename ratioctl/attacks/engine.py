@@ -67,8 +67,9 @@ def perturb(
         x0: images (B, C, H, W), pixels in [0,1]; their memory format is kept.
         goal: logits (B, K) to values (B,), maximized; see `goals`.
         attack: method, steps, restarts and the ball.
-        generator: source of random starts, one for the batch or one per example (then an example's
-            result does not depend on its companions). Not needed where nothing is random.
+        generator: source of random starts: one for the batch, one for a batch of which x0 is a part, or one
+            per example (then an example's result does not depend on its companions). Not needed where
+            nothing is random.
         eps: overrides the ball's radius, a float or one per example (B,); 0 returns the input. An explicit
             PGD step size shrinks and grows in proportion. Radii beyond the diameter of the box are cut to it.
         init: points (B, C, H, W) of the balls where the first restart begins instead of the input or a

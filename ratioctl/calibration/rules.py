@@ -135,7 +135,7 @@ def parse(text: str) -> Rule:
     if name in RESERVED:
         raise UsageError(option, f"{name} is always calibrated and keeps its meaning", "Choose another name.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name) or name.lower() in ("nan", "inf", "infinity"):
-        reason = f"{name!r:.50} is no name for a threshold"
+        reason = f"{name!r:.50} is not a name for a threshold"
         raise UsageError(option, reason, "Start with a letter; letters, digits, - and _ follow, 40 in all.")
     kind, _, arguments = rule.partition(":")
     if kind not in FORMS:

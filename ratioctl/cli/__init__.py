@@ -25,6 +25,7 @@ COMMANDS = (
     "thresholds",
     "evaluate",
     "report",
+    "figures",
     "counterfactual",
     "ood-score",
     "merge",

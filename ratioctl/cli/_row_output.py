@@ -62,7 +62,7 @@ class RowOutput:
         if isinstance(target, str):
             if kind == "table":
                 raise UsageError(
-                    f"--output {target}", "is no format of rows", "Use .csv, .jsonl or .parquet."
+                    f"--output {target}", "is not a format of rows", "Use .csv, .jsonl or .parquet."
                 )
             parts = _remote_rows.RemoteRows(target)
         _rows.refuse_foreign(target)

@@ -124,7 +124,7 @@ class Part:
         except remote.RemoteError as error:
             raise error.of(SourceError, str(path)) from None
         if not there:
-            raise SourceError(path, "does not exist or is no file", "Give the --output of each shard.")
+            raise SourceError(path, "does not exist or is not a file", "Give the --output of each shard.")
         try:
             record = json.loads(_rows.read_bytes(record_of(path)))
             if record["schema"] != SCHEMA:
@@ -194,7 +194,7 @@ def merge(parts: Sequence[Target], output: Target) -> dict[str, int]:
         raise UsageError(f"--output {output}", "is one of the parts", "Choose another file.")
     row_format = _rows.format_of(output)
     if row_format == "table":
-        raise UsageError(f"--output {output}", "is no format of rows", "Use .csv, .jsonl or .parquet.")
+        raise UsageError(f"--output {output}", "is not a format of rows", "Use .csv, .jsonl or .parquet.")
     _rows.refuse_foreign(output)
     readers = [_Reader(part) for part in ordered]
     names = next((reader.names for reader in readers if reader.names), None)

@@ -115,6 +115,24 @@ ShardOption = Annotated[
         help="Score part I of N only, chosen by the hash of each path; `ratioctl merge` joins the parts.",
     ),
 ]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help="local, or ray: the same rows in any order, from the cluster that RAY_ADDRESS names or from "
+        "one that is started on this machine.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="N",
+        help="Threads, with --engine ray actors of one processor each. Default: one per processor.",
+    ),
+]
 FailOnOod = Annotated[
     bool, typer.Option("--fail-on-ood", help="Exit with 4 if anything is out of distribution.")
 ]
@@ -141,6 +159,8 @@ def ood_score(
     save_flagged: SaveFlagged = None,
     worst_case: WorstCase = None,
     shard: ShardOption = None,
+    engine: Engine = "local",
+    workers: Workers = None,
     fail_on_ood: FailOnOod = False,
     skip_errors: SkipErrors = False,
 ) -> int | None:
@@ -152,7 +172,7 @@ def ood_score(
     from ratioctl.cli import _row_shards, _rows
     from ratioctl.cli._flagged import Flagged
     from ratioctl.cli._row_output import RowOutput
-    from ratioctl.scoring import pipeline
+    from ratioctl.scoring import pipeline, ray_engine
     from ratioctl.scoring.backends import open_model
 
     target = _rows.target(output)
@@ -176,17 +196,15 @@ def ood_score(
     options = {"worst case": worst_case, "bit depth": bit_depth, "seed": context.seed, "limit": limit}
     settings = functools.partial(_row_shards.settings_of, opened, model, bound, options)
     rows = RowOutput.of(target, row_format, names, labels, csv_safe=csv_safe, shard=part, settings=settings)
-    batches = pipeline.batches(
-        paths,
-        opened,
-        threshold=threshold,
-        probabilities=probabilities,
-        explain=explain,
-        checks=checks,
-        limit=limit,
-        bit_depth=bit_depth,
-        listing=rows.listing,
-    )
+    scored: dict[str, Any] = {"threshold": threshold, "probabilities": probabilities, "explain": explain}
+    scored |= {"checks": checks, "bit_depth": bit_depth}
+    scored |= {"limit": limit, "workers": workers}
+    if engine == "ray":
+        how: dict[str, Any] = {"device": context.device, "precision": context.precision, "seed": context.seed}
+        how |= {"worst_case": worst_case, "score": score, "shard": shard}
+        batches = ray_engine.run(paths, model, **scored, **how)
+    else:
+        batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, bound, torch_unasked=torch_unasked)
     total = None if shard else _estimate(context, opened, paths, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,15 @@ from ratioctl.cli._common import Context, Download, command, emit_json
 from ratioctl.cli._progress import Progress
 from ratioctl.cli.calibrate import alert_chance
 from ratioctl.cli.init import show
-from ratioctl.errors import DiskError, Interrupted
+from ratioctl.errors import DiskError, Interrupted, RatioctlError
 from ratioctl.utils.durations import duration, seconds_of
 
 if TYPE_CHECKING:
     from ratioctl.calibration.calibrate import Calibrated
+    from ratioctl.data.proposal import Proposal
+    from ratioctl.recipe import Recipe
+    from ratioctl.training.distributed import Processes
+    from ratioctl.training.starts import Start
 
 MaxTime = Annotated[
     str | None,
@@ -26,6 +31,14 @@ MaxTime = Annotated[
         "--max-time",
         metavar="TIME",
         help="Shorten the schedule to end within this time, such as 8m or 1h30m.",
+    ),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="tensorboard|mlflow|wandb",
+        help="Record the metrics there too; repeatable.",
     ),
 ]
 RecipeSeed = Annotated[
@@ -64,30 +77,83 @@ def train(
         ),
     ] = None,
     max_time: MaxTime = None,
+    log: Log = None,
     seed: RecipeSeed = None,
     download: Download = False,
 ) -> int | None:
     """Train a model from a recipe, package it and calibrate it."""
     began = time.monotonic()
     limit = None if max_time is None else seconds_of(max_time, "--max-time")
+    from ratioctl.training.distributed import joined, silent
+
+    with joined(context.device) as processes:
+        if not processes.first:
+            logging.getLogger("ratioctl").setLevel(logging.ERROR)  # process 0 says it
+        try:
+            _train(
+                context,
+                processes,
+                recipe=recipe,
+                out=out,
+                changes=[*(settings or []), *([] if seed is None else [f"seed={seed}"])],
+                resume=resume or processes.restarts > 0,
+                init=init,
+                limit=limit,
+                began=began,
+                log=log or [],
+                download=download,
+            )
+        except RatioctlError as error:
+            if silent(error, processes):
+                return error.exit_code
+            if not processes.first and not error.thing.startswith("rank "):
+                error.thing = f"{processes.describe(processes.rank)}: {error.thing}"
+            raise
+    return None
+
+
+def _train(
+    context: Context,
+    processes: Processes,
+    *,
+    recipe: str,
+    out: Path | None,
+    changes: list[str],
+    resume: bool,
+    init: str | None,
+    limit: float | None,
+    began: float,
+    log: list[str],
+    download: bool,
+) -> None:
     from ratioctl.calibration.calibrate import calibrate
     from ratioctl.training import starts
     from ratioctl.training.loop import fit
     from ratioctl.training.photographs import recipe_of
+    from ratioctl.training.trackers import Trackers
 
-    changes = [*(settings or []), *([] if seed is None else [f"seed={seed}"])]
-    start = None if init is None else starts.resolve(init, download=download)
-    loaded, folder, proposal, start = recipe_of(
-        recipe, changes, out, start=start, resume=resume, download=download
-    )
-    if proposal is not None:
-        show(context, proposal)
-    context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
-    if resume and not (folder / "checkpoint" / "state.json").exists():
-        context.note(f"{folder}: no checkpoint, so training starts from the beginning.")
-    with _continued(folder, f"Continue with: {context.typed('--resume')}"):
-        with Progress(context, tenths=False) as progress:
-            events = _Events(progress)
+    def prepared() -> tuple[Recipe, Path, Proposal | None, Start | None]:
+        start = None if init is None else starts.resolve(init, download=download)
+        return recipe_of(recipe, changes, out, start=start, resume=resume, download=download)
+
+    loaded, folder, proposal, start = processes.everywhere(prepared, in_turn=True)
+    if processes.first:
+        if proposal is not None:
+            show(context, proposal)
+        context.note(f"Recipe {loaded.name} ({loaded.digest[:12]}), run folder {folder}")
+        if processes.world > 1:
+            context.note(f"{processes.world} processes share every batch")
+        if resume and not (folder / "checkpoint" / "state.json").exists():
+            context.note(f"{folder}: no checkpoint, so training starts from the beginning.")
+    line = f"Continue with: {context.typed('--resume')}"
+    if processes.world > 1:
+        line = f"Continue with torchrun and: -m {context.typed('--resume')}"
+    with _continued(folder, line):
+        with contextlib.ExitStack() as shown:
+            events = None
+            if processes.first:
+                events = _Events(shown.enter_context(Progress(context, tenths=False)))
+            trackers = shown.enter_context(Trackers(log if processes.first else [], folder, loaded, events))
             package = fit(
                 loaded,
                 folder,
@@ -98,9 +164,12 @@ def train(
                 device=context.device,
                 precision=context.precision,
                 download=download,
-                callback=events,
+                callback=trackers,
+                processes=processes,
             )
-        result = calibrate(package, device=context.device, download=download)
+        if events is None:
+            return
+        result = calibrate(package, device=processes.device(context.device), download=download)
     for warning in result.warnings:
         context.warn(warning)
     _print_result(context, result, events.last, loaded.digest)
@@ -108,7 +177,6 @@ def train(
         alert_chance(
             context, result, "Lower optim.lr, train longer, or look at the labels; see metrics.jsonl."
         )
-    return None
 
 
 @contextlib.contextmanager
@@ -117,12 +185,14 @@ def _continued(folder: Path, line: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        raise Interrupted(stop.thing, stop.reason, line, signum=stop.exit_code - 128) from None
+        stop.next_step = line
+        raise
     except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
         reason = "was stopped; what is in it is complete"
         raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
     except DiskError as fault:
-        raise DiskError(fault.thing, fault.reason, f"{fault.next_step} {line}") from None
+        fault.next_step = f"{fault.next_step} {line}"
+        raise
 
 
 def _print_result(context: Context, result: Calibrated, last: dict[str, Any], recipe_digest: str) -> None:

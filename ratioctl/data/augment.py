@@ -1,7 +1,7 @@
 """Training augmentation of whole batches on their device, the same for ID and OOD images.
 
 Everything works on uint8 (N, C, H, W) and draws from one generator, so a batch is a function of its images
-and its seed.
+and its seed. With a `PartOfBatch`, images are some rows of a batch and get the views that they have in it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ratioctl.data.draws import Draws, Numbers
 from ratioctl.recipe import Augment
 
 
-def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) -> Tensor:
+def augment(x: Tensor, spec: Augment, generator: Numbers, fill: Tensor) -> Tensor:
     """A random view of each image.
 
     Args:
@@ -44,7 +45,7 @@ def augment(x: Tensor, spec: Augment, generator: torch.Generator, fill: Tensor) 
     return x
 
 
-def crop(x: Tensor, padding: int, generator: torch.Generator, fill: Tensor | None = None) -> Tensor:
+def crop(x: Tensor, padding: int, generator: Numbers, fill: Tensor | None = None) -> Tensor:
     """Pad by `padding` on every side with `fill` (C,), black by default, and crop at a uniform position."""
     n, c, h, w = x.shape
     device = x.device
@@ -52,8 +53,8 @@ def crop(x: Tensor, padding: int, generator: torch.Generator, fill: Tensor | Non
     if fill is not None:
         inside = F.pad(torch.ones(h, w, dtype=torch.bool, device=device), (padding,) * 4)
         padded = torch.where(inside, padded, fill.to(device).view(1, -1, 1, 1))
-    top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator, device=device)
-    left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator, device=device)
+    draws = Draws(generator, n)
+    top, left = draws.integers(2 * padding + 1, 1), draws.integers(2 * padding + 1, 1)
     rows = (top + torch.arange(h, device=device))[:, None, :, None]
     columns = (left + torch.arange(w, device=device))[:, None, None, :]
     image = torch.arange(n, device=device)[:, None, None, None]
@@ -61,18 +62,18 @@ def crop(x: Tensor, padding: int, generator: torch.Generator, fill: Tensor | Non
     return padded[image, channel, rows, columns]
 
 
-def flip(x: Tensor, generator: torch.Generator) -> Tensor:
+def flip(x: Tensor, generator: Numbers) -> Tensor:
     """Mirror each image left to right with probability one half."""
-    mirrored = torch.rand(x.shape[0], generator=generator, device=x.device) < 0.5
+    mirrored = Draws(generator, len(x)).uniform() < 0.5
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
-def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Tensor:
+def cutout(x: Tensor, side: int, generator: Numbers, fill: Tensor) -> Tensor:
     """Paint a square of `side` pixels around a uniform center; it may extend over the border."""
     n, _, h, w = x.shape
     device = x.device
-    row = torch.randint(0, h, (n, 1), generator=generator, device=device)
-    column = torch.randint(0, w, (n, 1), generator=generator, device=device)
+    draws = Draws(generator, n)
+    row, column = draws.integers(h, 1), draws.integers(w, 1)
     rows = (torch.arange(h, device=device) - row + side // 2).clamp(-1, side)
     columns = (torch.arange(w, device=device) - column + side // 2).clamp(-1, side)
     inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[
@@ -81,16 +82,16 @@ def cutout(x: Tensor, side: int, generator: torch.Generator, fill: Tensor) -> Te
     return torch.where(inside, fill.to(device).view(1, -1, 1, 1), x)
 
 
-def resized_crop(x: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+def resized_crop(x: Tensor, smallest: float, generator: Numbers) -> Tensor:
     """A crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back (bilinear)."""
     n, _, h, w = x.shape
-    device = x.device
-    area = smallest + (1 - smallest) * torch.rand(n, generator=generator, device=device)
-    log_ratio = (torch.rand(n, generator=generator, device=device) * 2 - 1) * 0.28768  # log(4/3)
+    draws = Draws(generator, n)
+    area = smallest + (1 - smallest) * draws.uniform()
+    log_ratio = (draws.uniform() * 2 - 1) * 0.28768  # log(4/3)
     high = (area.sqrt() * torch.exp(-log_ratio / 2)).clamp(max=1)
     wide = (area.sqrt() * torch.exp(log_ratio / 2)).clamp(max=1)
-    shift_y = (torch.rand(n, generator=generator, device=device) * 2 - 1) * (1 - high)
-    shift_x = (torch.rand(n, generator=generator, device=device) * 2 - 1) * (1 - wide)
+    shift_y = (draws.uniform() * 2 - 1) * (1 - high)
+    shift_x = (draws.uniform() * 2 - 1) * (1 - wide)
     zero = torch.zeros_like(high)
     theta = torch.stack([wide, zero, shift_x, zero, high, shift_y], dim=1).view(n, 2, 3)
     grid = F.affine_grid(theta, [n, x.shape[1], h, w], align_corners=False)
@@ -98,10 +99,11 @@ def resized_crop(x: Tensor, smallest: float, generator: torch.Generator) -> Tens
     return view.round().clamp(0, 255).to(torch.uint8)
 
 
-def color_jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def color_jitter(x: Tensor, strength: float, generator: Numbers) -> Tensor:
     """Brightness, contrast and saturation, each times a factor uniform in [1 - strength, 1 + strength]."""
     n = x.shape[0]
-    factors = 1 + strength * (torch.rand(3, n, 1, 1, 1, generator=generator, device=x.device) * 2 - 1)
+    draws = Draws(generator, n)
+    factors = torch.stack([1 + strength * (draws.uniform(1, 1, 1) * 2 - 1) for _ in range(3)])
     brightness, contrast, saturation = factors.clamp(min=0)
     y = x.float() * brightness
     y = (y - _grey(y).mean((2, 3), keepdim=True)) * contrast + _grey(y).mean((2, 3), keepdim=True)
@@ -109,7 +111,7 @@ def color_jitter(x: Tensor, strength: float, generator: torch.Generator) -> Tens
     return y.round().clamp(0, 255).to(torch.uint8)
 
 
-def lighting(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
+def lighting(x: Tensor, std: float, generator: Numbers) -> Tensor:
     """AlexNet's PCA noise: colors moved along ImageNet's principal axes (Krizhevsky et al. 2012)."""
     if x.shape[1] != 3:
         return x
@@ -117,7 +119,7 @@ def lighting(x: Tensor, std: float, generator: torch.Generator) -> Tensor:
     vectors = torch.tensor(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], device=x.device
     )
-    alpha = torch.randn(x.shape[0], 3, generator=generator, device=x.device) * std
+    alpha = Draws(generator, len(x)).normal(3) * std
     shift = (alpha * values) @ vectors.T * 255
     return (x.float() + shift[:, :, None, None]).round().clamp(0, 255).to(torch.uint8)
 

@@ -14,6 +14,8 @@ import torchvision.transforms.v2.functional as ops
 from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
+from ratioctl.data.draws import Draws, Numbers
+
 Policy = Literal["cifar10", "svhn", "imagenet"]
 SIGNED = frozenset(
     {
@@ -36,7 +38,7 @@ def policies(name: Policy) -> list[tuple[tuple[str, float, int | None], ...]]:
     return list(AutoAugment(AutoAugmentPolicy(name)).policies)
 
 
-def autoaugment(x: Tensor, name: Policy, generator: torch.Generator, fill: Tensor) -> Tensor:
+def autoaugment(x: Tensor, name: Policy, generator: Numbers, fill: Tensor) -> Tensor:
     """One random sub-policy per image.
 
     Args:
@@ -45,10 +47,9 @@ def autoaugment(x: Tensor, name: Policy, generator: torch.Generator, fill: Tenso
     """
     table = policies(name)
     n = x.shape[0]
-    device = x.device
-    chosen = torch.randint(0, len(table), (n,), generator=generator, device=device)
-    draws = torch.rand(n, 2, generator=generator, device=device)
-    negative = torch.rand(n, 2, generator=generator, device=device) < 0.5
+    numbers = Draws(generator, n)
+    chosen, draws = numbers.integers(len(table)), numbers.uniform(2)
+    negative = numbers.uniform(2) < 0.5
     out = x.clone()
     paint = [float(v) for v in fill]
     for policy in range(len(table)):

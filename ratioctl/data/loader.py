@@ -21,6 +21,7 @@ from ratioctl.images.cache import CACHE_FROM_BYTES, remembered
 from ratioctl.recipe import Augment, Recipe
 from ratioctl.utils.ordered_pool import map_batches
 from ratioctl.utils.seeding import seed_from_key
+from ratioctl.utils.shares import WHOLE, PartOfBatch, Share
 
 Held = np.ndarray | Tensor  # pixels (N, H, W, C) uint8 in host memory or on a device
 
@@ -215,8 +216,9 @@ def batch_at(
     fill: Tensor,
     device: torch.device | str = "cpu",
     held: tuple[Held, Held | None] | None = None,
+    share: Share = WHOLE,
 ) -> Batch:
-    """The batch of one update.
+    """The batch of one update, or a process's share of it: the same images, joined in order of the ranks.
 
     Args:
         fill: (C,) uint8, the mean color, for padding and Cutout.
@@ -229,13 +231,13 @@ def batch_at(
         picked = balanced_indices(train.labels, optim.batch_size, update, recipe.seed)
     else:
         picked = indices(len(train), optim.batch_size, update, recipe.seed, _IN)
-    x_in = _view(inside, picked, spec, (recipe.seed, update, _IN), fill, device)
-    y_in = torch.from_numpy(train.labels[picked]).to(device)
+    x_in = _view(inside, picked, spec, (recipe.seed, update, _IN), fill, device, share)
+    y_in = torch.from_numpy(train.labels[picked[share.rows(len(picked))]]).to(device)
     x_out = None
     if out is not None:
         assert outside is not None
         chosen = indices(len(out), optim.batch_size_out, update, recipe.seed, _OUT)
-        x_out = _view(outside, chosen, spec, (recipe.seed, update, _OUT), fill, device)
+        x_out = _view(outside, chosen, spec, (recipe.seed, update, _OUT), fill, device, share)
     return Batch(x_in=x_in, y_in=y_in, x_out=x_out)
 
 
@@ -256,14 +258,17 @@ def _view(
     key: tuple[int, ...],
     fill: Tensor,
     device: torch.device | str,
+    share: Share,
 ) -> Tensor:
+    count, rows = len(index), share.rows(len(index))
+    index = index[rows]
     if isinstance(pixels, Tensor):
         picked = pixels[torch.from_numpy(index).to(pixels.device, non_blocking=True)]
     else:
         picked = torch.from_numpy(np.ascontiguousarray(pixels[index]))
     x = picked.to(device).permute(0, 3, 1, 2)
     generator = torch.Generator(device=device).manual_seed(seed_from_key(*key))
-    x = augment(x.contiguous(), spec, generator, fill)
+    x = augment(x.contiguous(), spec, PartOfBatch(generator=generator, count=count, rows=rows), fill)
     return x.to(memory_format=torch.channels_last).float().div_(255)
 
 
@@ -276,6 +281,7 @@ def stream(
     start: int,
     stop: int,
     device: torch.device | str = "cpu",
+    share: Share = WHOLE,
 ) -> Generator[Batch, None, None]:
     """Batches `start` to `stop - 1`, the next one prepared in a thread while the current one is used."""
 
@@ -283,7 +289,7 @@ def stream(
     held = hold(train.pixels, where), None if out is None else hold(out.pixels, where)
 
     def make(updates: Sequence[int]) -> Batch:
-        return batch_at(updates[0], recipe, train, out, fill, device, held)
+        return batch_at(updates[0], recipe, train, out, fill, device, held, share)
 
     # A daemon thread: a batch that takes forever does not keep an interrupted process alive.
     batches = map_batches(range(start, stop), make, batch=1, workers=1, ahead=0, name="batches")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ratioctl.errors import SourceError
 from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.registry import import_modules
+from ratioctl.utils.remote import is_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,9 +112,9 @@ def register_source(
 
 
 def find(source: str) -> Source | None:
-    """The named source that `source` means; None for files, folders and archives, which win over names."""
+    """The named source that `source` means; None for URLs and for files and folders, which win over names."""
     name = source.partition(":")[0]
-    return None if Path(source).exists() else registered().get(name)
+    return None if is_url(source) or Path(source).exists() else registered().get(name)
 
 
 def names() -> list[str]:

@@ -17,7 +17,7 @@ from ratioctl.images.arrays import pixels_sha256, to_pixels, to_uint8
 from ratioctl.images.decode import MAX_PIXELS, NARROW, Decoded, decode, orientation
 from ratioctl.images.files import FORMATS, read_file
 from ratioctl.images.inputs import ACCEPTED, as_array, as_list, encoded, is_path, items_of_value
-from ratioctl.images.walk import Item, walk
+from ratioctl.images.walk import Item, is_collection, walk
 from ratioctl.utils.text import shown
 
 if TYPE_CHECKING:

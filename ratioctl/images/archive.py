@@ -68,6 +68,7 @@ class DamagedArchiveError(Exception):
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
+        self.reason = reason
         self.fault = f"is {'refused' if refused else 'a damaged archive'}: {reason}"
         self.next_step = "Unpack it yourself if you trust it." if refused else "Fetch or pack it again."
 

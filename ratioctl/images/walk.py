@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ratioctl.errors import SourceError
 from ratioctl.images.archive import DamagedArchiveError, Member, archive_members, is_archive
 from ratioctl.images.files import FORMATS, is_hidden, suffix_kind
+from ratioctl.images.parquet import is_parquet, parquet_members
 from ratioctl.utils.remote import RemoteError, is_url
 from ratioctl.utils.remote import info as remote_info
 from ratioctl.utils.remote import listing as remote_listing
@@ -40,7 +41,8 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
 
     A file given by name is always an item. Folders are walked recursively in sorted order, for names with an
     image suffix, hidden ones left out; tars are streamed in the archive's order, zips sorted; `a.tar:dir`
-    selects a part of an archive. What cannot be read (a folder without permission, the rest of a damaged
+    selects a part of an archive. The rows of a Parquet file with a column of images are items, too. What
+    cannot be read (a folder without permission, the rest of a damaged
     archive) is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or
     by NUL bytes.
 
@@ -125,6 +127,17 @@ def _locate(argument: str) -> tuple[str, str] | None:
     return None
 
 
+def is_collection(argument: str) -> bool:
+    """Whether a path or URL names an archive, a part of one, or a table of images. Raises SourceError."""
+    try:
+        located = None if argument == "-" else _locate(argument)
+        return located is not None and (
+            (is_archive(located[0]) or is_parquet(located[0])) and is_file(located[0])
+        )
+    except RemoteError as error:
+        raise error.of(SourceError, argument) from None
+
+
 def _exists(path: str) -> bool:
     return remote_info(path) is not None if is_url(path) else os.path.lexists(path)
 
@@ -169,6 +182,12 @@ def _expand(argument: str) -> Generator[Item, None, None]:
                     yield Item(path=f"{readable(path)}:{member.name}", member=member)
         except DamagedArchiveError as e:
             yield _broken(path, f"{e.fault}; not read to its end")
+    elif is_parquet(path) and is_file(path):
+        try:
+            for member in parquet_members(path):
+                yield Item(path=f"{readable(path)}:{member.name}", member=member)
+        except DamagedArchiveError as e:
+            yield _broken(path, f"is no readable table of images: {e.reason}")
     else:
         yield Item(path=readable(path), member=Member(name=path, file=path))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from ratioctl.errors import UsageError
 from ratioctl.utils import resources
@@ -78,6 +80,18 @@ def select_device(
     )
     logging.getLogger(__name__).info("Computing on %s", compute.why)
     return compute
+
+
+def in_precision(net: Callable[[Tensor], Tensor], compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
+    """`net` in the precision of `compute`."""
+    if not compute.bf16:
+        return net
+
+    def logits_of(x: Tensor) -> Tensor:
+        with compute.autocast():
+            return net(x)
+
+    return logits_of
 
 
 def has_bf16(device: torch.device) -> bool:

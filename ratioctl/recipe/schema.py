@@ -326,7 +326,7 @@ class Optim(_Value):
     Attributes:
         optimizer: "sgd", or "adam" (JEM's), for which `momentum` is beta_1, beta_2 is 0.999 and `nesterov`
             has no meaning.
-        batch_size, batch_size_out: ID and OOD images per update.
+        batch_size, batch_size_out: ID and OOD images per update, of all processes together.
         weight_decay: on every parameter, as in the paper.
         schedule: "step" multiplies the learning rate by `gamma` at each epoch of `milestones`; "cosine"
             falls to 0; "onecycle" rises over the first 30 % and falls to 0; "slowstart", for fine-tuning,
@@ -341,6 +341,9 @@ class Optim(_Value):
             the ID term has no attack), "last" the final ones.
         validate_every: epochs between validations.
         grad_clip: largest gradient norm; None disables clipping.
+        sync_batchnorm: with several processes, batch statistics are those of the whole batch, as with one;
+            false normalizes with the statistics of a process's own images, and averages the running ones.
+        allreduce_dtype: precision in which several processes exchange gradients.
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -361,6 +364,8 @@ class Optim(_Value):
     validate_every: float = Field(default=1.0, gt=0)
     validate_images: int = Field(default=1024, ge=1, le=2**40)
     grad_clip: float | None = Field(default=None, gt=0)
+    sync_batchnorm: bool = True
+    allreduce_dtype: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _consistent(self) -> Optim:
@@ -470,6 +475,8 @@ class Recipe(_Value):
             (values["model"], "options", None),
             (values["data"]["augment"], "crop_fill", "black"),
             (values["optim"], "head_epochs", 0.0),
+            (values["optim"], "sync_batchnorm", True),
+            (values["optim"], "allreduce_dtype", "fp32"),
             (values["data"], "balance", "none"),
             (values["data"], "resize", "crop"),
         ):

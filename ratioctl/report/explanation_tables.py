@@ -18,7 +18,7 @@ _COLUMNS = (
     ("linf", "distance_linf", 1),
 )
 _NOTE = (
-    "Reached: the saved picture is predicted as the target with a confidence above one half. Pixels changed: "
+    "Reached: the saved image is predicted as the target with a confidence above one half. Pixels changed: "
     "by more than 1/255 in some channel. Brackets: 95 % intervals."
 )
 _JUDGE = " The judge predicts the target at any confidence."

@@ -124,15 +124,15 @@ def _centered(
     color: tuple[int, int, int],
     bold: bool = False,
 ) -> None:
-    font = _font(size, bold)
-    while size > 8 and draw.textlength(text, font=font) > width:
+    used = font(size, bold)
+    while size > 8 and draw.textlength(text, font=used) > width:
         size -= 1
-        font = _font(size, bold)
-    draw.text((x + width / 2, y), text, fill=color, font=font, anchor="ma")
+        used = font(size, bold)
+    draw.text((x + width / 2, y), text, fill=color, font=used, anchor="ma")
 
 
 @lru_cache(maxsize=64)
-def _font(size: int, bold: bool) -> Any:
+def font(size: int, bold: bool) -> Any:
     """DejaVu Sans, a subset of which is in the folder `fonts`."""
     return ImageFont.truetype(_FONTS / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
 

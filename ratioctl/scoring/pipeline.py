@@ -103,13 +103,37 @@ def batches(
         UsageError: a threshold that is neither a name of the model's nor a confidence.
         UncalibratedError: a name, and the model has no thresholds.
     """
-    bound = package.threshold(model.spec, threshold, model.score)
+    package.threshold(model.spec, threshold, model.score)  # refused at once
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}", "must be at least 1", "Leave it out to score all images.")
     items: Iterator[images.Item | Unreadable] = itertools.islice(items_of(paths, stdin=stdin), limit)
     if listing is not None:
         items = listing.numbered(items)
-    items = prefetched(items)
+    return score_items(
+        items,
+        model,
+        threshold=threshold,
+        probabilities=probabilities,
+        explain=explain,
+        checks=checks,
+        bit_depth=bit_depth,
+        workers=workers,
+    )
+
+
+def score_items(
+    items: Iterator[images.Item | Unreadable],
+    model: Model,
+    *,
+    threshold: str | float = "tpr95",
+    probabilities: bool = False,
+    explain: bool = False,
+    checks: bool = False,
+    bit_depth: int | None = None,
+    workers: int | None = None,
+) -> Generator[list[ScoreRow], None, None]:
+    """`batches` of items that are listed already."""
+    bound = package.threshold(model.spec, threshold, model.score)
     explainer = Explainer.of(model.spec, bound, model.score) if explain else None
 
     def work(batch: Sequence[images.Item | Unreadable]) -> list[ScoreRow]:
@@ -124,7 +148,7 @@ def batches(
         )
 
     found = map_batches(
-        items,
+        prefetched(items),
         work,
         batch=batch_size(model.spec.frame.area),
         workers=workers or resources.processors(),

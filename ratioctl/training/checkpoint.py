@@ -26,6 +26,7 @@ from ratioctl.training.schedule import Pace
 from ratioctl.utils import atomic_files as files
 
 FORMAT = 1
+_DAMAGED = "Start anew in another --out folder."
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -64,7 +65,7 @@ def final_weights(state: State) -> dict[str, Tensor]:
     return {k: v for k, v in state.model.network.state_dict().items() if v.is_floating_point()}
 
 
-def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> None:
+def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig, processes: int = 1) -> None:
     """Write the checkpoint: tensors under a new name, then `state.json` that names them, atomically.
 
     Raises TrainingError where a value is not finite, so that it never replaces a good checkpoint.
@@ -101,6 +102,7 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
         "device": str(compute.device.type),
         "bf16": compute.bf16,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "files": {name: hashlib.sha256(data).hexdigest()},
     }
     files.write_file(folder / "state.json", (json.dumps(root, indent=1) + "\n").encode())
@@ -109,30 +111,39 @@ def save(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> 
             old.unlink(missing_ok=True)
 
 
-def restore(folder: Path, state: State, recipe: Recipe, compute: ComputeConfig) -> None:
-    """Fill `state` from the checkpoint. Raises RecipeError for another recipe, UsageError for damage."""
-    damaged = "Start anew in another --out folder."
+def read(folder: Path, recipe: Recipe) -> tuple[dict[str, Any], bytes]:
+    """The checkpoint as it is on the disk, for `fill`.
+
+    Raises:
+        RecipeError: it is of another recipe.
+        UsageError: it is damaged.
+    """
     try:
         root = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         (name, expected), *_ = root["files"].items()
         data = (folder / Path(name).name).read_bytes()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(folder, f"its checkpoint cannot be read: {error}", damaged) from None
+        raise UsageError(folder, f"its checkpoint cannot be read: {error}", _DAMAGED) from None
     if root.get("format") != FORMAT:
-        raise UsageError(folder, f"checkpoint format {root.get('format')} is not known", "Update ratioctl.")
+        raise UsageError(folder, f"checkpoint format {root.get('format')} is unknown", "Update ratioctl.")
     if hashlib.sha256(data).hexdigest() != expected:
-        raise UsageError(folder / name, "does not match its recorded SHA-256", damaged)
+        raise UsageError(folder / name, "does not match its recorded SHA-256", _DAMAGED)
     if root.get("recipe_digest") != recipe.digest:
-        changed = _changes(recipes.loads(str(root.get("recipe")), str(folder)), recipe)
+        changed = changes(recipes.loads(str(root.get("recipe")), str(folder)), recipe)
         raise RecipeError(
             folder.parent,
             f"was started with another recipe; changed: {', '.join(changed)}",
             "Resume with the same recipe and --set options, or choose another --out.",
         )
+    return root, data
+
+
+def fill(folder: Path, state: State, root: dict[str, Any], data: bytes, compute: ComputeConfig) -> None:
+    """Fill `state` from what `read` has found in `folder`. Raises UsageError for damage."""
     try:
-        _fill(state, root, load_tensors(data), compute, where=str(folder / name))
+        _fill(state, root, load_tensors(data), compute, where=str(folder))
     except (SafetensorError, PackageError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(folder, f"its checkpoint cannot be read: {error}", damaged) from None
+        raise UsageError(folder, f"its checkpoint cannot be read: {error}", _DAMAGED) from None
 
 
 def _fill(
@@ -164,7 +175,9 @@ def _fill(
     state.update = int(root["update"])
 
 
-def _changes(old: Recipe, new: Recipe) -> list[str]:
+def changes(old: Recipe, new: Recipe) -> list[str]:
+    """The keys, such as "optim.lr", that two recipes give different values."""
+
     def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(tree, dict):
             for key, value in tree.items():

@@ -9,7 +9,6 @@ for each update:
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import signal
@@ -19,27 +18,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ratioctl import models
 from ratioctl import package as packages
-from ratioctl.attacks import goals
-from ratioctl.attacks.engine import perturb
 from ratioctl.data import loader
-from ratioctl.errors import Interrupted, TrainingError, UsageError
+from ratioctl.errors import Interrupted, RatioctlError, TrainingError, UsageError
 from ratioctl.models.compiled import compiled, requested
-from ratioctl.models.device import ComputeConfig, select_device
-from ratioctl.models.network import Classifier
+from ratioctl.models.device import ComputeConfig, in_precision, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training import energy, memory, starts
-from ratioctl.training.checkpoint import MetricsLog, State, final_weights, restore, save
+from ratioctl.training import agreement, energy, memory, starts
+from ratioctl.training.checkpoint import MetricsLog, State, fill, final_weights, read, save
+from ratioctl.training.distributed import ALONE, Processes, of_all
 from ratioctl.training.objective import losses
 from ratioctl.training.packaging import architecture_options, normalization, write_package
-from ratioctl.training.schedule import learning_rate, schedule_attacks, total_updates
+from ratioctl.training.replica import Replica
+from ratioctl.training.schedule import Pace, learning_rate, schedule_attacks, total_updates
 from ratioctl.training.starts import Start
 from ratioctl.training.time_limit import TimeLimit
+from ratioctl.training.validation import check_replicas, validate
 from ratioctl.utils import atomic_files as files
 from ratioctl.utils.seeding import seed_from_key
 
@@ -54,15 +52,17 @@ class _Run:
 
     Attributes:
         folder: the checkpoint's.
-        stopped: the number of the signal that asks the run to stop, or None.
-        limit: the time that the run may take, or None.
+        stopped: the number of the signal that asks this process to stop, or None.
+        log: None in processes that do not write.
+        limit: the time that the run may take, or None; process 0 alone has it.
     """
 
     recipe: Recipe
     splits: loader.Splits
     folder: Path
     compute: ComputeConfig
-    log: MetricsLog
+    processes: Processes
+    log: MetricsLog | None
     stopped: Callable[[], int | None]
     callback: Callback
     limit: TimeLimit | None
@@ -80,6 +80,7 @@ def fit(
     precision: str = "auto",
     download: bool = False,
     callback: Callback | None = None,
+    processes: Processes = ALONE,
 ) -> packages.ModelPackage:
     """Train `recipe` in the run folder `out`; returns its package, not yet calibrated.
 
@@ -93,61 +94,150 @@ def fit(
             calibrated; the schedule is fitted to them (`time_limit`).
         callback: called with a dictionary: with `init`, once with a "text" about it ("event": "start"); once
             with the result of the leak check ("leaks"), per validation ("validation"), about once a second
-            between ("progress"), and when the schedule is fitted to the time ("schedule").
+            between ("progress"), and when the schedule is fitted to the time ("schedule"). Process 0 alone
+            calls it.
+        processes: those that train together; every one calls this function with the same arguments.
 
     Raises:
-        UsageError: a run is already in `out` and `resume` is false, `init` does not fit, or `max_time` is too
-            short.
-        RecipeError: `resume` with a recipe other than the run's.
-        TrainingError: the loss is not finite; the last good checkpoint is kept.
+        UsageError: a run is already in `out` and `resume` is false, `init` does not fit, `max_time` is too
+            short, or the processes have different arguments or data.
+        RecipeError: `resume` with a recipe other than the run's, or processes with different recipes.
+        TrainingError: the loss is not finite, or a process has ended; the last good checkpoint is kept.
         Interrupted: SIGINT or SIGTERM, after saving.
     """
     began = time.monotonic() if began is None else began
-    compute = select_device(device, precision)
-    folder = out / "checkpoint"
+    compute = processes.everywhere(lambda: select_device(processes.device(device), precision))
+    resume = resume or processes.restarts > 0
+    callback = callback or (lambda event: None)
+    with processes.watched(out):
+        agreement.check_arguments(recipe, processes, compute, {"--resume": resume, "--max-time": max_time})
+        processes.together(lambda: _check_folders(out, resume))
+        splits = processes.everywhere(lambda: loader.load(recipe, download=download), in_turn=True)
+        agreement.check_data(splits, processes)
+        _check_resources(recipe, splits, compute, processes)
+        start = None if init is None else starts.resolve(init)
+        mean, std = normalization(recipe, splits.train, start)
+        state, note = processes.everywhere(
+            lambda: starts.initial_state(recipe, splits.train, mean, std, start, compute)
+        )
+        folder = out / "checkpoint"
+        processes.together(lambda: _nothing(files.make_folder(folder)))
+        with files.writing(out), contextlib.ExitStack() as held, _signals() as stopped:
+            processes.together(lambda: _nothing(held.enter_context(_held(out, resume))))
+            agreement.check_folder(out, processes)
+            if _resumed(folder, state, recipe, compute, start, processes, resume):
+                mean, std = (_rounded(v) for v in (state.model.mean, state.model.std))
+            run = _Run(
+                recipe=recipe,
+                splits=splits,
+                folder=folder,
+                compute=compute,
+                processes=processes,
+                log=None,
+                stopped=stopped,
+                callback=callback,
+                limit=None,
+            )
+            return _finished(run, state) or _run(run, state, note, (mean, std), max_time, began)
+
+
+def _run(
+    run: _Run,
+    state: State,
+    note: str,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    max_time: float | None,
+    began: float,
+) -> packages.ModelPackage:
+    """Train and write the package."""
+    recipe, splits, processes, target = run.recipe, run.splits, run.processes, run.folder.parent / "package"
+    if note and processes.first:
+        run.callback({"event": "start", "text": note})
+    leaks = processes.together(lambda: loader.leaks(splits) | _leaked_by(state.init, splits))
+    if processes.first:
+        run.callback({"event": "leaks", **leaks})
+        limit = None if max_time is None else _limit(run, state, max_time, began)
+        log = MetricsLog(run.folder.parent / "metrics.jsonl", state.update)
+        run = dataclasses.replace(run, log=log, limit=limit)
+    _train(run, state)
+    processes.together(lambda: _nothing(write_package(recipe, state, splits, target, *statistics, leaks)))
+    (signum,) = processes.highest([run.stopped() or 0])
+    if signum:  # it arrived after the loop's last check
+        raise of_all(_interrupted(run.folder.parent, int(signum), "after the last update, packaged"))
+    return packages.read(target)
+
+
+def _check_resources(
+    recipe: Recipe, splits: loader.Splits, compute: ComputeConfig, processes: Processes
+) -> None:
+    """Raises where the recipe needs more memory than there is, or cannot be divided among processes."""
+
+    def check() -> None:
+        if recipe.objective.energy is not None and processes.world > 1:
+            reason = f"has one replay buffer, and {processes.world} processes were started"
+            raise UsageError("objective.energy", reason, "JEM is trained by one process.")
+        memory.check(
+            recipe,
+            len(splits.train.label_names),
+            compute.device,
+            bf16=compute.bf16,
+            world=processes.world,
+            local_world=processes.local_world,
+        )
+
+    processes.everywhere(check)
+
+
+def _nothing(value: object) -> None:
+    """For work whose value stays in its process."""
+
+
+def _check_folders(out: Path, resume: bool) -> None:
     _refuse_second_run(out, resume)
     target = out / "package"
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise UsageError(target, "is not empty and not a package", "Move it away, or choose another --out.")
-    callback = callback or (lambda event: None)
-    splits = loader.load(recipe, download=download)
-    memory.check(recipe, len(splits.train.label_names), compute.device, bf16=compute.bf16)
-    start = None if init is None else starts.resolve(init)
-    mean, std = normalization(recipe, splits.train, start)
-    state, note = starts.initial_state(recipe, splits.train, mean, std, start, compute)
-    files.make_folder(folder)
-    with files.writing(out), files.lock(out), _signals() as stopped:
-        _refuse_second_run(out, resume)  # another run may have started while the data were loaded
-        if resume and (folder / "state.json").exists():
-            restore(folder, state, recipe, compute)
-            mean, std = (_rounded(v) for v in (state.model.mean, state.model.std))
-        else:
-            _check_head_phase(recipe, start)
-        if note:
-            callback({"event": "start", "text": note})
-        if state.update >= state.pace.total and (target / "config.json").is_file():
-            done = packages.read(target)
-            if done.config["ratio"].get("provenance", {}).get("recipe_digest") == recipe.digest:
-                return done  # finished earlier; its measurements and export stay
-        leaks = loader.leaks(splits) | _leaked_by(state.init, splits)
-        callback({"event": "leaks", **leaks})
-        log = MetricsLog(out / "metrics.jsonl", state.update)
-        run = _Run(
-            recipe=recipe,
-            splits=splits,
-            folder=folder,
-            compute=compute,
-            log=log,
-            stopped=stopped,
-            callback=callback,
-            limit=None if max_time is None else _limit(recipe, splits, state, compute, max_time, began),
-        )
-        _train(run, state)
-        package = write_package(recipe, state, splits, target, mean, std, leaks)
-        signum = stopped()
-        if signum is not None:  # it arrived after the loop's last check
-            raise _interrupted(out, signum, "after the last update, packaged")
-        return package
+
+
+@contextlib.contextmanager
+def _held(out: Path, resume: bool) -> Iterator[None]:
+    """The run folder, locked; another run may have started in it while the data were loaded."""
+    with files.lock(out):
+        _refuse_second_run(out, resume)
+        yield
+
+
+def _resumed(
+    folder: Path,
+    state: State,
+    recipe: Recipe,
+    compute: ComputeConfig,
+    start: Start | None,
+    processes: Processes,
+    resume: bool,
+) -> bool:
+    """Fill `state` from the checkpoint, which process 0 reads, if the run is to be continued and has one."""
+    found = processes.together(
+        lambda: read(folder, recipe) if resume and (folder / "state.json").exists() else None
+    )
+    if found is None:
+        processes.everywhere(lambda: _check_head_phase(recipe, start))
+    else:
+        processes.everywhere(lambda: fill(folder, state, *found, compute))
+    return found is not None
+
+
+def _finished(run: _Run, state: State) -> packages.ModelPackage | None:
+    """The package of a run that had ended before; its measurements and export stay."""
+    target = run.folder.parent / "package"
+
+    def is_done() -> bool:
+        if state.update < state.pace.total or not (target / "config.json").is_file():
+            return False
+        provenance = packages.read(target).config["ratio"].get("provenance", {})
+        return bool(provenance.get("recipe_digest") == run.recipe.digest)
+
+    return packages.read(target) if run.processes.together(is_done) else None
 
 
 def _check_head_phase(recipe: Recipe, start: Start | None) -> None:
@@ -173,10 +263,9 @@ def _interrupted(out: Path, signum: int, when: str) -> Interrupted:
     return Interrupted(out, reason, step, signum=signum)
 
 
-def _limit(
-    recipe: Recipe, splits: loader.Splits, state: State, compute: ComputeConfig, seconds: float, began: float
-) -> TimeLimit:
+def _limit(run: _Run, state: State, seconds: float, began: float) -> TimeLimit:
     """The limit of a run that may take `seconds` from `began`."""
+    recipe, splits, compute = run.recipe, run.splits, run.compute
     start = time.monotonic()
     calibration = loader.held_out(recipe, splits.train.label_names)  # as the calibration will read them
     validated = min(len(splits.held_out), recipe.optim.validate_images)
@@ -206,15 +295,16 @@ def _no_wait() -> None:
 
 def _train(run: _Run, state: State) -> None:
     """All updates from `state.update` on, with validations and checkpoints."""
-    recipe, compute, limit = run.recipe, run.compute, run.limit
+    recipe, compute, processes = run.recipe, run.compute, run.processes
     images = len(run.splits.train)
     model = state.model
     optimizer = _optimizer(recipe, state, compute)
     head = _head_of(recipe) if recipe.optim.head_epochs > 0 else None
+    trained = Replica(model, recipe, processes)
     eval_net = models.fold_batchnorm(model)
     logits_of = in_precision(compiled(eval_net) if requested() else eval_net, compute)
-    train_logits = in_precision(model, compute)
-    fill = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
+    train_logits = in_precision(trained, compute)
+    fill_color = (model.mean.flatten().cpu() * 255).round().to(torch.uint8)
     weights = _class_weights(run)
     if recipe.objective.energy is not None and state.buffer is None:
         state.buffer = energy.new_buffer(recipe, recipe.objective.energy, compute.device)
@@ -222,16 +312,16 @@ def _train(run: _Run, state: State) -> None:
         torch.backends.cudnn.benchmark = True
     progress = _Progress(run, state.update)
     last_save = progress.started
-    if limit is not None:
-        limit.start(state.update)
+    processes.together(lambda: None if run.limit is None else run.limit.start(state.update))
     batches = loader.stream(
         recipe,
         run.splits.train,
         run.splits.outside,
-        fill,
+        fill_color,
         start=state.update,
         stop=total_updates(recipe, images) if state.update < state.pace.total else state.update,
         device=compute.device,
+        share=processes.share,
     )
     with contextlib.closing(batches):
         for batch in batches:
@@ -242,9 +332,7 @@ def _train(run: _Run, state: State) -> None:
             generator = torch.Generator(compute.device)
             generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
             models.sync_folded(eval_net, model)
-            model.train()
-            if head is not None:
-                _train_head_only(model, head if epoch < recipe.optim.head_epochs else None)
+            trained.train(head if head is not None and epoch < recipe.optim.head_epochs else None)
             samples = None
             if objective.energy is not None and state.buffer is not None:
                 batch = energy.with_noise(batch, objective.energy, generator)
@@ -257,37 +345,79 @@ def _train(run: _Run, state: State) -> None:
                 generator=generator,
                 shrink=shrink,
                 class_weights=weights,
+                share=processes.share,
+                counts=(recipe.optim.batch_size, recipe.optim.batch_size_out),
                 samples=samples,
             )
             if objective.energy is not None:
                 energy.check(named["energy"], objective.energy, state.update, run.folder)
             checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
-            _step(run, state, optimizer, named["total"], check=checked)
-            _fit_schedule(run, state)
+            _step(run, state, optimizer, named["total"], trained, check=checked)
+            now = time.monotonic()
+            decision = _decide(run, state, save=now - last_save > _SAVE_EVERY_S)
             named = {k: v.detach() for k, v in named.items()}
             progress.update(state, batch, named)
-            now, validating = time.monotonic(), state.pace.validates(state.update)
+            validating = state.pace.validates(state.update)
             if validating:
                 row = progress.row(state) | {"lr": learning_rate(recipe, epoch)}
-                _validation(run, state, row | {k: float(v) for k, v in named.items()}, progress.started)
-                if limit is not None:
-                    limit.spent(time.monotonic() - now, validation=True)
-            signum = run.stopped()
-            if validating or signum is not None or now - last_save > _SAVE_EVERY_S:
+                _validation(run, state, row | _of_whole_batch(run, named), progress.started)
+                if run.limit is not None:
+                    run.limit.spent(time.monotonic() - now, validation=True)
+            if validating or decision.signum or decision.save:
                 last_save = time.monotonic()
-                save(run.folder, state, recipe, compute)
-                if limit is not None:
-                    limit.spent(time.monotonic() - last_save)
-            if signum is not None:
+                processes.together(lambda: save(run.folder, state, recipe, compute, processes.world))
+                if run.limit is not None:
+                    run.limit.spent(time.monotonic() - last_save)
+            if decision.signum:
                 when = f"after update {state.update} of {state.pace.total}, saved"
-                raise _interrupted(run.folder.parent, signum, when)
+                raise of_all(_interrupted(run.folder.parent, decision.signum, when))
             if state.update >= state.pace.total:
                 break
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """What all processes do after an update: stop for a signal (0: none), and save."""
+
+    signum: int
+    save: bool
+
+
+def _decide(run: _Run, state: State, *, save: bool) -> _Decision:
+    """Fit the schedule, and agree on it, on signals and on saving; clocks are those of process 0."""
+    processes, failure = run.processes, None
+    if processes.first:
+        try:
+            _fit_schedule(run, state)
+        except RatioctlError as error:
+            failure = error
+    pace = dataclasses.astuple(state.pace) if processes.first else (-math.inf,) * 5
+    own = [run.stopped() or 0, processes.first and save, failure is not None, *pace]
+    signum, saving, failed, update, epoch, per_epoch, total, every = processes.highest(own)
+    if failed:
+        processes.together(lambda: _raise(failure))
+    state.pace = Pace(
+        update=int(update), epoch=epoch, per_epoch=per_epoch, total=int(total), validate_every=every
+    )
+    return _Decision(signum=int(signum), save=bool(saving))
+
+
+def _raise(error: RatioctlError | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _of_whole_batch(run: _Run, named: dict[str, Tensor]) -> dict[str, float]:
+    """The losses of this process's images as those of the whole batch."""
+    share, optim = run.processes.share, run.recipe.optim
+    weights = {"inside": share.weight(optim.batch_size), "outside": share.weight(optim.batch_size_out)}
+    own = [float(value) * weights.get(name.partition(".")[0], 1.0) for name, value in named.items()]
+    return {k: v / run.processes.world for k, v in zip(named, run.processes.total(own), strict=True)}
+
+
 def _fit_schedule(run: _Run, state: State) -> None:
     """Fit the schedule to the time that is left; record and report decisions that change it by over 2 %."""
-    if run.limit is None:
+    if run.limit is None or run.log is None:
         return
     before, state.pace = state.pace, run.limit.fit(state.update, state.pace)
     if not run.limit.known:
@@ -315,11 +445,12 @@ class _Progress:
 
     def update(self, state: State, batch: loader.Batch, named: dict[str, Tensor]) -> None:
         now = time.monotonic()
-        if now - self.last <= 1:
+        if now - self.last <= 1 or not self.run.processes.first:
             return
         self.last = now
         pace = (state.update - self.first) / (now - self.started)
-        images = len(batch.x_in) + (0 if batch.x_out is None else len(batch.x_out))
+        optim = self.run.recipe.optim
+        images = optim.batch_size + (0 if batch.x_out is None else optim.batch_size_out)
         self.run.callback(
             {
                 "event": "progress",
@@ -348,14 +479,6 @@ def _head_of(recipe: Recipe) -> frozenset[str]:
         input_size=data.frame.built_for,
         **architecture_options(recipe),
     )
-
-
-def _train_head_only(model: Classifier, head: frozenset[str] | None) -> None:
-    """Let only the parameters `head` change, batch statistics included; None lets all change."""
-    if head is not None:
-        model.eval()
-    for name, parameter in model.network.named_parameters():
-        parameter.requires_grad_(head is None or name in head)
 
 
 def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.Optimizer:
@@ -389,19 +512,20 @@ def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.op
     return sgd
 
 
-def _step(run: _Run, state: State, optimizer: torch.optim.Optimizer, loss: Tensor, *, check: bool) -> None:
+def _step(
+    run: _Run, state: State, optimizer: torch.optim.Optimizer, loss: Tensor, trained: Replica, *, check: bool
+) -> None:
     """One update of weights and average. Raises TrainingError if `check` and the loss is not finite."""
-    optim, network = run.recipe.optim, state.model.network
+    optim, network, processes = run.recipe.optim, state.model.network, run.processes
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    trained.average_statistics()
     if optim.grad_clip is not None:
         torch.nn.utils.clip_grad_norm_(list(network.parameters()), optim.grad_clip)
-    if check and not math.isfinite(float(loss.detach())):
-        raise TrainingError(
-            f"update {state.update}",
-            f"the loss is {float(loss.detach())}",
-            f"The last good checkpoint is kept in {run.folder}; lower optim.lr or set optim.grad_clip.",
-        )
+    reached = processes.total([float(loss.detach())])[0] / processes.world if check else 0.0
+    if not math.isfinite(reached):
+        step = f"The last good checkpoint is kept in {run.folder}; lower optim.lr or set optim.grad_clip."
+        raise of_all(TrainingError(f"update {state.update}", f"the loss is {reached}", step))
     optimizer.step()
     state.update += 1
     if state.average is not None:
@@ -411,27 +535,18 @@ def _step(run: _Run, state: State, optimizer: torch.optim.Optimizer, loss: Tenso
 def _validation(run: _Run, state: State, row: dict[str, Any], started: float) -> None:
     """Validate, keep the weights if they are to be selected, and report `row` with the results."""
     if any(not bool(torch.isfinite(p).all()) for p in state.model.network.parameters()):
-        raise TrainingError(
-            f"update {state.update}", "a weight is not finite", f"The checkpoint in {run.folder} is kept."
-        )
-    row |= {"event": "validation", **_validate(run.recipe, state, run.splits, run.compute)}
+        step = f"The checkpoint in {run.folder} is kept."
+        raise of_all(TrainingError(f"update {state.update}", "a weight is not finite", step))
+    check_replicas(state, run.processes)
+    row |= {"event": "validation"}
+    row |= validate(run.recipe, state, run.splits, run.compute, run.processes)
     row["seconds"] = time.monotonic() - started
     if row["score"] > state.best_score or run.recipe.optim.select == "last":
         state.best_score, state.best_update = row["score"], state.update
         state.best = {k: v.clone() for k, v in final_weights(state).items()}
-    run.log.write(row)
-    run.callback(row)
-
-
-def in_precision(net: Callable[[Tensor], Tensor], compute: ComputeConfig) -> Callable[[Tensor], Tensor]:
-    if not compute.bf16:
-        return net
-
-    def logits_of(x: Tensor) -> Tensor:
-        with compute.autocast():
-            return net(x)
-
-    return logits_of
+    if run.log is not None:
+        run.log.write(row)
+        run.callback(row)
 
 
 @torch.no_grad()
@@ -443,50 +558,6 @@ def update_average(average: dict[str, Tensor], network: torch.nn.Module, decay: 
             old.append(average[key])
             new.append(value)
     torch._foreach_lerp_(old, new, 1 - decay)
-
-
-def _validate(
-    recipe: Recipe, state: State, splits: loader.Splits, compute: ComputeConfig
-) -> dict[str, float]:
-    """Clean and attacked accuracy on held-out ID images; mean confidence on held-out OOD images."""
-    model = state.model if state.average is None else _with_weights(state.model, state.average)
-    logits_of = in_precision(models.fold_batchnorm(model), compute)
-    held = splits.held_out
-    assert held.labels is not None
-    count = min(len(held), recipe.optim.validate_images)
-    picked = np.sort(np.random.default_rng([recipe.seed, 4]).permutation(len(held))[:count])
-    attack = recipe.objective.inside.attack if recipe.objective.inside.robust > 0 else None
-    clean = robust = 0
-    for start in range(0, count, 256):
-        index = picked[start : start + 256]
-        x = loader.to_float(held.pixels[index], compute.device)
-        y = torch.from_numpy(held.labels[index]).to(compute.device)
-        with torch.no_grad():
-            clean += int((logits_of(x).argmax(1) == y).sum())
-        if attack is not None:
-            generator = torch.Generator(compute.device).manual_seed(seed_from_key(recipe.seed, start, 5))
-            found = perturb(logits_of, x, goals.margin(y), attack, generator=generator)
-            robust += int((found.value <= 0).sum())
-    result = {"validation.clean": clean / count, "validation.n": float(count)}
-    if attack is not None:
-        result["validation.attacked"] = robust / count
-    result["score"] = (robust if attack is not None else clean) / count
-    if splits.outside_test is not None:
-        pixels = splits.outside_test.pixels
-        chosen = np.random.default_rng([recipe.seed, 6]).permutation(len(pixels))[:count]
-        confidence = 0.0
-        for start in range(0, len(chosen), 256):
-            x = loader.to_float(pixels[np.sort(chosen[start : start + 256])], compute.device)
-            with torch.no_grad():
-                confidence += float(logits_of(x).float().softmax(1).amax(1).sum())
-        result["validation.out_confidence"] = confidence / len(chosen)
-    return result
-
-
-def _with_weights(model: Classifier, weights: dict[str, Tensor]) -> Classifier:
-    other = copy.deepcopy(model)
-    models.load_weights(other, weights, where="averaged weights")
-    return other
 
 
 def _leaked_by(init: dict[str, Any] | None, splits: loader.Splits) -> dict[str, int]:

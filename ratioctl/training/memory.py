@@ -56,17 +56,31 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
     return 4 * copies * weights + (2 if bf16 else 4) * activations * largest + 2 * 5 * pixels * images
 
 
-def check(recipe: Recipe, classes: int, device: torch.device, *, bf16: bool = False) -> None:
+def check(
+    recipe: Recipe,
+    classes: int,
+    device: torch.device,
+    *,
+    bf16: bool = False,
+    world: int = 1,
+    local_world: int = 1,
+) -> None:
     """Refuse a recipe that cannot fit into the memory of `device`.
+
+    Args:
+        world: processes that share the batches; `local_world` of them share the memory of this machine.
 
     Raises:
         RecipeError: the estimate exceeds the memory; it names the batch size or the width.
     """
-    needed = estimate(recipe, classes, bf16=bf16)
+    sizes = {key: -(-getattr(recipe.optim, key) // world) for key in ("batch_size", "batch_size_out")}
+    share = recipe.model_copy(update={"optim": recipe.optim.model_copy(update=sizes)})
+    needed = estimate(share, classes, bf16=bf16)
     if device.type == "cuda":
         limit: int | None = torch.cuda.get_device_properties(device).total_memory
     else:
         limit = resources.memory_limit()
+        needed = None if needed is None else needed * local_world
     if needed is None or limit is None or needed <= limit:
         return
     alone = recipe.model_copy(

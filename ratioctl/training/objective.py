@@ -12,6 +12,7 @@ from ratioctl.attacks import goals
 from ratioctl.attacks.engine import perturb
 from ratioctl.data.loader import Batch
 from ratioctl.recipe import Objective, Term
+from ratioctl.utils.shares import WHOLE, PartOfBatch, Share
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -22,7 +23,7 @@ def attacked(
     y: Tensor | None,
     term: Term,
     *,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | PartOfBatch | None = None,
     shrink: float = 1.0,
 ) -> Tensor:
     """The approximate inner maximizer of a term, (B, C, H, W).
@@ -56,6 +57,8 @@ def losses(
     generator: torch.Generator | None = None,
     shrink: tuple[float, float] = (1.0, 1.0),
     class_weights: Tensor | None = None,
+    share: Share = WHOLE,
+    counts: tuple[int, int] | None = None,
     samples: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Named scalar losses of one update, means over the images, and their weighted sum "total".
@@ -69,6 +72,8 @@ def losses(
         batch: pixels in [0,1].
         shrink: factors on the radii of the ID and OOD attacks.
         class_weights: (K,), of the cross-entropies of labelled images; None weighs them equally.
+        share: the part that `batch` is of the batch of all processes, which has `counts` ID and OOD images.
+            The mean of "total" over the processes is the loss of the whole batch.
         samples: (S, C, H, W) of the model's density, for the energy term.
 
     Returns:
@@ -84,45 +89,57 @@ def losses(
         parts.append(x)
         where[name] = slice(start, start + len(x))
 
-    sides: list[tuple[str, Term, Tensor, Tensor | None, float]]
-    sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0])]
+    wholes = counts or (len(batch.x_in), 0 if batch.x_out is None else len(batch.x_out))
+    sides: list[tuple[str, Term, Tensor, Tensor | None, float, int]]
+    sides = [("inside", objective.inside, batch.x_in, batch.y_in, shrink[0], wholes[0])]
     if objective.outside is not None:
         if batch.x_out is None:
             raise ValueError("the objective has an OOD term, the batch has no OOD images")
-        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1]))
-    for name, term, x, y, factor in sides:
+        sides.append(("outside", objective.outside, batch.x_out, None, shrink[1], wholes[1]))
+    for name, term, x, y, factor, whole in sides:
         if term.clean > 0 or term.against == "clean":
             add(f"{name}.clean", x)
         if term.robust > 0:
-            add(f"{name}.robust", attacked(logits_of, x, y, term, generator=generator, shrink=factor))
+            numbers = _of_rows(generator, whole, share)
+            add(f"{name}.robust", attacked(logits_of, x, y, term, generator=numbers, shrink=factor))
     if objective.energy is not None:
         if samples is None:
             raise ValueError("the objective has an energy term, and there are no samples")
         add("energy", samples)
 
     logits = model(torch.cat(parts)).float()
-    named: dict[str, Tensor] = {}
-    total = logits.new_zeros(())
-    for name, term, _, y, _ in sides:
+    named, total = dict[str, Tensor](), logits.new_zeros(())
+    for name, term, _, y, _, whole in sides:
         if term.clean > 0:
             named[f"{name}.clean"] = _cross_entropy(logits[where[f"{name}.clean"]], y, class_weights)
-            total = total + term.clean * named[f"{name}.clean"]
+            total = total + share.weight(whole) * term.clean * named[f"{name}.clean"]
         if term.robust > 0:
             moved = logits[where[f"{name}.robust"]]
             if term.against == "clean":
                 named[f"{name}.robust"] = _divergence(logits[where[f"{name}.clean"]], moved)
             else:
                 named[f"{name}.robust"] = _cross_entropy(moved, y, class_weights)
-            total = total + term.robust * named[f"{name}.robust"]
+            total = total + share.weight(whole) * term.robust * named[f"{name}.robust"]
     if objective.energy is not None:
-        negative = logits.logsumexp(1)  # -E
-        named["energy"] = negative[where["energy"]].mean() - negative[where["inside.clean"]].mean()
+        named["energy"] = _energy_difference(logits[where["inside.clean"]], logits[where["energy"]])
         total = total + objective.energy.weight * named["energy"]
     with torch.no_grad():
         seen = logits[where.get("inside.robust", where.get("inside.clean"))]
         named["inside.accuracy"] = (seen.argmax(1) == batch.y_in).float().mean()
     named["total"] = total
     return named
+
+
+def _of_rows(generator: torch.Generator | None, count: int, share: Share) -> PartOfBatch | None:
+    """Numbers for this process's rows of a batch of `count` images."""
+    if generator is None:
+        return None
+    return PartOfBatch(generator=generator, count=count, rows=share.rows(count))
+
+
+def _energy_difference(clean: Tensor, samples: Tensor) -> Tensor:
+    """Mean E(x) of clean images less that of samples, from their logits; E = -log sum exp."""
+    return samples.logsumexp(1).mean() - clean.logsumexp(1).mean()
 
 
 def _cross_entropy(logits: Tensor, y: Tensor | None, weights: Tensor | None = None) -> Tensor:

@@ -19,6 +19,9 @@ EXTRAS = {
     "ray": ("pyarrow", "ray"),
     "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "uvloop"),
     "sign": ("minisign",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
 }
 # The first extra where several install a module.
 _EXTRA_OF = {module: extra for extra, modules in reversed(EXTRAS.items()) for module in modules}

@@ -27,7 +27,7 @@ class Shard:
             raise UsageError(f"--shard {text}", "is no shard", step)
         index, count = map(int, found.groups())
         if not 1 <= index <= count <= MAX_COUNT:
-            raise UsageError(f"--shard {text}", f"is no part of {count}", step)
+            raise UsageError(f"--shard {text}", f"is not one of {count} parts", step)
         return cls(index=index, count=count)
 
     def owns(self, key: str, offset: int = 0) -> bool:

@@ -30,7 +30,7 @@ OPTIONS: dict[str, set[str]] = {
     "parity": {"--data", "--tolerance", "--limit", "--out", "--no-timing", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
-        *("--judge", "--backend", "--save-adversarial", "--score"),
+        *("--judge", "--backend", "--save-adversarial", "--score", "--protocol", "--shard"),
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
@@ -59,6 +59,7 @@ OPTIONS: dict[str, set[str]] = {
     "models": set(),
     "cache": {"--clear", "--downloads"},
     "report": {"--data", "--ood", "--limit", "--out", "--download"},
+    "figures": {"--data", "--ood", "--eps", "--steps", "--count", "--out", "--download"},
     "init": {"--outside", "--arch", "--size", "--out", "--download"},
 }
 

@@ -220,7 +220,7 @@ def test_shards_at_urls_are_merged(score: Callable[..., int], pictures: Path, tm
         ((f"{BUCKET}/nothing",), "memory://bucket/nothing: does not exist"),
         (("nonsense://x",), "nonsense://x: is no URL that fsspec knows"),
         ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/notes.csv"), "exists and holds no rows of ood-score"),
-        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is no format of rows"),
+        ((f"{BUCKET}/pictures", "--output", f"{BUCKET}/rows.txt"), "is not a format of rows"),
         ((f"{BUCKET}/empty",), "holds no images"),
     ],
 )
@@ -242,3 +242,32 @@ def test_a_list_on_stdin_may_name_urls(pictures: Path, tiny_onnx: Path) -> None:
     paths = f"{BUCKET}/pictures/red/01.png\n{BUCKET}/gone.png\n{pictures}/red/03.png\n"
     rows = list(ood_score("-", open_model(tiny_onnx, None), stdin=io.BytesIO(paths.encode())))
     assert [row.error for row in rows] == [None, "does not exist", None]
+
+
+def test_sources_of_an_evaluation_may_be_urls(small_package: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for k in range(12):
+        stream = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(stream, "PNG")
+        name = f"{('cat', 'dog')[k % 2]}/{k}.png"
+        remote.write(f"{BUCKET}/test/{name}", stream.getvalue())
+        path = tmp_path / "test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stream.getvalue())
+    options: dict[str, Any] = {"suite": "clean", "ood": ["uni=noise:uniform"], "limit": 12, "device": "cpu"}
+    (at_url,) = ratioctl.evaluate(small_package, data=f"{BUCKET}/test", **options)
+    (local,) = ratioctl.evaluate(small_package, data=str(tmp_path / "test"), **options)
+    timeless = [
+        [(row.name, row.value, row.interval, row.dataset) for row in report.measurements]
+        for report in (at_url, local)
+    ]
+    assert timeless[0] == timeless[1]
+    with pytest.raises(SourceError, match="does not exist"):
+        ratioctl.evaluate(small_package, data=f"{BUCKET}/nothing", **options)
+
+
+def test_hf_urls_are_no_sources_called_hf() -> None:
+    from ratioctl.data import registry
+
+    assert registry.find("hf:folder") is not None
+    assert registry.find("hf://datasets/some/set.parquet") is None

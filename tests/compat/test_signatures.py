@@ -23,6 +23,7 @@ WITHOUT_A_VERB = (
     "parity",
     "init",
     "report",
+    "figures",
     "serve",
     "inspect",
     "verify",
@@ -58,6 +59,7 @@ OPTIONS = {
     "sign": (),
     "models": (),
     "cache": ("--clear",),
+    "figures": ("--data", "--ood", "--eps", "--steps", "--out"),
     "report": ("--data", "--ood", "--limit", "--out"),
     "init": ("--outside", "--arch", "--size", "--out"),
 }

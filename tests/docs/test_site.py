@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -54,6 +55,8 @@ def options_of(command: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_command_lines_name_commands_options_modules_and_targets_that_exist(name: str) -> None:
     for words in commands(name):
+        if words[0] == "torchrun":
+            words = words[words.index("ratioctl") :]
         if words[0] == "ratioctl":
             assert words[1] in cli.COMMANDS, words
             given = {word.split("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)}
@@ -174,9 +177,40 @@ def test_pages_and_help_use_the_terms_of_the_field() -> None:
     pages = {name: (DOCS / name).read_text(encoding="utf-8") for name in NAMES}
     texts = {name: re.sub(r"\]\(.*?\)", "]", page) for name, page in pages.items()}  # without link targets
     texts |= {"--help": generate_reference.command_line(), "recipe keys": generate_reference.recipe_keys()}
+    texts |= {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "CHANGELOG.md", "SECURITY.md")
+    }
+    texts |= {
+        str(path): path.read_text(encoding="utf-8") for path in (ROOT / "assets" / "models").glob("*/*.md")
+    }
     words = re.compile("|".join(rf"\b(?:{word})" for word in NOT_THE_FIELD_S_WORDS), re.IGNORECASE)
     found = [(name, match[0]) for name, text in texts.items() for match in words.finditer(text)]
     assert found == []
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """(place, text) of every text in the construction of an error."""
+    for path in sorted((ROOT / "ratioctl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", "Interrupted")):
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}", part.value
+
+
+def test_messages_use_the_terms_of_the_field() -> None:
+    texts = list(messages())
+    assert len(texts) > 500
+    phrases = (
+        *NOT_THE_FIELD_S_WORDS,
+        "is no [a-z]+ of",
+        "is no (?:name|file|number|list)",
+        "breaks? off",
+        "circle",
+    )
+    words = re.compile("|".join(rf"\b(?:{phrase})" for phrase in phrases), re.IGNORECASE)
+    assert [(place, match[0]) for place, text in texts for match in words.finditer(text)] == []
 
 
 def anchors(path: Path) -> set[str]:

@@ -147,7 +147,7 @@ def test_data_that_changed_after_the_shards_ran_is_refused(
 
 def test_options_that_do_not_fit_a_shard_are_refused(evaluate: Any, tmp_path: Path) -> None:
     for options, reason in (
-        ({"shard": "3/2", "out": tmp_path}, "--shard 3/2: is no part of 2"),
+        ({"shard": "3/2", "out": tmp_path}, "--shard 3/2: is not one of 2 parts"),
         ({"shard": "1/2"}, "--shard: needs a folder"),
         ({"shard": "1/2", "out": tmp_path, "suite": TINY}, "--shard: needs a suite by its name"),
     ):

@@ -34,7 +34,7 @@ def test_the_shipped_font_draws_the_same_pixels_as_the_whole_one(bold: bool) -> 
 
     for size in (8, 13, 17):
         for text in TEXTS:
-            shipped = drawn(pictures._font(size, bold), text)
+            shipped = drawn(pictures.font(size, bold), text)
             assert shipped.min() < 128
             assert np.array_equal(shipped, drawn(ImageFont.truetype(whole, size), text)), (size, text)
 

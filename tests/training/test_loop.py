@@ -264,7 +264,7 @@ def test_a_start_that_was_trained_on_the_held_out_images_is_reported(tmp_path: P
 
 def test_select_best_keeps_the_best_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.9, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3])
-    monkeypatch.setattr(train, "_validate", lambda *args: {"validation.clean": 0.5, "score": next(scores)})
+    monkeypatch.setattr(train, "validate", lambda *args: {"validation.clean": 0.5, "score": next(scores)})
     package = fit(tiny(), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert package.config["ratio"]["provenance"]["selected_update"] == rows[1]["update"]

@@ -13,7 +13,12 @@ from ratioctl.errors import UsageError
 from ratioctl.utils import optional
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULE_OF = {"scikit-learn": "sklearn", "markdown-it-py": "markdown_it", "py-minisign": "minisign"}
+MODULE_OF = {
+    "scikit-learn": "sklearn",
+    "markdown-it-py": "markdown_it",
+    "py-minisign": "minisign",
+    "mlflow-skinny": "mlflow",
+}
 
 
 def modules(requirements: list[str]) -> set[str]:

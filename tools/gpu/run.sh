@@ -30,6 +30,7 @@ MEASURE_SECONDS=${MEASURE_SECONDS:-2}
 BENCHMARK_OPTIONS=${BENCHMARK_OPTIONS:---batch 256 --images 10000}
 COUNTERFACTUAL_OPTIONS=${COUNTERFACTUAL_OPTIONS:-}
 DEVICE=${DEVICE:-auto}
+PROCESSES=${PROCESSES:-}                    # of training; by default one for each GPU
 PART_BYTES=${PART_BYTES:-15M}
 EVERY=${EVERY:-60}
 export RATIOCTL_CACHE=${RATIOCTL_CACHE:-$STATE/cache}
@@ -67,10 +68,17 @@ prepared() {  # recipe, with the data's folder in place of DATA
   sed "s|\$DATA|$DATA|g" "$RECIPE" > "$STATE/$(basename "$RECIPE")" && echo "$STATE/$(basename "$RECIPE")"
 }
 
+launch() {  # python -m ratioctl train, by torchrun where there are several GPUs
+  local count=${PROCESSES:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)')}
+  local -a start=("$PYTHON")
+  [ "$count" -le 1 ] || start+=(-m torch.distributed.run --nproc-per-node "$count" --standalone)
+  "${start[@]}" -m ratioctl train "$@"
+}
+
 smoke() {
   rm -rf "$STATE/smoke"
   # shellcheck disable=SC2086
-  "$PYTHON" -m ratioctl train "$(prepared)" --out "$STATE/smoke" --device "$DEVICE" $TRAIN_OPTIONS $SMOKE_OPTIONS \
+  launch "$(prepared)" --out "$STATE/smoke" --device "$DEVICE" $TRAIN_OPTIONS $SMOKE_OPTIONS \
     && cp "$STATE/smoke/metrics.jsonl" "$OUT/smoke.jsonl"
 }
 
@@ -81,7 +89,7 @@ throughput() {
 
 train() {
   # shellcheck disable=SC2086
-  "$PYTHON" -m ratioctl train "$(prepared)" --out "$STATE/run" --device "$DEVICE" --resume \
+  launch "$(prepared)" --out "$STATE/run" --device "$DEVICE" --resume \
     --max-time "$TRAIN_TIME" $TRAIN_OPTIONS
 }
 

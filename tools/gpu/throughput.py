@@ -17,8 +17,7 @@ import torch
 
 from ratioctl.models import fold_batchnorm
 from ratioctl.models.compiled import compiled
-from ratioctl.models.device import select_device
-from ratioctl.training.loop import in_precision
+from ratioctl.models.device import in_precision, select_device
 from tools import harness
 
 
