@@ -125,7 +125,8 @@ def _before(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto
 
 def _sum(parts: Sequence[Value | Phases]) -> Value:
     """The sum of gradients; that of phases is put together afterwards."""
-    plain, phases = [], {}
+    plain: list[Value] = []
+    phases: dict[int, Phases] = {}
     for part in parts:
         if isinstance(part, Value):
             plain.append(part)
