@@ -121,7 +121,7 @@ class Service:
         precision: str = "auto",
         live: str | None = None,
     ) -> None:
-        explainers = {model: found for model in models if (found := searches(model)) is not None}
+        explainers = {name: one for name in models if (one := searches(name)) is not None}
         scoring = [model for model in models if model not in explainers]
         opened = [open_model(model, DEFAULT_THRESHOLD, device=device) for model in scoring]
         _check_explainers(explainers.values(), opened, live)
