@@ -27,6 +27,7 @@ NAMES = {
     "at-0.25": "AT-0.25",
     "trades-0.5": "TRADES-0.5",
     "ratio": "RATIO",
+    "jem": "JEM-0",
     "ratio-0.5": "RATIO-0.5",
     "ratio-0.25": "RATIO-0.25",
     "ratio-0.25-short": "RATIO-0.25 from scratch",

@@ -249,6 +249,7 @@ clf.predict(3)
 """
 
 
+@pytest.mark.slow
 def test_a_consumers_file_is_type_checked(tmp_path: Path) -> None:
     """Against the shipped types (py.typed): what is right passes, what is wrong is found."""
     file = tmp_path / "consumer.py"

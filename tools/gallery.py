@@ -45,7 +45,9 @@ def run(notebook: Any) -> None:
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(
+            notebook, timeout=1800, startup_timeout=600, resources={"metadata": {"path": folder}}
+        ).execute()
 
 
 def page(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:

@@ -114,7 +114,7 @@ def fit(
         processes.together(lambda: _check_folders(out, resume))
         splits = processes.everywhere(lambda: loader.load(recipe, download=download), in_turn=True)
         agreement.check_data(splits, processes)
-        _check_memory(recipe, splits, compute, processes)
+        _check_resources(recipe, splits, compute, processes)
         start = None if init is None else starts.resolve(init)
         mean, std = normalization(recipe, splits.train, start)
         state, note = processes.everywhere(
@@ -167,10 +167,15 @@ def _run(
     return packages.read(target)
 
 
-def _check_memory(
+def _check_resources(
     recipe: Recipe, splits: loader.Splits, compute: ComputeConfig, processes: Processes
 ) -> None:
+    """Raises where the recipe needs more memory than there is, or cannot be divided among processes."""
+
     def check() -> None:
+        if recipe.objective.energy is not None and processes.world > 1:
+            reason = f"has one replay buffer, and {processes.world} processes were started"
+            raise UsageError("objective.energy", reason, "JEM is trained by one process.")
         memory.check(
             recipe,
             len(splits.train.label_names),

@@ -58,12 +58,19 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One object of a listing. `name` is its path below the listed folder; `size` is in bytes, if known."""
+    """One object of a listing.
+
+    Attributes:
+        name: its path below the listed folder.
+        size: in bytes, if known.
+        ranges: whether the server is expected to answer requests for a part of it.
+    """
 
     name: str
     url: str
     folder: bool
     size: int | None
+    ranges: bool = True
 
 
 def is_url(path: object) -> bool:
@@ -95,8 +102,10 @@ def info(url: str) -> Entry | None:
         return None
     except Exception as error:
         raise _described(error, url) from None
-    folder = found.get("type") == "directory" or (_protocol(fs) in ("http", "https") and url.endswith("/"))
-    return Entry(name="", url=url, folder=folder, size=None if folder else _size(found))
+    web = _protocol(fs) in ("http", "https")
+    folder = found.get("type") == "directory" or (web and url.endswith("/"))
+    ranges = not web or bool(found.get("partial"))
+    return Entry(name="", url=url, folder=folder, size=None if folder else _size(found), ranges=ranges)
 
 
 def listing(url: str) -> Iterator[Entry]:
@@ -162,7 +171,7 @@ def open_stream(url: str) -> BinaryIO:
     found = info(url)
     if found is None:
         raise RemoteError("does not exist", "Check the spelling.", missing=True)
-    if found.size is None:  # a server that does not say it
+    if found.size is None or not found.ranges:  # read once, and kept in a temporary file
         fs, path = filesystem(url)
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - it is what is returned
         try:

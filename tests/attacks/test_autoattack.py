@@ -59,6 +59,7 @@ def test_verdicts_agree_with_the_package(digits: Case, p: float, name: str, eps:
         attack = AutoAttack(
             net, attacks=["apgd-ce", "apgd-t"], device="cpu", eps=eps, norm=name, seed=seed, version="custom"
         )
+        attack.apgd.n_iter = attack.apgd_targeted.n_iter = 40
         attack.apgd.n_restarts = 1
         attack.apgd_targeted.n_target_classes = 3
         with torch.random.fork_rng():
@@ -67,7 +68,7 @@ def test_verdicts_agree_with_the_package(digits: Case, p: float, name: str, eps:
             return net(x_adv).argmax(1) == y
 
     first, second = package(0), package(1)
-    budget = AttackBudget(targets=3)
+    budget = AttackBudget(steps=40, targets=3)
     ours = robust_verdicts(net, x, y, Ball(p=p, eps=eps), attacks=["apgd-ce", "apgd-t"], budget=budget)
     assert 0.1 < first.float().mean() < 0.9
     assert int((ours.robust != first).sum()) <= int((first != second).sum()) + 1

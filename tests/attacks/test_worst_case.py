@@ -45,9 +45,9 @@ def test_a_worst_case_is_never_below_that_of_a_smaller_radius(
     """Fractions of the box's diameter, and far beyond it, as radii in units of 0 to 255 are."""
     diameter = geometry.box_diameter(images[0].numel(), p)
     last = None
-    for radius in (*(diameter / 2**k for k in (5, 3, 1, 0)), 255 * diameter):
+    for radius in (*(diameter / 2**k for k in (5, 2, 0)), 255 * diameter):
         ball = Ball(p=p, eps=radius)
-        found = worst_case_confidence(net, images, ball, steps=8, restarts=1, method=method)
+        found = worst_case_confidence(net, images, ball, steps=4, restarts=1, method=method)
         assert (geometry.distance(found.x, images, p) <= radius * (1 + 1e-6)).all()
         if last is not None:
             assert (found.confidence >= last - 1e-6).all(), radius

@@ -25,7 +25,7 @@ from ratioctl.recipe import Calibration
 from ratioctl.training.loop import fit
 
 
-def drawn(temperature: float, n: int = 20_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def drawn(temperature: float, n: int = 5_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Logits whose true probabilities are softmax(logits / temperature), and labels drawn from them."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(n, classes)) * 2 * temperature
@@ -63,7 +63,13 @@ def test_a_temperature_must_improve_held_out_halves() -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    settings = ["model.width=4", "optim.epochs=1.5", "optim.batch_size=32", "optim.batch_size_out=16"]
+    settings = [
+        "model.architecture=wideresnet-10-1",
+        "model.width=",
+        "optim.epochs=1",
+        "optim.batch_size=32",
+        "optim.batch_size_out=16",
+    ]
     settings += ["optim.validate_images=24", "objective.inside.attack.steps=1"]
     settings += ["objective.outside.attack.steps=1", 'data.outside="noise:uniform"']
     return fit(recipes.load("digits-ratio", settings), tmp_path_factory.mktemp("run"))
@@ -135,8 +141,8 @@ def test_warnings_are_reported(package: ModelPackage, tmp_path: Path) -> None:
     found = calibrate(copy_of(package, tmp_path / "model"))
     assert any("216 held-out images" in w for w in found.warnings)
     ends = packages.portable_config(package)
-    arrays = {k: v * (1e-3 if k == "linear.weight" else 1) for k, v in packages.read_weights(package).items()}
-    arrays["linear.bias"] = arrays["linear.bias"] * 1e-3
+    arrays = {k: v * (1e-3 if k == "fc.weight" else 1) for k, v in packages.read_weights(package).items()}
+    arrays["fc.bias"] = arrays["fc.bias"] * 1e-3
     flat = packages.write(tmp_path / "flat", config=ends, weights=arrays, recipe_text=package.recipe_text)
     assert any("end of the grid" in w for w in calibrate(flat).warnings)
 
@@ -147,10 +153,10 @@ def test_a_model_at_chance_keeps_temperature_1_and_is_called_so(
     """Weights of a random linear layer: accuracy about 10 % of ten classes."""
     arrays = dict(packages.read_weights(package))
     rng = np.random.default_rng(0)
-    shape = arrays["linear.weight"].shape
-    arrays["linear.weight"] = rng.normal(size=shape).astype(np.float32)[rng.permutation(10)]
-    arrays["linear.weight"][:] = arrays["linear.weight"].mean(0)
-    arrays["linear.bias"] = np.where(np.arange(10) == 3, 4.0, 0.0).astype(np.float32)
+    shape = arrays["fc.weight"].shape
+    arrays["fc.weight"] = rng.normal(size=shape).astype(np.float32)[rng.permutation(10)]
+    arrays["fc.weight"][:] = arrays["fc.weight"].mean(0)
+    arrays["fc.bias"] = np.where(np.arange(10) == 3, 4.0, 0.0).astype(np.float32)
     config = packages.portable_config(package)
     packages.write(tmp_path / "dull", config=config, weights=arrays, recipe_text=package.recipe_text)
     found = calibrate(tmp_path / "dull")

@@ -207,29 +207,19 @@ def test_a_preview_in_half_blocks_sixels_or_not_at_all() -> None:
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_the_preview_stands_before_the_table_on_a_terminal(
+def test_a_terminal_shows_the_preview_before_the_table_and_open_the_page_in_the_browser(
     small_package: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    line = [sys.executable, "-m", "ratioctl", "counterfactual", str(photographs / "one.png")]
-    line += ["--model", str(small_package), "--target", "dog", "--out", str(tmp_path / "o")]
-    line += ["--eps", "0.5", "--steps", "1", "--device", "cpu"]
-    shown = in_a_terminal(line, columns=120)
-    assert 0 < shown.index("▀") < shown.index("radius")
-    assert "Traceback" not in shown
-
-
-def test_open_shows_the_page_in_the_browser(
-    small_package: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A browser of our own, as a user would name one: in a fresh process, which reads BROWSER."""
-    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    """A browser of our own, as a user would name one: in BROWSER."""
+    browser, opened, out = tmp_path / "browser", tmp_path / "opened", tmp_path / "an swer"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
     browser.chmod(0o755)
-    monkeypatch.setenv("BROWSER", f"{browser} %s")
-    out = tmp_path / "an swer"
     line = [sys.executable, "-m", "ratioctl", "counterfactual", str(photographs / "one.png"), "--open"]
-    line += ["--model", str(small_package), "--target", "dog", "--out", str(out), "--device", "cpu"]
-    subprocess.run([*line, "--eps", "0.5", "--steps", "1"], check=True, capture_output=True)
+    line += ["--model", str(small_package), "--target", "dog", "--out", str(out)]
+    line += ["--eps", "0.5", "--steps", "1", "--device", "cpu"]
+    shown = in_a_terminal(line, columns=120, BROWSER=f"{browser} %s")
+    assert 0 < shown.index("▀") < shown.index("radius")
+    assert "Traceback" not in shown
     assert opened.read_text() == (out / "index.html").resolve().as_uri()
 
 
@@ -241,11 +231,12 @@ def test_saved_pictures_change_inside_the_region_alone(
     mask = np.zeros((8, 8), np.uint8)
     mask[2:6, 1:4] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    line = [photographs, "--model", small_package, "--target", "dog", "--norm", norm, "--steps", "4"]
+    image = photographs / "one.png"
+    line = [image, "--model", small_package, "--target", "dog", "--norm", norm, "--steps", "4"]
     assert run(*line, "--region", tmp_path / "mask.png", "--out", out, "-q") == 0
     assert run(*line, "--region", "1,2,3,4", "--out", tmp_path / "box", "-q") == 0
     saved = sorted(path for path in out.rglob("*.png") if path.name.startswith(("eps-", "flip")))
-    assert len(saved) >= 9
+    assert len(saved) >= 3
     for path in saved:
         changed = (pixels(path) != pixels(path.parent.parent / "input.png")).any(2)
         assert not changed[mask == 0].any()

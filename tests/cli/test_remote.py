@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,3 +274,25 @@ def test_hf_urls_are_no_sources_called_hf() -> None:
 
     assert registry.find("hf:folder") is not None
     assert registry.find("hf://datasets/some/set.parquet") is None
+
+
+@pytest.mark.filterwarnings("default")  # of aiohttp, about sessions that end with the process
+def test_a_web_server_without_ranges(pictures: Path, tmp_path: Path, tiny_onnx: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    with zipfile.ZipFile(pictures / "a.zip", "w") as file:
+        file.write(pictures / "red" / "01.png", "01.png")
+    handler = functools.partial(Quiet, directory=str(pictures))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        paths = [f"{url}/red/", f"{url}/green/00.png", f"{url}/a.zip", f"{url}/gone.png"]
+        rows = list(ratioctl.ood_score(paths, model=tiny_onnx))
+        server.shutdown()
+    local = [pictures / "red", pictures / "green" / "00.png", pictures / "a.zip"]
+    expected = list(ratioctl.ood_score(local, model=tiny_onnx))
+    assert [row.path for row in rows[:-1]] == [row.path.replace(str(pictures), url) for row in expected]
+    assert [row.confidence for row in rows[:-1]] == [row.confidence for row in expected]
+    assert rows[-1].error == "does not exist"

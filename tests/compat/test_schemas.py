@@ -337,7 +337,7 @@ def test_configs_of_the_bundled_models(path: Path) -> None:
 
 
 def test_the_config_of_a_model_trained_now(ratioctl: Run, format_1: Path, tmp_path: Path) -> None:
-    settings = ("model.width=2", "optim.epochs=0.1", 'data.outside="noise:uniform"')
+    settings = ("model.width=2", "optim.epochs=0.02", 'data.outside="noise:uniform"')
     line = ["train", "digits-ratio", "--out", tmp_path, "--init", format_1, "--device", "cpu", "-q"]
     assert ratioctl(*line, *(f"--set={setting}" for setting in settings))[0] == 0
     config = load(tmp_path / "package" / "config.json")

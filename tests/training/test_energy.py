@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor
 from ratioctl import package as packages
 from ratioctl import recipe as recipes
 from ratioctl.data.loader import Batch
-from ratioctl.errors import Interrupted, TrainingError
+from ratioctl.errors import Interrupted, TrainingError, UsageError
 from ratioctl.models import build
 from ratioctl.recipe import Energy, Objective, Recipe, Term
-from ratioctl.training import energy
+from ratioctl.training import energy, loop
 from ratioctl.training.loop import fit
 from ratioctl.training.objective import losses
 from ratioctl.training.schedule import work
@@ -158,3 +159,13 @@ def test_earlier_digests_stay_and_the_new_keys_count() -> None:
 def test_sampling_counts_as_work() -> None:
     recipe = tiny("objective.energy.steps=20")
     assert work(recipe, 0.0) == 3 * 32 + 8 * (3 + 2 * 20)
+
+
+def test_several_processes_are_refused() -> None:
+    """Each would have a buffer of its own."""
+    recipe = tiny()
+    splits: Any = types.SimpleNamespace(train=types.SimpleNamespace(label_names=("0", "1")))
+    compute: Any = types.SimpleNamespace(device=torch.device("cpu"), bf16=False)
+    processes: Any = types.SimpleNamespace(world=2, local_world=2, everywhere=lambda work: work())
+    with pytest.raises(UsageError, match="one replay buffer, and 2 processes"):
+        loop._check_resources(recipe, splits, compute, processes)

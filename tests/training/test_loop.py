@@ -24,7 +24,8 @@ from ratioctl.training.loop import fit
 from tests.signals import deliver
 
 TINY = [
-    "model.width=4",
+    "model.architecture=wideresnet-10-1",
+    "model.width=",
     "optim.epochs=0.25",
     "optim.batch_size=32",
     "optim.batch_size_out=16",
@@ -51,6 +52,12 @@ def same(a: packages.ModelPackage, b: packages.ModelPackage) -> bool:
     return left.keys() == right.keys() and all((left[k] == right[k]).all() for k in left)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> packages.ModelPackage:
+    """The package of a run that nothing stopped."""
+    return fit(tiny(), tmp_path_factory.mktemp("whole"))
+
+
 def stop_after(updates: int, signum: int) -> Any:
     """A watcher that signals this process once `updates` are done (validations come every 4 updates)."""
 
@@ -61,9 +68,8 @@ def stop_after(updates: int, signum: int) -> Any:
     return callback
 
 
-def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_resumed_run_ends_with_the_same_weights(whole: packages.ModelPackage, tmp_path: Path) -> None:
     recipe = tiny()
-    whole = fit(recipe, tmp_path / "whole")
     for signum in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / f"stopped-{signum}"
         with pytest.raises(Interrupted) as caught:
@@ -77,7 +83,8 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         assert same(whole, resumed)
         assert resumed.digest == whole.digest
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        expected = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+        other = (whole.path.parent / "metrics.jsonl").read_text()
+        expected = [json.loads(line) for line in other.splitlines()]
         drop = ("seconds",)
         assert [{k: v for k, v in a.items() if k not in drop} for a in lines] == [
             {k: v for k, v in a.items() if k not in drop} for a in expected
@@ -121,7 +128,7 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: packages.ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = train.losses
     calls = 0
@@ -140,8 +147,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     state = json.loads((tmp_path / "checkpoint/state.json").read_text())
     assert state["update"] == 4
     monkeypatch.setattr(train, "losses", original)
-    resumed = fit(tiny(), tmp_path, resume=True)
-    assert same(resumed, fit(tiny(), tmp_path.parent / f"{tmp_path.name}-whole"))
+    assert same(fit(tiny(), tmp_path, resume=True), whole)
 
 
 def test_a_checkpoint_between_validations_is_never_one_that_is_not_finite(
@@ -186,7 +192,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_package_says_where_it_comes_from(tmp_path: Path) -> None:
-    recipe = tiny("optim.epochs=0.05", "model.stem_stride=2")
+    recipe = tiny("optim.epochs=0.05", "model.architecture=resnet18", "model.width=2", "model.stem_stride=2")
     package = fit(recipe, tmp_path)
     assert package.architecture_options["stem_stride"] == 2
     assert models.from_package(package).network.conv1.stride == (2, 2)
@@ -206,7 +212,7 @@ def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
     still = tiny("optim.epochs=0.01", "optim.lr=1e-12", "optim.weight_decay=0.0", "optim.ema=0.999")
     tuned = fit(still, tmp_path / "tuned", init=start)
     a, b = weights(start), weights(tuned)
-    key = "layer4.1.conv2.weight"
+    key = "block3.0.conv2.weight"
     assert abs(a[key] - b[key]).max() < 1e-6
     assert tuned.config["ratio"]["provenance"]["init"]["digest"] == start.digest
     again = fit(still, tmp_path / "tuned", resume=True)
@@ -231,7 +237,7 @@ def test_the_head_is_trained_first(tmp_path: Path) -> None:
     tuned = weights(fit(probe, tmp_path / "probe", init=start))
     before = weights(start)
     moved = {key for key in tuned if (tuned[key] != before[key]).any()}
-    assert moved == {"linear.weight", "linear.bias"}, "no other weight and no batch statistics"
+    assert moved == {"fc.weight", "fc.bias"}, "no other weight and no batch statistics"
     with pytest.raises(UsageError, match="head_epochs"):
         fit(probe, tmp_path / "none")
 

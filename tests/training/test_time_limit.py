@@ -26,7 +26,13 @@ from ratioctl.utils.durations import seconds_of
 from tests.signals import deliver
 
 IMAGES = 6400
-TINY = ["model.width=2", "optim.batch_size=32", "optim.batch_size_out=8", "optim.validate_images=16"]
+TINY = [
+    "model.architecture=wideresnet-10-1",
+    "model.width=",
+    "optim.batch_size=32",
+    "optim.batch_size_out=8",
+    "optim.validate_images=16",
+]
 TINY += [
     'data.outside="noise:uniform"',
     "objective.inside.attack.steps=1",

@@ -31,7 +31,13 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["digits-ratio", "cifar10-ratio-0.25"])
 def test_an_update_reads_no_value(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() == 1, "the mode sees this thread alone"
-    small = ["model.width=2", "optim.batch_size=8", "optim.batch_size_out=8", "optim.epochs=0.03"]
+    small = [
+        "model.architecture=wideresnet-10-1",
+        "model.width=",
+        "optim.batch_size=8",
+        "optim.batch_size_out=8",
+        "optim.epochs=0.03",
+    ]
     small += [
         'data.outside="noise:uniform"',
         "optim.validate_images=8",

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 ONNX = "ratioctl/assets/models/cifar10-ratio/model.onnx"
 
 
@@ -107,7 +109,6 @@ def lightly(python: Path, where: Path, *arguments: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.slow
 def test_the_light_installation_scores_photographs(light: Path, tmp_path: Path) -> None:
     (packages,) = (light.parent.parent / "lib").glob("python*/site-packages")
     names = {path.name for path in packages.iterdir()}
@@ -134,7 +135,6 @@ def test_the_light_installation_scores_photographs(light: Path, tmp_path: Path) 
         assert rows[Path(here["path"]).stem]["confidence"] == pytest.approx(here["confidence"], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_the_light_installation_explains_with_an_onnx_file(light: Path, tmp_path: Path) -> None:
     done = run(ROOT, tmp_path, "export", "--explain")
     assert done.returncode == 0, done.stderr
@@ -148,7 +148,6 @@ def test_the_light_installation_explains_with_an_onnx_file(light: Path, tmp_path
     assert (tmp_path / "counterfactuals" / "index.html").is_file()
 
 
-@pytest.mark.slow
 def test_the_light_installation_names_the_full_one(light: Path, tmp_path: Path) -> None:
     (packages,) = (light.parent.parent / "lib").glob("python*/site-packages")
     photo = str(packages / "ratioctl/assets/samples/cat.jpg")
