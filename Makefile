@@ -54,7 +54,7 @@ format: $(VENV)/.dev  ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 
 BENCHES := $(addprefix benchmarks.,training counterfactual explain scoring serve startup growth memory) experiments.digits
-SHORT := $(BENCHES) $(addprefix experiments.,validity sparsity transfer)
+SHORT := $(BENCHES) $(addprefix experiments.,validity sparsity transfer graph_search)
 
 bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz:test adds AutoAttack's
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m $$name; done

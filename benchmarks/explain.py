@@ -14,6 +14,7 @@ process and in turns:
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,8 @@ RADII = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 TARGET = 5
 
 
-def sides(width: int, steps: int, folder: Path) -> dict[str, Callable[[], object]]:
+def sides(width: int, folder: Path) -> dict[str, Callable[[int], object]]:
+    """The searches, which take the number of steps."""
     network = harness.random_network(width=width).eval()
     weights = {
         name: value.contiguous().numpy()
@@ -59,7 +61,7 @@ def sides(width: int, steps: int, folder: Path) -> dict[str, Callable[[], object
     rows = torch.from_numpy(images.to_pixels(np.repeat(pixels, len(RADII), axis=0)))
     rows = rows.contiguous(memory_format=torch.channels_last)
 
-    def search(precision: str) -> None:
+    def search(precision: str, steps: int) -> None:
         compute = select_device("cpu", precision)
 
         def logits_of(x: torch.Tensor) -> torch.Tensor:
@@ -70,12 +72,12 @@ def sides(width: int, steps: int, folder: Path) -> dict[str, Callable[[], object
         goal = goals.log_probability(torch.full((len(rows),), TARGET))
         perturb(logits_of, rows, goal, attack, eps=torch.tensor(RADII, dtype=torch.float64))
 
-    made: dict[str, Callable[[], object]] = {
-        "onnxruntime": lambda: loaded.search(pixels, [TARGET], RADII, steps),
-        "torch fp32": lambda: search("fp32"),
+    made: dict[str, Callable[[int], object]] = {
+        "onnxruntime": lambda steps: loaded.search(pixels, [TARGET], RADII, steps),
+        "torch fp32": functools.partial(search, "fp32"),
     }
     if select_device("cpu").bf16:
-        made["torch bf16"] = lambda: search("bf16")
+        made["torch bf16"] = functools.partial(search, "bf16")
     return made
 
 
@@ -86,18 +88,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options: argparse.Namespace = parser.parse_args()
     result: dict[str, object] = {"steps": options.steps, "radii": RADII, "rounds": options.rounds}
-    ratios, seconds, processor = {}, {}, {}
+    ratios, processor_ratios, seconds, processor = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for width in map(int, options.widths.split(",")):
-            compared = sides(width, options.steps, Path(folder))
-            times, worked = harness.interleaved(compared, options.rounds)
+            made = sides(width, Path(folder))
+            for side in made.values():  # warm-up
+                side(2)
+            compared = {name: functools.partial(side, options.steps) for name, side in made.items()}
+            times, worked = harness.interleaved(compared, options.rounds, warm_up=False)
             seconds[str(width)], processor[str(width)] = harness.medians(times), harness.medians(worked)
             for name in compared:
+                key = f"onnxruntime over {name}, width {width}"
                 if name != "onnxruntime":
-                    ratios[f"onnxruntime over {name}, width {width}"] = harness.ratio(
-                        times, "onnxruntime", name
-                    )
-    result |= {"seconds": seconds, "processor_seconds": processor, "ratios": ratios}
+                    ratios[key] = harness.ratio(times, "onnxruntime", name)
+                    processor_ratios[key] = harness.ratio(worked, "onnxruntime", name)
+    result |= {"seconds": seconds, "processor_seconds": processor}
+    result |= {"ratios": ratios, "processor_ratios": processor_ratios}
     harness.finish(result, options, "explain")
 
 

@@ -38,10 +38,9 @@ def inspect(
         about = {"path": str(loaded.path), "kind": "onnx"}
         if isinstance(loaded, explainer.Explainer):
             about |= {"input": "uint8", "searches": f"counterfactuals in l{norm_name(loaded.p)}"}
-            stored: str = "fp32"
         else:
             about["input"] = loaded.input_type
-            stored = loaded.weights
+        stored: str = loaded.weights
         if loaded.threshold is not None:
             per_class = ", per class" if getattr(loaded.threshold, "classes", None) is not None else ""
             about["is_ood"] = f"confidence below {loaded.threshold:.4g}{per_class}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,8 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL|FILE.onnx...",
-        help="Packages, bundled models or exported files. [default: cifar10-ratio]",
+        help="Packages, bundled models or exported files; files of `export --explain` search counterfactuals "
+        "of theirs without torch. [default: cifar10-ratio]",
     ),
 ]
 Host = Annotated[
@@ -54,6 +56,15 @@ MaxPixels = Annotated[
 MaxQueue = Annotated[
     int, typer.Option("--max-queue", min=1, metavar="N", help="Images that may wait to be scored.")
 ]
+LiveFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--live",
+        metavar="DIR",
+        help="Let pages of results search in the browser: DIR is node_modules/onnxruntime-web/dist. Needs a "
+        "file of `export --explain` among the models.",
+    ),
+]
 Timeout = Annotated[
     float,
     typer.Option(
@@ -74,6 +85,7 @@ def serve(
     max_pixels: MaxPixels = 50,
     max_queue: MaxQueue = 2048,
     timeout: Timeout = 30.0,
+    live: LiveFolder = None,
 ) -> int | None:
     """Serve models: a page for people and an HTTP API."""
     from ratioctl.server import Settings
@@ -95,7 +107,11 @@ def serve(
     listening = run.listen(settings)
     with listening:
         service = Service(
-            models or [DEFAULT_MODEL], settings, device=context.device, precision=context.precision
+            models or [DEFAULT_MODEL],
+            settings,
+            device=context.device,
+            precision=context.precision,
+            live=None if live is None else str(live),
         )
         url = run.url_of(listening)
         names = list(service.models)

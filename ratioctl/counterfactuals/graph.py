@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 
 class GraphSearch:
-    """Carries out search requests with a graph, one after the other."""
+    """Carries out search requests with a graph, one after the other; `on_wait` as for `Explainer.search`."""
 
-    def __init__(self, graph: Explainer, request: CounterfactualRequest) -> None:
-        self.graph, self.request = graph, request
+    def __init__(
+        self, graph: Explainer, request: CounterfactualRequest, on_wait: Callable[[], object] | None = None
+    ) -> None:
+        self.graph, self.request, self.on_wait = graph, request, on_wait
 
     def search_target(
         self,
@@ -44,7 +46,7 @@ class GraphSearch:
         """As `ratioctl.counterfactuals.search_target`."""
         image = SearchedImage(pixels=pixels, target=target, request=request)
         radii = (*request.extra_radii, *request.eps)
-        found = self.graph.search(pixels[None], [target], radii, request.steps)
+        found = self.graph.search(pixels[None], [target], radii, request.steps, self.on_wait)
         pictures = found["counterfactual"]
         best = list(zip(pictures, found["probabilities"], map(float, found["confidence_float"]), strict=True))
         done = len(radii) / (len(radii) + 2 * FLIP_RADII * FLIP)
@@ -60,7 +62,7 @@ class GraphSearch:
         """For each request its points (R, C, H, W), which are pictures; starts are the graph's own."""
         results = []
         for number, ((pixels, target), request) in enumerate(requests, 1):
-            found = self.graph.search(pixels[None], [target], request.radii, request.steps)
+            found = self.graph.search(pixels[None], [target], request.radii, request.steps, self.on_wait)
             results.append(pixels_of.to_pixels(found["counterfactual"]))
             progress(number / len(requests))
         return results

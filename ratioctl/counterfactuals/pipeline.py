@@ -99,7 +99,7 @@ def explain(
 
         norm = recipe.norm_name(request.p) if len(prepared.norms) > 1 else None
         index = packages.index(id(spec))
-        backend = _backend(spec, request, compute, index, on_preview)
+        backend = _backend(spec, request, compute, index, on_preview, progress)
         explanations = _Explanations(spec, request, backend, index, progress, together)
         for explanation in explanations.of(itertools.chain([first], readable)):
             yield explanation if norm is None else dataclasses.replace(explanation, norm=norm)
@@ -150,10 +150,11 @@ def _backend(
     compute: ComputeConfig | None,
     index: int,
     on_preview: Callable[[Preview], None] | None,
+    progress: Callable[[float], None],
 ) -> _Backend:
     """torch for a package, onnxruntime for a file of `export --explain`."""
     if not isinstance(spec, ModelPackage):
-        graph = GraphSearch(spec, request)
+        graph = GraphSearch(spec, request, lambda: progress(0.0))  # which may end the search
         return _Backend(
             search=graph, search_target=graph.search_target, probabilities=spec.probabilities, together=1
         )

@@ -193,18 +193,18 @@ def prepare(
 
 
 def _open(
-    name: str | os.PathLike[str], norms: list[float], restarts: int, region: bool
+    name: str | os.PathLike[str] | Explainer, norms: list[float], restarts: int, region: bool
 ) -> ModelPackage | Explainer:
     """The model of that name; raises UsageError for what an ONNX file cannot do."""
     graph = open_explainer(name)
     if graph is None:
-        return package.resolve(name)
+        return package.resolve(name)  # type: ignore[arg-type]  # no Explainer
     full = "Use the package it was exported from, which needs torch."
     if norms != [graph.p]:
         known = recipe.norm_name(graph.p)
         raise UsageError(
             f"--norm {', '.join(map(recipe.norm_name, norms))}",
-            f"{os.fspath(name)} was exported for the norm {known}",
+            f"{graph.path.name} was exported for the norm {known}",
             f"Use --norm {known}, or export it again with `--explain --norm`.",
         )
     if restarts > 1:

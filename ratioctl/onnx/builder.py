@@ -99,6 +99,11 @@ class Value:
     def join(self, *others: Value, axis: int = 0) -> Value:
         return self.op("Concat", *others, axis=axis)
 
+    def shaped(self, *shape: int | str) -> Value:
+        """This value, its shape noted where inference cannot tell it; names stand for unknown lengths."""
+        self.builder.shapes[self.name] = shape
+        return self
+
     def rows(self) -> Value:
         """The length (1,) of the first axis."""
         return self.op("Shape", start=0, end=1, dtype=np.int64)
@@ -110,6 +115,7 @@ class Builder:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []  # of the innermost graph
         self.initializers: dict[str, TensorProto] = {}
+        self.shapes: dict[str, tuple[int | str, ...]] = {}  # noted by `Value.shaped`
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
@@ -176,6 +182,7 @@ class Builder:
         graph = helper.make_graph(
             nodes, self.name("body"), inputs, [_info(o) for o in outputs], list(weights)
         )
+        graph.value_info.extend(self._noted(nodes))
         started = self.constant(True, bool).name
         given = [count.name, started, *[state[key].name for key in state]]
         results = [self.name(key) for key in state]
@@ -205,6 +212,15 @@ class Builder:
             )
         )
         return results
+
+    def _noted(self, nodes: Iterable[onnx.NodeProto]) -> list[onnx.ValueInfoProto]:
+        """The shapes noted of float32 outputs of these nodes."""
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes[name])
+            for node in nodes
+            for name in node.output
+            if name in self.shapes
+        ]
 
     @contextlib.contextmanager
     def _inner(self) -> Iterator[list[onnx.NodeProto]]:
@@ -246,6 +262,7 @@ class Builder:
         used = {name for node in _all_nodes(self.nodes) for name in node.input}
         constants = [tensor for name, tensor in self.initializers.items() if name in used]
         graph = helper.make_graph(self.nodes, "explain", inputs, infos, constants)
+        graph.value_info.extend(self._noted(self.nodes))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 
 from ratioctl.errors import PackageError
 from ratioctl.onnx import runtime
-from ratioctl.package import Spec
+from ratioctl.package import Spec, Stored
+from ratioctl.recipe import norm_name
 
 INPUTS = ("image", "target", "radii", "steps")
 OUTPUTS = ("counterfactual", "confidence", "probabilities", "is_ood", "distance", "confidence_float")
 NORMS = {"2": 2.0, "inf": math.inf}  # of the balls that a graph can search
 _CHUNK = 64  # images scored at once
+_WAIT_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Explainer(Spec):
         digest: of the package that it was exported from.
         p: the norm of its balls.
         threshold: the threshold of the graph's `is_ood`; None in files that do not record it.
+        weights: how the file stores the weights; it computes in fp32 with either.
         session: the onnxruntime session.
         card: None; the file carries no model card.
     """
@@ -39,17 +42,29 @@ class Explainer(Spec):
     digest: str
     p: float
     threshold: float | None
+    weights: Stored
     session: Any = dataclasses.field(repr=False)
     card: str | None = None
 
+    @property
+    def norm(self) -> str:
+        """The name of `p`, as in `ladders`."""
+        return norm_name(self.p)
+
     def search(
-        self, images: np.ndarray, targets: Sequence[int], radii: Sequence[float], steps: int
+        self,
+        images: np.ndarray,
+        targets: Sequence[int],
+        radii: Sequence[float],
+        steps: int,
+        on_wait: Callable[[], object] | None = None,
     ) -> dict[str, np.ndarray]:
         """The graph's outputs, one row per radius.
 
         Args:
             images: uint8 (1 or R, H, W, C); targets: 1 or R class numbers; radii: R, pixels in [0,1].
             steps: of the search, at most 10,000 have an effect; with 0 pictures are the images.
+            on_wait: called a few times per second while the graph runs; what it raises ends the search.
 
         Raises:
             ValueError: shapes that do not fit, an unknown class, or a radius that is negative or not finite.
@@ -73,7 +88,7 @@ class Explainer(Spec):
             "radii": np.asarray(radii, np.float64),
             "steps": np.asarray([steps], np.int64),
         }
-        return dict(zip(OUTPUTS, self._run(given), strict=True))
+        return dict(zip(OUTPUTS, self._run(given, on_wait), strict=True))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(N, K) float32 after temperature, of uint8 (N, H, W, C)."""
@@ -82,7 +97,9 @@ class Explainer(Spec):
             [self.search(part, [0], [0.0] * len(part), 0)["probabilities"] for part in parts]
         )
 
-    def _run(self, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def _run(
+        self, given: dict[str, np.ndarray], on_wait: Callable[[], object] | None = None
+    ) -> list[np.ndarray]:
         """In another thread, so that SIGINT ends a search."""
         import onnxruntime
 
@@ -91,12 +108,15 @@ class Explainer(Spec):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             running = pool.submit(self.session.run, list(OUTPUTS), given, options)
             try:
-                return list(running.result())
-            except Exception as error:  # onnxruntime's own classes share no base
-                raise runtime.cannot_compute(self.path, error) from None
+                while on_wait is not None and not concurrent.futures.wait([running], _WAIT_SECONDS).done:
+                    on_wait()
+                failed = running.exception()  # onnxruntime's own classes share no base
             except BaseException:
                 options.terminate = True
                 raise
+            if failed is not None:
+                raise runtime.cannot_compute(self.path, failed)
+            return list(running.result())
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Explainer:
@@ -136,5 +156,6 @@ def from_opened(opened: runtime.Opened) -> Explainer:
         digest=str(spec.config["ratio"].get("digest", "")),
         p=NORMS[about["norm"]],
         threshold=opened.threshold,
+        weights=opened.weights,
         session=session,
     )

@@ -122,11 +122,11 @@ def export(
     package = packages.resolve(model)
     limit = packages.threshold(package, threshold)
     stored = packages.stored_as(package.weights_path)
-    weights = _stored(weights, stored, int8, explain)
+    weights = _stored(weights, stored, int8)
     chosen = find_layout(layout)
     _refuse_without(int8, data, "2" if explain else norm, threshold_input and (chosen, explain))
     if explain:
-        return _export_explain(package, output, limit, norm, opset or OPSET, int8, chosen, on_start)
+        return _export_explain(package, output, limit, norm, opset or OPSET, int8, weights, chosen, on_start)
     usual = (int8, threshold, weights, threshold_input) == (False, "tpr95", stored, False)
     target = _target(package, output, chosen, usual)
     held = held_out(package, data, download) if int8 else None
@@ -209,6 +209,7 @@ def _export_explain(
     norm: str | float,
     opset: int,
     int8: bool,
+    weights: Stored,
     layout: Layout,
     on_start: Callable[[], object] | None,
 ) -> Exported:
@@ -221,10 +222,11 @@ def _export_explain(
     _check_target(target, layout)
     if on_start is not None:
         on_start()
-    base = graph(package, threshold=threshold, opset=opset)
-    content = explain_graph(base, package, threshold=threshold, p=p)
-    check_gradient(base, package)
-    reference, sample = predictor(package, "cpu").predict, sample_images(package)[:32]
+    base = graph(package, threshold=threshold, opset=opset, weights=weights)
+    content = explain_graph(base, package, threshold=threshold, p=p, weights=weights)
+    network = predictor(from_package(package, weights_as=weights), "cpu")
+    check_gradient(base, package, network)
+    reference, sample = network.predict, sample_images(package)[:32]
     with tempfile.TemporaryDirectory(prefix="ratioctl-export-") as folder:
         path = Path(folder) / "explain.onnx"
         path.write_bytes(content)
@@ -240,21 +242,18 @@ def _export_explain(
         opset=opset,
         threshold=threshold,
         bytes=len(content),
-        weights="fp32",
+        weights=weights,
         parity=parity,
         cost=None,
         latency_ms={},
     )
 
 
-def _stored(asked: Stored | None, stored: Stored, int8: bool, explain: bool) -> Stored:
+def _stored(asked: Stored | None, stored: Stored, int8: bool) -> Stored:
     """How the file stores its weights, given how the package does."""
-    if asked == "fp16" and (int8 or explain):
-        option = "--int8" if int8 else "--explain"
-        raise UsageError(
-            "--weights fp16", f"cannot be combined with {option}", f"Leave out {option}, or this."
-        )
-    return asked or ("fp32" if int8 or explain else stored)
+    if asked == "fp16" and int8:
+        raise UsageError("--weights fp16", "cannot be combined with --int8", "Leave out --int8, or this.")
+    return asked or ("fp32" if int8 else stored)
 
 
 def _measured(

@@ -1,39 +1,21 @@
 """The gradient of an ONNX graph with respect to its input, as plain ONNX operators (reverse mode).
 
 `Network` is the part of an exported graph from the image to the logits. Its `gradient` adds, for every node
-on the way back, the nodes of the operator's rule:
-
-    rule(tape, node, g) -> gradients, one per input, None where none is needed
-
-where `g` is the gradient of the node's output. `RULES` holds one per operator; a network with another
+on the way back, the nodes of the operator's rule; see `ratioctl.onnx.gradient_rules`. A network with another
 operator is refused with the operator's name.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ratioctl.errors import UsageError
 from ratioctl.onnx.builder import Builder, Value
-
-Gradients = Sequence[Value | None]
-Rule = Callable[["Tape", onnx.NodeProto, Value], Gradients]
-
-RULES: dict[str, Rule] = {}
-
-
-def rule(*kinds: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(kinds, function))
-        return function
-
-    return register
+from ratioctl.onnx.gradient_rules import ROWS, RULES, Phases, Tape, attributes, refused
 
 
 class Network:
@@ -48,7 +30,7 @@ class Network:
     """
 
     def __init__(self, model: onnx.ModelProto, builder: Builder, name: str) -> None:
-        self.builder = builder
+        self.builder, self.title = builder, name
         typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.shapes = {
             v.name: [d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim]
@@ -56,8 +38,9 @@ class Network:
         }
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.shapes |= {key: list(array.shape) for key, array in self.constants.items()}
-        self.nodes = _before(model.graph.node, "logits")
-        self.after = [node for node in model.graph.node if node not in self.nodes]  # logits -> other outputs
+        nodes = _before(model.graph.node, "logits")
+        self.after = [node for node in model.graph.node if node not in nodes]  # logits -> other outputs
+        self.nodes = self._strided(nodes)
         used, later = ({x for node in nodes for x in node.input} for nodes in (self.nodes, self.after))
         builder.initializers |= {t.name: t for t in model.graph.initializer if t.name in later}
         self.weights = [t for t in model.graph.initializer if t.name in used - later]
@@ -67,8 +50,7 @@ class Network:
                 self.on_path |= set(node.output)
         unknown = sorted({n.op_type for n in self.nodes if self.on_path & set(n.input)} - RULES.keys())
         if unknown:
-            raise _refused(name, f"the operator {', '.join(unknown)}")
-        self.title = name
+            raise refused(name, f"the operator {', '.join(unknown)}")
 
     def gradient(self, image: Value, outer: Callable[[Value], Value]) -> Value:
         """The gradient with respect to the images of a function of their logits.
@@ -77,26 +59,58 @@ class Network:
             image: (M, C, H, W) float32.
             outer: logits (M, K) -> the gradient (M, K) of that function.
         """
-        names = self.builder.inline(self.nodes, {"image": image.name})
+        rows = image.shaped(ROWS, *(d or 0 for d in self.shapes["image"][1:]))
+        names = self.builder.inline(self.nodes, {"image": rows.name})
         gradient = outer(self.builder.value(names["logits"], np.float32))
-        tape = Tape(self, names)
-        found = {"logits": gradient}
+        tape = Tape(
+            builder=self.builder,
+            title=self.title,
+            shapes=self.shapes,
+            constants=self.constants,
+            on_path=self.on_path,
+            names=names,
+        )
+        parts: dict[str, list[Value | Phases]] = {"logits": [gradient]}
         for node in reversed(self.nodes):
-            g = found.pop(node.output[0], None)
-            if g is None:
+            found = parts.pop(node.output[0], None)
+            if found is None:
                 continue
-            for name, part in zip(node.input, RULES[node.op_type](tape, node, g), strict=False):
+            for name, part in zip(node.input, RULES[node.op_type](tape, node, _sum(found)), strict=False):
                 if part is not None and name in self.on_path:
-                    found[name] = found[name] + part if name in found else part
-        return found["image"]
+                    parts.setdefault(name, []).append(part)
+        return _sum(parts["image"])
 
+    def _strided(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """The nodes, where pointwise convolutions of every s-th pixel do not slice but have a stride."""
+        makers = {node.output[0]: node for node in nodes}
+        found = []
+        for original in nodes:
+            node, strides = onnx.NodeProto(), [1, 1]
+            node.CopyFrom(original)
+            given = attributes(node)
+            pointwise = node.op_type == "Conv" and self.shapes.get(node.input[1], [])[2:] == [1, 1]
+            if pointwise and max([*given.get("strides", [1]), *(1 + p for p in given.get("pads", [0]))]) == 1:
+                while (step := self._step(makers.get(node.input[0]))) is not None:
+                    strides[step[0] - 2] *= step[1]
+                    node.input[0] = makers[node.input[0]].input[0]
+            if max(strides) > 1:
+                kept = [a for a in node.attribute if a.name != "strides"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, helper.make_attribute("strides", strides)])
+            found.append(node)
+        return _before(found, "logits")
 
-def _refused(name: str, what: str) -> UsageError:
-    return UsageError(
-        "--explain",
-        f"cannot differentiate {name}: {what} has no gradient here",
-        "Use `ratioctl counterfactual` with the package instead; it computes gradients with torch.",
-    )
+    def _step(self, node: onnx.NodeProto | None) -> tuple[int, int] | None:
+        """The axis and the step of a Slice that takes every s-th row or column from the first one on."""
+        if node is None or node.op_type != "Slice" or len(node.input) != 5:
+            return None
+        given = [self.constants.get(name, np.zeros(0)).tolist() for name in node.input[1:]]
+        if any(len(values) != 1 for values in given):
+            return None
+        start, end, axis, step = (values[0] for values in given)
+        size = self.shapes[node.input[0]]
+        whole = len(size) == 4 and axis in (2, 3) and size[axis] is not None and end >= size[axis]
+        return (axis, step) if whole and start == 0 and step > 1 else None
 
 
 def _before(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
@@ -109,338 +123,13 @@ def _before(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto
     return kept[::-1]
 
 
-class Tape:
-    """What rules read of the forward pass: values, shapes and constants under the names of the original."""
-
-    def __init__(self, network: Network, names: dict[str, str]) -> None:
-        self.network, self.names, self.builder = network, names, network.builder
-
-    def value(self, name: str) -> Value:
-        """A float32 value of the forward pass, or a weight."""
-        return self.builder.value(self.names.get(name, name), np.float32)
-
-    def needs(self, name: str) -> bool:
-        return name in self.network.on_path
-
-    def shape(self, name: str) -> list[int | None]:
-        """The dimensions; None for the number of images."""
-        return self.network.shapes[name]
-
-    def size(self, name: str) -> list[int]:
-        """The dimensions; -1 for the number of images, which may be the first one alone."""
-        shape = self.shape(name)
-        if None in shape[1:]:
-            raise self.refuse(f"a value of shape {shape}")
-        return [-1 if d is None else d for d in shape]
-
-    def constant(self, name: str) -> np.ndarray:
-        if name not in self.network.constants:
-            raise self.refuse(f"an operator with a computed parameter ({name})")
-        return self.network.constants[name]
-
-    def refuse(self, what: str) -> UsageError:
-        return _refused(self.network.title, what)
-
-    def like(self, g: Value, output: str, name: str) -> Value:
-        """The gradient `g` of a broadcast result `output`, summed to the shape of its operand `name`."""
-        wide, given = self.shape(output), self.shape(name)
-        narrow = [*[1] * (len(wide) - len(given)), *given]
-        for axis, (many, one) in enumerate(zip(wide, narrow, strict=True)):
-            if one == 1 and many != 1:
-                g = g.reduce("ReduceSum", axis)
-        return g
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-# --- element by element -------------------------------------------------------------------------------------
-
-
-@rule("Identity", "Dropout")
-def _identity(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g]
-
-
-@rule("Neg")
-def _neg(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g * -1.0]
-
-
-@rule("Add", "Sub")
-def _add(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    a, b = node.input
-    first = tape.like(g, node.output[0], a) if tape.needs(a) else None
-    if not tape.needs(b):
-        return [first, None]
-    second = tape.like(g, node.output[0], b)
-    return [first, second * -1.0 if node.op_type == "Sub" else second]
-
-
-@rule("Mul")
-def _mul(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    a, b = node.input
-    return [
-        tape.like(g * tape.value(other), node.output[0], name) if tape.needs(name) else None
-        for name, other in ((a, b), (b, a))
-    ]
-
-
-@rule("Div")
-def _div(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    a, b = node.input
-    first = tape.like(g / tape.value(b), node.output[0], a) if tape.needs(a) else None
-    if not tape.needs(b):
-        return [first, None]
-    return [first, tape.like(g * tape.value(node.output[0]) / tape.value(b) * -1.0, node.output[0], b)]
-
-
-@rule("Relu")
-def _relu(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g * (tape.value(node.output[0]) > 0.0).cast(np.float32)]
-
-
-@rule("Clip")
-def _clip(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    x = tape.value(node.input[0])
-    for bound, beyond in zip(node.input[1:], (Value.__gt__, Value.__lt__), strict=False):
-        if bound:
-            g = g * beyond(x, float(tape.constant(bound))).cast(np.float32)
-    return [g]
-
-
-@rule("Sigmoid")
-def _sigmoid(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    y = tape.value(node.output[0])
-    return [g * (y - y * y)]
-
-
-@rule("Tanh")
-def _tanh(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    y = tape.value(node.output[0])
-    return [g - g * (y * y)]
-
-
-@rule("Erf")
-def _erf(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    x = tape.value(node.input[0])
-    return [g * (x * x * -1.0).op("Exp") * (2 / math.sqrt(math.pi))]
-
-
-@rule("HardSigmoid")
-def _hard_sigmoid(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    y = tape.value(node.output[0])
-    between = ((y > 0.0) & (y < 1.0)).cast(np.float32)
-    return [g * between * float(_attributes(node).get("alpha", 0.2))]
-
-
-@rule("HardSwish")
-def _hard_swish(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    x = tape.value(node.input[0])  # x min(max(x / 6 + 1/2, 0), 1)
-    inner = (x * (1 / 6) + 0.5).clip(0.0, 1.0)
-    between = ((inner > 0.0) & (inner < 1.0)).cast(np.float32)
-    return [g * (inner + x * between * (1 / 6))]
-
-
-@rule("BatchNormalization")
-def _batch_norm(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    scale, variance = tape.constant(node.input[1]), tape.constant(node.input[4])
-    epsilon = float(_attributes(node).get("epsilon", 1e-5))
-    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    shape = (-1, *[1] * (len(tape.shape(node.input[0])) - 2))
-    return [g * tape.builder.constant(factor.reshape(shape), np.float32)]
-
-
-# --- shapes -------------------------------------------------------------------------------------------------
-
-
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def _reshape(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    return [g.reshape(*tape.size(node.input[0]))]
-
-
-@rule("Transpose")
-def _transpose(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    rank = len(tape.shape(node.input[0]))
-    order = _attributes(node).get("perm", list(reversed(range(rank))))
-    return [g.transpose(*[int(axis) for axis in np.argsort(order)])]
-
-
-@rule("Concat")
-def _concat(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    axis = _attributes(node)["axis"]
-    start, parts = 0, []
-    for name in node.input:
-        length = tape.shape(name)[axis]
-        if length is None:
-            raise tape.refuse("Concat along the images")
-        ends = [tape.builder.constant([k], np.int64) for k in (start, start + length, axis)]
-        parts.append(g.op("Slice", *ends))
-        start += length
-    return parts
-
-
-@rule("Slice")
-def _slice(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    """Zeros between and around the elements that were taken, axis by axis."""
-    name, shape = node.input[0], tape.size(node.input[0])
-    starts, ends = (tape.constant(node.input[k]) for k in (1, 2))
-    axes = tape.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else np.arange(len(starts))
-    steps = tape.constant(node.input[4]) if len(node.input) > 4 else np.ones_like(starts)
-    now = list(tape.size(node.output[0]))
-    for start, end, axis, step in zip(starts, ends, axes % len(shape), steps, strict=True):
-        length = shape[axis]
-        if length == -1 or step < 1:
-            if (start, step) == (0, 1) and end > 2**30:
-                continue  # takes everything
-            raise tape.refuse(f"Slice of {name} along the images or backwards")
-        first, _, _ = slice(int(start), int(end), int(step)).indices(length)
-        count = now[axis]
-        if step > 1:
-            g = _pad(g.reshape(*now[: axis + 1], 1, *now[axis + 1 :]), len(shape) + 1, axis + 1, 0, step - 1)
-            now[axis] = count * int(step)
-            g = g.reshape(*now)
-        g = _pad(g, len(shape), axis, first, length - first - now[axis])
-        now[axis] = length
-    return [g]
-
-
-def _pad(g: Value, rank: int, axis: int, before: int, after: int) -> Value:
-    """Zeros before and after along an axis; negative numbers crop."""
-    if before == after == 0:
-        return g
-    pads = np.zeros(2 * rank, np.int64)
-    pads[axis], pads[rank + axis] = before, after
-    return g.op("Pad", g.builder.constant(pads, np.int64))
-
-
-# --- averages and pooling -----------------------------------------------------------------------------------
-
-
-@rule("ReduceMean", "GlobalAveragePool")
-def _mean(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    shape = tape.size(node.input[0])
-    if node.op_type == "GlobalAveragePool":
-        axes = list(range(2, len(shape)))
-    else:
-        given = _attributes(node).get("axes")
-        axes = list(given if given is not None else tape.constant(node.input[1]))
-    axes = [int(axis) % len(shape) for axis in axes]
-    if 0 in axes:
-        raise tape.refuse("a mean over the images")
-    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    spread = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-    scaled = g.reshape(*kept) * (1 / math.prod(spread))
-    return [scaled.op("Expand", tape.builder.constant(spread, np.int64))]
-
-
-@rule("MaxPool")
-def _max_pool(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    """The gradient of each maximum is added where the maximum was; the forward node lists the places."""
-    builder, x = tape.builder, tape.value(node.input[0])
-    _, where = builder.node("MaxPool", x.name, count=2, **_attributes(node))
-    places = builder.value(where, np.int64).reshape(-1)
-    size = x.op("Shape", dtype=np.int64)
-    zeros = builder.fill(0.0, size.reduce("ReduceProd", 0), np.float32)
-    flat = zeros.op("ScatterElements", places, g.reshape(-1), axis=0, reduction="add")
-    return [flat.reshape(*tape.size(node.input[0]))]
-
-
-@rule("AveragePool")
-def _average_pool(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    given = _attributes(node)
-    kernel, pads = given["kernel_shape"], given.get("pads", [0, 0, 0, 0])
-    if given.get("ceil_mode") or (any(pads) and not given.get("count_include_pad")):
-        raise tape.refuse("AveragePool that does not count its padding")
-    channels = tape.size(node.input[0])[1]
-    weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel))
-    attributes = {**given, "group": channels, "kernel_shape": kernel}
-    return [_transposed_conv(tape, node, g, tape.builder.constant(weight, np.float32), attributes)]
-
-
-# --- linear maps --------------------------------------------------------------------------------------------
-
-
-@rule("Conv")
-def _conv(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    """A convolution with the mirrored kernel; with a stride a transposed convolution."""
-    given = _attributes(node)
-    weight = tape.value(node.input[1])
-    if tape.needs(node.input[1]):
-        raise tape.refuse("Conv with a computed kernel")
-    shape = tape.constant(node.input[1]).shape
-    given.setdefault("kernel_shape", list(shape[2:]))
-    pads, dilations = given.get("pads", [0, 0, 0, 0]), given.get("dilations", [1, 1])
-    reach = [d * (k - 1) for d, k in zip(dilations, given["kernel_shape"], strict=True)]
-    rest = [r - p for r, p in zip(reach * 2, pads, strict=True)]
-    same = given.get("auto_pad", b"NOTSET") in (b"NOTSET", "NOTSET")
-    if not same or len(shape) != 4:
-        raise tape.refuse("Conv of another kind than two-dimensional with explicit padding")
-    if max(given.get("strides", [1])) > 1 or min(rest) < 0 or given.get("group", 1) > 1:
-        return [_transposed_conv(tape, node, g, weight, given)]
-    return [
-        g.op(
-            "Conv",
-            _mirrored(tape, node.input[1]),
-            pads=rest,
-            dilations=dilations,
-            kernel_shape=given["kernel_shape"],
-        )
-    ]
-
-
-def _mirrored(tape: Tape, name: str) -> Value:
-    """The kernel (in, out, h, w), turned by 180 degrees; onnxruntime computes it when it loads the file."""
-    swapped = tape.value(name).transpose(1, 0, 2, 3)
-    if max(tape.constant(name).shape[2:]) == 1:
-        return swapped
-    ends = ([-1, -1], [np.iinfo(np.int64).min] * 2, [2, 3], [-1, -1])
-    return swapped.op("Slice", *(tape.builder.constant(e, np.int64) for e in ends))
-
-
-def _transposed_conv(
-    tape: Tape, node: onnx.NodeProto, g: Value, weight: Value, given: dict[str, Any]
-) -> Value:
-    """The adjoint of a convolution or an average; what a stride left over at the end gets its zeros."""
-    kernel, pads = given["kernel_shape"], given.get("pads", [0, 0, 0, 0])
-    strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
-    before, after = tape.size(node.input[0])[2:], tape.size(node.output[0])[2:]
-    missing = [
-        n - ((m - 1) * s + d * (k - 1) + 1 - pads[axis] - pads[axis + 2])
-        for axis, (n, m, s, d, k) in enumerate(zip(before, after, strides, dilations, kernel, strict=True))
-    ]
-    return g.op(
-        "ConvTranspose",
-        weight,
-        kernel_shape=kernel,
-        pads=pads,
-        strides=strides,
-        dilations=dilations,
-        group=given.get("group", 1),
-        output_padding=missing,
-    )
-
-
-@rule("Gemm")
-def _gemm(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    given = _attributes(node)
-    if given.get("transA") or tape.needs(node.input[1]):
-        raise tape.refuse("Gemm of two computed matrices")
-    weight = tape.value(node.input[1])
-    return [g.op("Gemm", weight, transB=1 - given.get("transB", 0), alpha=given.get("alpha", 1.0))]
-
-
-@rule("MatMul")
-def _matmul(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
-    a, b = node.input
-    ranks = len(tape.shape(a)), len(tape.shape(b))
-    if min(ranks) < 2 or (ranks[0] != ranks[1] and (tape.needs(b) or ranks[1] != 2)):
-        raise tape.refuse("MatMul of broadcast matrices")
-
-    def flipped(name: str, rank: int) -> Value:
-        return tape.value(name).transpose(*range(rank - 2), rank - 1, rank - 2)
-
-    first = g.op("MatMul", flipped(b, ranks[1])) if tape.needs(a) else None
-    second = flipped(a, ranks[0]).op("MatMul", g) if tape.needs(b) else None
-    return [first, second]
+def _sum(parts: Sequence[Value | Phases]) -> Value:
+    """The sum of gradients; that of phases is put together afterwards."""
+    plain: list[Value] = []
+    phases: dict[int, Phases] = {}
+    for part in parts:
+        if isinstance(part, Value):
+            plain.append(part)
+        else:
+            phases[part.step] = phases[part.step] + part if part.step in phases else part
+    return functools.reduce(Value.__add__, [*(part.joined() for part in phases.values()), *plain])

@@ -147,14 +147,15 @@ def graph(
     if threshold_input:  # an initializer with the name of an input is its default
         default = numpy_helper.from_array(flagging.threshold.numpy(), runtime.THRESHOLD)
         exported.graph.initializer.append(default)
-    about = {**_about(threshold), **({"weights": weights} if weights == "fp16" else {})}
-    return finish(exported, package, about)
+    return finish(exported, package, _about(threshold, weights))
 
 
-def _about(threshold: float) -> dict[str, Any]:
-    """The metadata of a graph's threshold."""
-    classes = threshold.classes if isinstance(threshold, Threshold) else None
-    return {"threshold": float(threshold), **({} if classes is None else {"classes": list(classes)})}
+def _about(threshold: float, weights: Stored) -> dict[str, Any]:
+    """The metadata that describe the graph alone."""
+    about: dict[str, Any] = {"threshold": float(threshold)}
+    if isinstance(threshold, Threshold) and threshold.classes is not None:
+        about["classes"] = list(threshold.classes)
+    return {**about, **({"weights": weights} if weights == "fp16" else {})}
 
 
 @torch.no_grad()
@@ -186,8 +187,11 @@ def _store_halves(exported: onnx.ModelProto, model: Classifier) -> None:
     exported.graph.node.extend(nodes)
 
 
-def explain(base: bytes, package: Spec, *, threshold: float, p: float) -> bytes:
+def explain(base: bytes, package: Spec, *, threshold: float, p: float, weights: Stored = "fp32") -> bytes:
     """The file that searches counterfactuals in balls of the norm `p`, made of `graph`'s file for floats.
+
+    Args:
+        weights: how `base` stores them.
 
     Raises:
         UsageError: a norm that it cannot search, or an operator of the network without a gradient.
@@ -196,7 +200,7 @@ def explain(base: bytes, package: Spec, *, threshold: float, p: float) -> bytes:
 
     parsed = onnx.load_model_from_string(base)
     model = explain_graph(parsed, p=p, temperature=package.temperature, name=package.name)
-    return finish(model, package, {**_about(threshold), "explain": {"norm": norm_name(p)}})
+    return finish(model, package, {**_about(threshold, weights), "explain": {"norm": norm_name(p)}})
 
 
 def finish(model: onnx.ModelProto, package: Spec, about: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +19,12 @@ from ratioctl.data import out_distribution
 from ratioctl.errors import RatioctlError
 from ratioctl.onnx import runtime
 from ratioctl.onnx.explainer import Explainer
-from ratioctl.package import ModelPackage, Spec
+from ratioctl.package import Spec
 from ratioctl.recipe import default_ladder
 from ratioctl.utils.atomic_files import write_file
+
+if TYPE_CHECKING:
+    from ratioctl.models.predict import Predictor
 
 TOLERANCE = 1e-4  # of logits up to 32 in size; beyond, float32 itself has less
 
@@ -163,8 +167,8 @@ def explained(
     )
 
 
-def check_gradient(base: bytes, package: ModelPackage) -> float:
-    """The relative difference of the graph's gradient from torch's on a few images, the median.
+def check_gradient(base: bytes, package: Spec, reference: Predictor) -> float:
+    """The relative difference of the graph's gradient from that of `reference` on a few images, the median.
 
     Raises:
         RatioctlError: above 1 %, or above 20 % on any image. A wrong rule shows on every image; a unit on the
@@ -175,7 +179,6 @@ def check_gradient(base: bytes, package: ModelPackage) -> float:
     import torch
 
     from ratioctl.attacks import goals
-    from ratioctl.models.predict import predictor
     from ratioctl.onnx.explain import gradient_graph
 
     pixels = sample_images(package)[::3][:6]
@@ -188,7 +191,7 @@ def check_gradient(base: bytes, package: ModelPackage) -> float:
     (ours,) = session.run(["gradient"], {"image": images, "target": targets})
     x = torch.from_numpy(images).requires_grad_()
     goal = goals.log_probability(torch.from_numpy(targets), package.temperature)
-    (theirs,) = torch.autograd.grad(goal(predictor(package, "cpu").network(x)).sum(), x)
+    (theirs,) = torch.autograd.grad(goal(reference.network(x)).sum(), x)
     size = np.linalg.norm(theirs.numpy().reshape(len(images), -1), axis=1)
     wrong = np.linalg.norm((ours - theirs.numpy()).reshape(len(images), -1), axis=1)
     relative = wrong / np.maximum(size, 1e-12)

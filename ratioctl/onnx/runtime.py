@@ -137,7 +137,7 @@ def from_opened(opened: Opened, package: ModelPackage | None = None) -> Runtime:
         spec=spec,
         input_type=input_type,
         threshold=opened.threshold,
-        weights="fp16" if opened.about.get("weights") == "fp16" else "fp32",
+        weights=opened.weights,
         session=opened.session,
     )
 
@@ -154,6 +154,11 @@ class Opened:
     session: Any = dataclasses.field(repr=False)
     spec: Spec
     about: dict[str, Any]
+
+    @property
+    def weights(self) -> Stored:
+        """How the file stores them."""
+        return "fp16" if self.about.get("weights") == "fp16" else "fp32"
 
     @property
     def threshold(self) -> Threshold | None:
@@ -240,11 +245,11 @@ def _check_self_contained(data: bytes, path: Path) -> None:
         raise PackageError(path, reason, EXPORT)
 
 
-def cannot_compute(path: Path, error: Exception) -> PackageError:
+def cannot_compute(path: Path, error: BaseException) -> PackageError:
     return PackageError(path, f"cannot compute ({_detail(error)})", EXPORT)
 
 
-def _detail(error: Exception) -> str:
+def _detail(error: BaseException) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))[:160]
 
 

@@ -123,7 +123,11 @@ class Rendered:
 
 
 def render(
-    header: Mapping[str, Any], explanations: Iterable[Explanation], *, cards: Sequence[str | None] = ()
+    header: Mapping[str, Any],
+    explanations: Iterable[Explanation],
+    *,
+    cards: Sequence[str | None] = (),
+    live: Live | None = None,
 ) -> Rendered:
     """The files of these explanations without a folder; arguments as for `write_counterfactuals`."""
     pictures: dict[str, bytes] = {}
@@ -135,7 +139,7 @@ def render(
     document = {**header, **document_body(done, ())}
     shown = {name: data for name, data in pictures.items() if not name.endswith("/grid.png")}
     notes = [explanation.notes for explanation in done]
-    page = counterfactual_page.page(document, shown, notes=notes, cards=cards)
+    page = counterfactual_page.page(document, shown, notes=notes, cards=cards, live=live)
     return Rendered(document=document, pictures=pictures, page=page)
 
 

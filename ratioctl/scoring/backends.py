@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -119,11 +120,23 @@ def digest_of(model: Path | ModelPackage) -> str:
     return packages.resolve(model).digest
 
 
-def open_explainer(model: Path | ModelPackage) -> Explainer | None:
+def open_explainer(model: Path | ModelPackage | Explainer) -> Explainer | None:
     """A file of `export --explain`; None where `model` names a package. Raises PackageError."""
     from ratioctl.onnx import explainer, runtime
 
+    if isinstance(model, explainer.Explainer):
+        return model
     return explainer.load(model) if runtime.is_onnx_file(model) else None
+
+
+def searches(model: Path) -> Explainer | None:
+    """As `open_explainer`; None for a file that scores, too."""
+    from ratioctl.onnx import explainer, runtime
+
+    if not runtime.is_onnx_file(model):
+        return None
+    opened = runtime.open_file(pathlib.Path(model))
+    return explainer.from_opened(opened) if "explain" in opened.about else None
 
 
 def _worst_case(

@@ -38,17 +38,18 @@ COMMON = {
 NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
-def page_policy() -> str:
+def page_policy(live: bool) -> str:
     """The policy of the page. Its frame shows the explorer from a blob, whose policy is this one as well:
-    hence the hashes of the explorer's style and script.
+    hence the hashes of the explorer's style and scripts, and with `live` what searches in the browser need.
     """
 
     def hashed(name: str) -> str:
         digest = hashlib.sha256((TEMPLATES / name).read_text("utf-8").encode()).digest()
         return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
+    more = f" {hashed('live.js')} 'wasm-unsafe-eval' blob:; worker-src blob:" if live else ""
     return (
-        f"default-src 'none'; script-src 'self' {hashed('explorer.js')}; "
+        f"default-src 'none'; script-src 'self' {hashed('explorer.js')}{more}; "
         f"style-src 'self' {hashed('explorer.css')}; img-src 'self' data: blob:; connect-src 'self'; "
         "frame-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
@@ -65,7 +66,7 @@ class Guard:
         self.app, self.service, self.settings = app, service, service.settings
         self.active = self.held = 0  # requests, and bytes of their bodies
         self.log = logging.getLogger(__name__)
-        self.page_headers, self.headers = _common(page_policy()), _common(NOTHING)
+        self.page_headers, self.headers = _common(page_policy(service.live)), _common(NOTHING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

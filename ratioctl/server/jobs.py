@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ratioctl.counterfactuals.request import PreparedRequest
 from ratioctl.counterfactuals.search import Preview
 from ratioctl.report.counterfactual_files import Rendered
+from ratioctl.report.live import Live
 from ratioctl.server.problems import HttpError, answer, too_many
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -35,8 +36,10 @@ class _Stopped(Exception):  # noqa: N818 - a request, not an error
 class Job:
     """One search. Attributes are guarded by `lock`; `version` counts their changes."""
 
-    def __init__(self, prepared: PreparedRequest, names: tuple[str, ...], path: str) -> None:
-        self.id, self.path, self.names = secrets.token_urlsafe(16), path, names
+    def __init__(
+        self, prepared: PreparedRequest, names: tuple[str, ...], path: str, live: Live | None = None
+    ) -> None:
+        self.id, self.path, self.names, self.live = secrets.token_urlsafe(16), path, names, live
         self.prepared: PreparedRequest | None = prepared
         self.lock = threading.Lock()
         self.state: State = "queued"
@@ -266,4 +269,4 @@ class Jobs:
             callback=callback,
             on_preview=job.show,
         )
-        return counterfactual_files.render(prepared.header, list(found))
+        return counterfactual_files.render(prepared.header, list(found), live=job.live)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +15,12 @@ from ratioctl import images, package
 from ratioctl._version import __version__
 from ratioctl.counterfactuals.request import PreparedRequest, prepare
 from ratioctl.counterfactuals.sources import Source, load
+from ratioctl.errors import UsageError
 from ratioctl.package import ModelPackage
+from ratioctl.report.live import Live
+from ratioctl.report.live import load as load_live
 from ratioctl.scoring import pipeline
-from ratioctl.scoring.backends import open_model
+from ratioctl.scoring.backends import open_model, searches
 from ratioctl.server.jobs import Job, Jobs
 from ratioctl.server.metrics import Metrics
 from ratioctl.server.problems import HttpError
@@ -26,6 +30,9 @@ from ratioctl.types import ScoreRow
 from ratioctl.utils import optional
 from ratioctl.utils.suggest import one_of
 
+if TYPE_CHECKING:
+    from ratioctl.scoring.backends import Explainer
+
 DEFAULT_THRESHOLD = "tpr95"
 # Of one search, whose time is limited as well: the command line has no such limits.
 MAX_STEPS, MAX_RESTARTS, MAX_BUDGETS, MAX_SEARCHES = 2000, 10, 20, 200
@@ -33,19 +40,36 @@ MAX_STEPS, MAX_RESTARTS, MAX_BUDGETS, MAX_SEARCHES = 2000, 10, 20, 200
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Served:
-    """One model. `package` is None for an ONNX file."""
+    """One model.
+
+    Attributes:
+        package: None for an ONNX file.
+        explainer: the file of `export --explain` that belongs to it, if one is served.
+        live: what makes the page of a result search itself; needs `explainer`.
+    """
 
     name: str
     model: pipeline.Model
     queue: ScoreQueue
     package: ModelPackage | None
+    explainer: Explainer | None = None
+    live: Live | None = None
+
+    @property
+    def searched(self) -> ModelPackage | Explainer | None:
+        """What searches: the package where torch is installed, else the ONNX file."""
+        if self.explainer is not None and importlib.util.find_spec("torch") is None:
+            return self.explainer
+        return self.package or self.explainer
 
     def unexplained(self) -> HttpError | None:
         """Why this server cannot search counterfactuals of the model (501)."""
-        if self.package is None:
+        if self.searched is None:
             reason = "is an ONNX file, and this server searches counterfactuals of packages only"
-            return HttpError(501, self.name, reason, "Serve the package that it was exported from.")
-        missing = next((m for m in ("torch", "jinja2") if importlib.util.find_spec(m) is None), None)
+            step = "Serve the package that it was exported from, or a file of `export --explain` beside it."
+            return HttpError(501, self.name, reason, step)
+        needed = ("torch", "jinja2") if self.searched is self.package else ("jinja2",)
+        missing = next((m for m in needed if importlib.util.find_spec(m) is None), None)
         if missing is None:
             return None
         step = f"Run on the server: {optional.install_command(missing)}"
@@ -62,7 +86,13 @@ class Served:
             "temperature": spec.temperature,
             "score": self.model.score,
             "thresholds": spec.thresholds_of(self.model.score),
-            "ladders": {norm: list(ladder) for norm, ladder in spec.ladders.items()},
+            "ladders": {
+                norm: list(ladder)
+                for norm, ladder in spec.ladders.items()
+                if self.searched is not self.explainer
+                or self.explainer is None
+                or norm == self.explainer.norm
+            },
             "backend": self.model.backend,
             "explains": why_not is None,
             "why_not": None if why_not is None else str(why_not),
@@ -73,10 +103,13 @@ class Service:
     """Everything behind the routes. `close` ends its threads.
 
     Args:
-        models: package folders, bundled names or `.onnx` files; the first one is the default.
+        models: package folders, bundled names or `.onnx` files; the first one is the default. A file of
+            `export --explain` searches counterfactuals of the model that it was exported from.
+        live: onnxruntime-web's folder `dist`: pages of results search themselves, with the file's graph.
 
     Raises:
         PackageError: as `open_model`; UncalibratedError: a model without thresholds.
+        UsageError: a file of `export --explain` of a model that is not served, or `live` without one.
     """
 
     def __init__(
@@ -86,8 +119,12 @@ class Service:
         *,
         device: str = "auto",
         precision: str = "auto",
+        live: str | None = None,
     ) -> None:
-        opened = [open_model(model, DEFAULT_THRESHOLD, device=device) for model in models]
+        explainers = {name: one for name in models if (one := searches(name)) is not None}
+        scoring = [model for model in models if model not in explainers]
+        opened = [open_model(model, DEFAULT_THRESHOLD, device=device) for model in scoring]
+        _check_explainers(explainers.values(), opened, live)
         for model in opened:
             _warm_up(model)
         self.settings, self.draining = settings, False
@@ -102,7 +139,11 @@ class Service:
                 observe=self.metrics.batches.observe,
             )
             found = model.spec if isinstance(model.spec, ModelPackage) else None
-            self.models[name] = Served(name=name, model=model, queue=queue, package=found)
+            explainer = next((e for e in explainers.values() if e.digest == _digest(model)), None)
+            page = None if live is None or explainer is None else _live(live, explainer)
+            self.models[name] = Served(
+                name=name, model=model, queue=queue, package=found, explainer=explainer, live=page
+            )
         self.jobs = Jobs(
             device=device,
             precision=precision,
@@ -110,6 +151,11 @@ class Service:
             timeout=settings.job_timeout,
             count=lambda state: self.metrics.searches.labels(state).inc(),
         )
+
+    @property
+    def live(self) -> bool:
+        """Whether a page of a result can search itself."""
+        return any(served.live is not None for served in self.models.values())
 
     def waiting_images(self) -> int:
         return sum(len(served.queue) for served in self.models.values())
@@ -176,7 +222,7 @@ class Service:
             if (why_not := one.unexplained()) is not None:
                 raise why_not
         name, data = images.shown(upload[0]), upload[1]
-        found = [one.package for one in served if one.package is not None]
+        found = [one.searched for one in served if one.searched is not None]
         prepared = prepare([data], model=found, **values)  # type: ignore[arg-type]
         source = Source(path=name, read=lambda: data)
         prepared = dataclasses.replace(prepared, sources=(source,))
@@ -186,7 +232,38 @@ class Service:
             )
             load(source, spec, box=request.box)  # the box lies within the photograph
         _check_size(prepared)
-        return Job(prepared, tuple(one.name for one in served), name)
+        live = served[0].live if len(prepared.models) == 1 else None
+        if live is not None:
+            live = dataclasses.replace(live, radii=prepared.models[0][1].eps)
+        return Job(prepared, tuple(one.name for one in served), name, live)
+
+
+def _digest(model: pipeline.Model) -> str:
+    """Of the package, also of the one that a file was exported from."""
+    return str(getattr(model.spec, "digest", model.spec.config["ratio"].get("digest")))
+
+
+def _check_explainers(
+    explainers: Iterable[Explainer], models: Sequence[pipeline.Model], live: str | None
+) -> None:
+    """Raises UsageError for a file of a model that is not served, and for `live` without a file."""
+    digests, none = {_digest(model) for model in models}, True
+    for explainer in explainers:
+        none = False
+        if explainer.digest not in digests:
+            reason = f"searches counterfactuals of {explainer.name}, and that model is not served"
+            step = "Name the package, or its exported file, as well: this file computes no scores."
+            raise UsageError(str(explainer.path), reason, step)
+    if live is not None and none:
+        step = "Write one with `ratioctl export MODEL --explain`."
+        raise UsageError("--live", "needs a file of `export --explain` among the models", step)
+
+
+def _live(dist: str, explainer: Explainer) -> Live:
+    if explainer.frame.height != explainer.frame.width or explainer.frame.pad:
+        reason = f"{explainer.name} takes images of {explainer.frame} pixels, and the page cuts a square"
+        raise UsageError("--live", reason, "Leave out --live.")
+    return load_live(Path(dist), explainer.path, explainer.input_size, ())
 
 
 def _check_size(prepared: PreparedRequest) -> None:

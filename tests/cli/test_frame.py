@@ -47,7 +47,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "serve": {
         *("--host", "--port", "--token", "--allow-host"),
-        *("--max-body", "--max-pixels", "--max-queue", "--timeout"),
+        *("--max-body", "--max-pixels", "--max-queue", "--timeout", "--live"),
     },
     "package": {
         *("--arch", "--labels", "--mean", "--std", "--input-size", "--data", "--out", "--download"),

@@ -42,8 +42,16 @@ def test_a_parquet_file_of_the_users_is_kept(tiny_onnx: Path, photographs: Path,
 
 
 def test_export_replaces_its_own_file_only(
-    small_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_package: Path,
+    small_graph: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from ratioctl.onnx import export
+
+    monkeypatch.setattr(export, "graph", lambda package, **options: small_graph)
+    monkeypatch.setattr(export, "latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
     own, foreign = tmp_path / "own.onnx", tmp_path / "mine.onnx"
     for _ in range(2):
         assert main(["export", str(small_package), "--output", str(own), "--quiet"]) == 0
@@ -72,7 +80,13 @@ def test_evaluate_replaces_its_own_report_only(
 
 
 def test_resuming_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["optim.epochs=0.02", "optim.batch_size=16", "model.width=2", "optim.validate_images=16"]
+    settings = [
+        "optim.epochs=0.02",
+        "optim.batch_size=16",
+        "model.architecture=wideresnet-10-1",
+        "model.width=",
+        "optim.validate_images=16",
+    ]
     line = ["train", "digits-plain", "--out", str(tmp_path / "run"), "--resume"]
     assert main([*line, *(f"--set={setting}" for setting in settings)]) == 0
     assert "no checkpoint, so training starts from the beginning" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_command_lines_name_commands_options_modules_and_targets_that_exist(name
         elif words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= TARGETS, words
         else:
-            assert words[0] in ("pip", "curl", "find", "sort", "awk", "tritonserver"), words
+            assert words[0] in ("pip", "npm", "curl", "find", "sort", "awk", "tritonserver"), words
 
 
 def _with_harness(path: Path) -> str:

@@ -43,8 +43,9 @@ def is_spelled() -> Callable[[str], bool]:
     ours = set(OURS.read_text(encoding="utf-8").split())
 
     def check(word: str) -> bool:
-        known = word in ours or word.lower() in ours or word.removesuffix("'s") in ours
-        return known or len(word) == 1 or word.isupper() or dictionary.lookup(word)
+        base = word.removesuffix("'s")
+        known = {word, word.lower(), base, base.lower()} & ours
+        return bool(known) or len(base) == 1 or base.isupper() or dictionary.lookup(base)
 
     return check
 

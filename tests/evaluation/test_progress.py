@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ratioctl.evaluation.progress import Phase, Plan
-from tests.evaluation.helpers import evaluated
+from ratioctl.types import Evaluation
 
 
 def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
@@ -36,10 +35,9 @@ def test_the_plan_corrects_itself_and_its_share_never_falls() -> None:
     assert shares == sorted(shares)
 
 
-def test_the_estimate_knows_that_few_survive(small_package: Path, labelled: str) -> None:
+def test_the_estimate_knows_that_few_survive(plain: tuple[Evaluation, list[dict[str, Any]]]) -> None:
     """What is estimated for an attack is what its survivors cost, not what all images would."""
-    events: list[dict[str, Any]] = []
-    evaluated(small_package, labelled, callback=events.append)
+    _, events = plain
     assert events[0]["event"] == "plan"
     assert events[0]["seconds"] > 0
     assert [event for event in events if event["event"] == "batch"][-1]["share"] == pytest.approx(1)

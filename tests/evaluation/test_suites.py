@@ -12,6 +12,7 @@ import pytest
 from ratioctl.errors import UsageError
 from ratioctl.evaluation import SUITES, suites
 from ratioctl.recipe import Ball
+from ratioctl.types import Evaluation
 from tests.evaluation.helpers import evaluated
 
 
@@ -46,16 +47,14 @@ def test_the_quick_suite_is_not_called_autoattack() -> None:
     assert SUITES["full"].attacks_for(Ball(p=1.5, eps=1)) == ("apgd-ce", "apgd-t")
 
 
-def test_a_suite_names_its_backend(small_package: Path, labelled: str) -> None:
+def test_a_suite_names_its_backend(
+    small_package: Path, labelled: str, plain: tuple[Evaluation, list[dict[str, Any]]]
+) -> None:
     assert "by pyautoattack" in str(SUITES["paper"])
     assert SUITES["full"].backend_for(Ball(p=1.5, eps=1), 10) == "own"
     assert SUITES["full"].backend_for(Ball(p=1, eps=12), 10) == "reference"
     assert SUITES["full"].backend_for(Ball(p=2, eps=1), 3) == "own"
-    row = next(
-        r
-        for r in evaluated(small_package, labelled).models[0].report.measurements
-        if r.name == "robust_accuracy"
-    )
+    row = next(r for r in plain[0].models[0].report.measurements if r.name == "robust_accuracy")
     assert row.details["backend"] == "own"
     assert row.details["batch_size"] == 128
     for suite, options, says in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import ratioctl
-from ratioctl import images, package
+from ratioctl import images, metrics, package
 from ratioctl.cli import main
 from ratioctl.errors import PackageError, UsageError
 from ratioctl.models.predict import predictor
+from ratioctl.onnx import explainer, parity, runtime
 from ratioctl.onnx import export as exporting
-from ratioctl.onnx import parity, runtime
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,43 @@ def test_its_export_holds_fp16_weights_and_agrees(
     row, *_ = ratioctl.ood_score(np.ascontiguousarray(sample[:1]), model=done.path, threshold=0.5)
     exact = predictor(halved).predict(images.to_pixels(sample[:1])) / halved.temperature
     assert row.confidence == pytest.approx(float((np.exp(exact) / np.exp(exact).sum()).max()), abs=1e-5)
+
+
+def test_a_file_that_searches_holds_fp16_weights(
+    halved: package.ModelPackage, small_explain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half as large, and its pictures are scored as torch scores them with the rounded weights."""
+    done = ratioctl.export(halved.path, explain=True, output=tmp_path / "explain.onnx")
+    assert done.weights == "fp16"
+    assert done.parity is not None
+    assert (done.parity.difference < 1e-4, done.parity.labels, done.parity.flags) == (True, 0, 0)
+    model = onnx.load(done.path)
+    (body,) = (graph for graph in loops(model.graph) if len(graph.initializer) > 10)
+    kernels = {tensor.data_type: 0 for tensor in body.initializer}
+    for tensor in body.initializer:
+        kernels[tensor.data_type] += int(np.prod(tensor.dims)) if len(tensor.dims) > 1 else 0
+    assert kernels[onnx.TensorProto.FLOAT16] == sum(
+        value.size for value in package.read_weights(halved).values() if value.ndim > 1
+    )
+    assert kernels[onnx.TensorProto.FLOAT] < 0.2 * kernels[onnx.TensorProto.FLOAT16]
+    smaller = done.path.stat().st_size - small_explain.stat().st_size
+    assert smaller < -1.5 * kernels[onnx.TensorProto.FLOAT16]
+    loaded = explainer.load(done.path)
+    sample = parity.sample_images(halved)[:3]
+    found = loaded.search(sample, [0, 1, 2], [0.5] * 3, 5)
+    expected = metrics.softmax(predictor(halved).predict(found["counterfactual"]), halved.temperature)
+    assert np.abs(found["probabilities"] - expected).max() < 1e-4
+    assert main(["inspect", str(done.path)]) == 0
+    assert "fp16, computed in fp32" in capsys.readouterr().out
+
+
+def loops(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a graph, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+                yield from loops(attribute.g)
 
 
 def test_what_fp16_cannot_do_is_refused(small_package: Path, labelled: Path, tmp_path: Path) -> None:

@@ -33,8 +33,14 @@ def test_a_package_without_thresholds_of_the_score_names_the_command(
 
 @pytest.mark.parametrize("score", SCORES)
 def test_rows_flags_and_graph_follow_the_score(
-    score: str, small_package: Path, cats_and_dogs: Path, photographs: Path, tmp_path: Path
+    score: str,
+    small_package: Path,
+    cats_and_dogs: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("ratioctl.onnx.export.latency_ms", lambda predict, pixels: {1: 1.0, 32: 2.0})
     package = _calibrated(score, small_package, cats_and_dogs, tmp_path / "calibrated")
     assert package.score == score
     threshold = package.thresholds_of(score)["tpr95"]

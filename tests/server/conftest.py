@@ -55,7 +55,9 @@ def start() -> Iterator[StartServer]:
     services = []
 
     def begin(*models: Path, **settings: Any) -> Server:
-        services.append(Service([str(model) for model in models], Settings(**settings), device="cpu"))
+        live = settings.pop("live", None)
+        names = [str(model) for model in models]
+        services.append(Service(names, Settings(**settings), device="cpu", live=live and str(live)))
         return Server(services[-1])
 
     yield begin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import re
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ratioctl
 from ratioctl import counterfactuals
 from ratioctl.cli import main
+from ratioctl.errors import UsageError
+from ratioctl.report import live
 from ratioctl.server import jobs
 
 StartServer = Callable[..., Any]
@@ -107,6 +111,76 @@ def test_several_models_and_a_region_of_the_photograph(
         )
         assert (before[5:] == after[5:]).all()
         assert (before[:, 5:] == after[:, 5:]).all()
+
+
+@pytest.fixture
+def scoring(small_graph: bytes, tmp_path: Path) -> Path:
+    """The exported file of the small package."""
+    (tmp_path / "model.onnx").write_bytes(small_graph)
+    return tmp_path / "model.onnx"
+
+
+def test_a_file_that_searches_beside_the_one_that_scores(
+    start: StartServer, scoring: Path, small_explain: Path, photographs: Path
+) -> None:
+    server = start(small_explain, scoring)
+    (model,) = server.ask("GET", "/v1/model").json()["models"]
+    assert (model["name"], model["backend"], model["explains"]) == ("small", "onnx", True)
+    assert list(model["ladders"]) == ["2"]
+    name = begin(server, photographs / "one.png")
+    assert events(server, name)[-1] == ("done", {})
+    found = server.ask("GET", f"/v1/counterfactual/{name}").json()["result"]
+    (expected,) = ratioctl.counterfactual(photographs / "one.png", target="dog", model=small_explain, steps=4)
+    budgets = found["images"][0]["targets"][0]["budgets"]
+    assert [budget["confidence"] for budget in budgets] == pytest.approx(
+        [budget.confidence for budget in expected.targets[0].budgets], abs=1e-6
+    )
+    page = server.ask("GET", f"/v1/counterfactual/{name}/page").text
+    assert "live-model" not in page
+    image = {"image": ("one.png", (photographs / "one.png").read_bytes())}
+    for wrong, words in (({"norm": "inf"}, "was exported for the norm 2"), ({"region": "0,0,4,4"}, "region")):
+        answer = server.ask("POST", "/v1/counterfactual", params={**QUICK, **wrong}, files=image)
+        assert (answer.status_code, words in answer.text) == (400, True), answer.text
+        assert str(small_explain.parent) not in answer.text
+
+
+def test_a_search_in_a_file_is_cancelled(
+    start: StartServer, scoring: Path, small_explain: Path, photographs: Path
+) -> None:
+    server = start(scoring, small_explain)
+    name = begin(server, photographs / "one.png", steps=2000, eps="0.001..0.02:0.001")
+    while server.ask("GET", f"/v1/counterfactual/{name}").json()["state"] == "queued":
+        time.sleep(0.01)
+    assert server.ask("DELETE", f"/v1/counterfactual/{name}").status_code == 204
+    assert events(server, name)[-1] == ("cancelled", {})
+
+
+def test_pages_of_results_search_with_live(
+    start: StartServer, scoring: Path, small_explain: Path, photographs: Path, tmp_path: Path
+) -> None:
+    for file in live.FILES.values():
+        (tmp_path / file).write_bytes(file.encode())
+    server = start(scoring, small_explain, live=tmp_path)
+    assert "worker-src blob:" in server.ask("GET", "/").headers["content-security-policy"]
+    name = begin(server, photographs / "one.png", eps="0.25,0.75")
+    assert events(server, name)[-1] == ("done", {})
+    page = server.ask("GET", f"/v1/counterfactual/{name}/page").text
+    (packed,) = re.findall(r'<script type="text/plain" id="live-model">([\w+/=]+)</script>', page)
+    assert gzip.decompress(base64.b64decode(packed)) == small_explain.read_bytes()
+    assert 'data-radii="[0.25, 0.75]"' in page
+
+
+def test_files_that_search_need_their_model(
+    start: StartServer, small_package: Path, scoring: Path, small_explain: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="searches counterfactuals of small, and that model is not served"):
+        start(small_explain)
+    with pytest.raises(UsageError, match="--live: needs a file of `export --explain`"):
+        start(small_package, live=tmp_path)
+    with pytest.raises(UsageError, match="has no ort"):
+        start(scoring, small_explain, live=tmp_path)
+    answer = start(scoring).ask("GET", "/v1/model").json()["models"][0]
+    assert "a file of `export --explain` beside it" in answer["why_not"]
 
 
 REFUSED = [

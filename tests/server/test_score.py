@@ -425,17 +425,3 @@ asyncio.run(main())
         'Run on the server: pip install "ratioctl[torch]"'
     )
     assert onnx.startswith("501 tiny-2: is an ONNX file, and this server searches")
-
-
-def test_a_file_that_explains_has_no_scores_to_serve(
-    tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import onnx
-
-    graph = onnx.load(tiny_onnx)
-    graph.metadata_props.add(key="ratioctl.export", value='{"explain": {"norm": "2"}}')
-    onnx.save(graph, tmp_path / "explain.onnx")
-    assert main(["serve", str(tmp_path / "explain.onnx"), "--port", "0", "--json"]) == 5
-    said = json.loads(capsys.readouterr().out)["error"]["message"]
-    assert "computes counterfactuals and no scores: it was exported with --explain" in said
-    assert "Use `ratioctl counterfactual --model`" in said

@@ -54,8 +54,7 @@ def commands(page: str) -> Iterator[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if "ratioctl" in words:
+            if line.startswith("ratioctl ") or "| ratioctl " in line:
                 yield line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 import ratioctl
 from ratioctl import images, package
@@ -53,8 +55,36 @@ def place(spec: package.ModelPackage, base: bytes, tmp_path_factory: pytest.Temp
     return where
 
 
+class Relus(TorchFunctionMode):
+    """Gives every ReLU of a network the sides of zero that another computation has found.
+
+    Attributes:
+        sides: for every ReLU in order, which elements (B, ...) are positive.
+        near: for every ReLU the elements on the other side here, as shares of the mean size of its inputs.
+        changed: (B,), whether an image has such elements.
+    """
+
+    def __init__(self, sides: list[np.ndarray]) -> None:
+        super().__init__()
+        self.sides, self.near = iter(sides), list[np.ndarray]()
+        self.changed = np.zeros(len(sides[0]), bool)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function not in (torch.nn.functional.relu, torch.relu, torch.relu_):
+            return function(*args, **(kwargs or {}))
+        x, side = args[0], torch.from_numpy(next(self.sides))
+        other = (x.detach() > 0) != side
+        self.near.append((x.detach().abs()[other] / x.detach().abs().mean()).numpy())
+        self.changed |= other.flatten(1).any(1).numpy()
+        return x * side
+
+
 def test_gradients_of_the_default_model_on_200_images(spec: package.ModelPackage, base: bytes) -> None:
-    """100 crops of photographs and 100 images of noise: 1e-4 of the gradient's length for nearly all."""
+    """100 crops of photographs and 100 images of noise, within 1e-4 of torch's gradient in float64.
+
+    A ReLU's input within rounding of zero may be on either side, which changes a gradient by more: where this
+    happens (fp32 torch differs from float64 as well), torch takes the graph's side.
+    """
     generator = np.random.default_rng(0)
     photos = [np.array(Image.open(path).convert("RGB").resize((96, 96))) for path in SAMPLES]
     crops = [
@@ -65,19 +95,27 @@ def test_gradients_of_the_default_model_on_200_images(spec: package.ModelPackage
     x = images.to_pixels(pixels)
     targets = generator.integers(0, len(spec.label_names), len(x))
     model = gradient_graph(onnx.load_model_from_string(base), temperature=spec.temperature, name=spec.name)
+    relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in relus)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    value, gradient = session.run(None, {"image": x, "target": targets})
-    image = torch.from_numpy(x).requires_grad_()
-    expected = goals.log_probability(torch.from_numpy(targets), spec.temperature)(
-        predictor(spec).network(image)
-    )
-    (slope,) = torch.autograd.grad(expected.sum(), image)
-    assert value == pytest.approx(expected.detach().numpy(), rel=1e-4, abs=1e-4)
-    length = np.linalg.norm(slope.numpy().reshape(200, -1), axis=1)
-    wrong = np.linalg.norm((gradient - slope.numpy()).reshape(200, -1), axis=1) / length
-    # A ReLU's input within rounding of zero may be on either side, which changes a gradient by more.
-    assert (wrong < 1e-4).mean() >= 0.95
-    assert wrong.max() < 0.05
+    network = copy.deepcopy(predictor(spec).network).double()
+    wrong, near, changed = [], [], []
+    for start in range(0, len(x), 20):
+        part, target = x[start : start + 20], targets[start : start + 20]
+        value, gradient, *outputs = session.run(None, {"image": part, "target": target})
+        image = torch.from_numpy(part).double().requires_grad_()
+        with Relus([output > 0 for output in outputs]) as mode:
+            goal = goals.log_probability(torch.from_numpy(target), spec.temperature)(network(image))
+        (slope,) = torch.autograd.grad(goal.sum(), image)
+        assert next(mode.sides, None) is None, "every ReLU was met"
+        assert value == pytest.approx(goal.detach().numpy(), rel=1e-4, abs=1e-4)
+        difference = (gradient - slope.numpy()).reshape(len(part), -1)
+        wrong.extend(np.linalg.norm(difference, axis=1) / slope.flatten(1).norm(dim=1).numpy())
+        near += mode.near
+        changed.extend(mode.changed)
+    assert max(wrong) < 1e-4
+    assert np.concatenate(near).max(initial=0) < 1e-4, "only what rounding explains has changed sides"
+    assert np.mean(changed) < 0.2
 
 
 def packaged(where: Path, architecture: str, size: int, **options: Any) -> package.ModelPackage:
@@ -123,7 +161,7 @@ def test_every_architecture_has_torchs_gradient(
 ) -> None:
     pets = packaged(tmp_path / "pets", architecture, size, **options)
     content = graph.graph(pets, threshold=0.5)
-    assert parity.check_gradient(content, pets) < 1e-4
+    assert parity.check_gradient(content, pets, predictor(pets)) < 1e-4
     path = tmp_path / "explain.onnx"
     path.write_bytes(graph.explain(content, pets, threshold=0.5, p=2.0))
     sample = parity.sample_images(pets)[:4]

@@ -90,7 +90,6 @@ def test_a_killed_process_ends_the_job_and_any_number_of_processes_resumes(tmp_p
     assert "ended during the run" in complaints
     assert f"{out} keeps the last checkpoint: start torchrun again, with --resume." in complaints
     assert complaints.count("Error: rank") == 1
-    assert "Traceback" not in complaints.replace("Traceback : Signal 9", "")
     assert not (out / "package").exists()
     before = updates(out)
     for processes in (3, 1):
