@@ -105,9 +105,9 @@ def test_rules_that_nothing_satisfies_say_why() -> None:
     [
         ("keep:0.95", "is not NAME=RULE"),
         ("tpr95=keep:0.9", "keeps its meaning"),
-        ("0.5=keep:0.9", "is no name"),
-        ("nan=keep:0.9", "is no name"),
-        ("a b=keep:0.9", "is no name"),
+        ("0.5=keep:0.9", "is not a name"),
+        ("nan=keep:0.9", "is not a name"),
+        ("a b=keep:0.9", "is not a name"),
         ("x=kep:0.9", 'Did you mean "keep"'),
         ("x=keep", "has another form than keep:0.95"),
         ("x=keep:95", "is not a share in"),

@@ -21,7 +21,7 @@ from ratioctl.cli._common import Context, emit_json
 
 COMMON = {"--help", "--json", "--quiet", "--verbose", "--device", "--precision", "--seed"}
 OPTIONS: dict[str, set[str]] = {
-    "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download"},
+    "train": {"--out", "--set", "--resume", "--init", "--max-time", "--download", "--log"},
     "calibrate": {
         *("--data", "--objective", "--out", "--download", "--score", "--weights"),
         *("--ood", "--threshold", "--per-class", "--keep-temperature"),
@@ -39,8 +39,9 @@ OPTIONS: dict[str, set[str]] = {
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
         *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth", "--score"),
-        *("--explain", "--checks", "--save-flagged"),
+        *("--explain", "--checks", "--save-flagged", "--shard", "--engine", "--workers"),
     },
+    "merge": {"--output"},
     "export": {
         *("--output", "--input", "--threshold", "--int8", "--layout", "--opset"),
         *("--data", "--download", "--explain", "--norm", "--weights", "--threshold-input"),
@@ -110,7 +111,19 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
 COMPUTE = {"--device", "--precision", "--seed"}
 NO_EFFECT = {"calibrate": {"--precision", "--seed"}}
 NO_EFFECT |= dict.fromkeys(
-    ("export", "package", "inspect", "verify", "sign", "models", "cache", "init", "thresholds", "parity"),
+    (
+        "export",
+        "package",
+        "inspect",
+        "verify",
+        "sign",
+        "models",
+        "cache",
+        "init",
+        "thresholds",
+        "parity",
+        "merge",
+    ),
     COMPUTE,
 )
 

@@ -314,7 +314,7 @@ def test_files_that_are_no_files(tmp_path):
             "nothing.png": "does not exist",
             "fifo.png/x": "does not exist",
             "x" * 300: "too long",
-            "a\0b": "not a possible file name",
+            "a\0b": "not a valid file name",
         }
         for name, reason in expected.items():
             assert reason in reason_of(f"{tmp_path}/{name}"), name

@@ -85,7 +85,7 @@ def test_verify_notices_what_changed(
     verdict(certificate.sealed({**rest, "ok": False}), "exceeded the tolerance")
     verdict(certificate.sealed({**rest, "model": {"digest": "other"}}), "about another package")
     verdict(certificate.sealed({"schema": certificate.SCHEMA}), "lacks a part")
-    verdict({"schema": "other"}, "is no certificate")
+    verdict({"schema": "other"}, "is not a certificate")
     file.write_bytes(file.read_bytes() + b"\0")
     verdict(document, "is another file than the certified one")
     file.unlink()
@@ -128,7 +128,7 @@ def test_other_models_and_files_are_refused(
     (tmp_path / "mine.json").write_text("{}")
     line = ["parity", str(pets.path), str(tiny_onnx), "--data", data, "--out", str(tmp_path / "mine.json")]
     assert main(line) == 2
-    assert "is no certificate" in capsys.readouterr().err
+    assert "is not a certificate" in capsys.readouterr().err
 
 
 def test_speed_has_every_runtime(
