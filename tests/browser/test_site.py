@@ -47,7 +47,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, npm_install: Callable[..., No
         run(ROOT, "-m", "tools.gallery", "--no-run", "--out", str(docs / "examples"))
     if not (docs / "javascripts" / "katex").is_dir():
         npm_install(folder, "katex@0.16.22")
-        shutil.copytree(folder / "node_modules" / "katex" / "dist", docs / "javascripts" / "katex")
+        built = folder / "node_modules" / "katex" / "dist"
+        shutil.copytree(built, docs / "javascripts" / "katex", ignore=shutil.ignore_patterns("*.md"))
     build = "import sys; from zensical.main import cli; sys.argv = ['zensical', 'build', '--strict']; cli()"
     said = run(folder, "-c", build)
     assert "griffe:" not in said, said  # a docstring that mkdocstrings cannot read

@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_job_and_any_number_of_processes_resumes(tmp_p
 
 def test_a_restart_by_torchrun_continues_by_itself(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    job = start(line(out, 2, "--max-restarts=1"))
+    job = start(line(out, 2, "--max-restarts=3"))
     wait_for_checkpoint(out, job)
     os.kill(workers(job.pid)[1], signal.SIGKILL)
     said, complaints = job.communicate(timeout=300)
