@@ -22,7 +22,7 @@ from ratioctl.cli import _rows
 from ratioctl.cli._rows import Target, Value
 from ratioctl.errors import OutputError, SourceError, UsageError
 from ratioctl.utils import remote
-from ratioctl.utils.sharding import Shard
+from ratioctl.utils.sharding import Shard, in_order
 
 if TYPE_CHECKING:
     from ratioctl.scoring.listing import Listing
@@ -152,34 +152,26 @@ def complete(parts: Sequence[Part]) -> list[Part]:
     Raises:
         SourceError: a shard that is missing, given twice or of other settings; a collection that changed.
     """
-    first = parts[0]
-    seen: dict[int, Part] = {}
-    for part in parts:
-        if part.shard.count != first.shard.count:
-            reason = f"is shard {part.shard}, but {first.path} is shard {first.shard}"
-            raise SourceError(part.path, reason, "Merge the parts of one collection.")
-        if part.shard.index in seen:
-            reason = f"is shard {part.shard}, as {seen[part.shard.index].path} is"
-            raise SourceError(part.path, reason, "Give every shard once.")
-        seen[part.shard.index] = part
-        for name in dict.fromkeys([*first.settings, *part.settings]):
-            mine, others = part.settings.get(name), first.settings.get(name)
-            if mine != others:
-                reason = f"was scored with {name} {mine!r}, but {first.path} with {others!r}"
-                raise SourceError(part.path, reason, "Score all shards with the same settings.")
-        if part.collection != first.collection:
-            counts = f"{part.collection.get('images')} images, {first.path} {first.collection.get('images')}"
-            reason = f"listed another collection than the others ({counts})"
-            step = "It changed between the runs. Score the shards again while it does not change."
-            raise SourceError(part.path, reason, step)
-    missing = [k for k in range(1, first.shard.count + 1) if k not in seen]
-    if missing:
-        named = ", ".join(f"{k}/{first.shard.count}" for k in missing[:10])
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise SourceError(
-            "merge", f"shard {named}{more} is missing", "Score it, or add its output to the command."
-        )
-    return [seen[k] for k in sorted(seen)]
+    return in_order(
+        parts,
+        place=lambda part: part.path,
+        compare=_compare,
+        foreign_step="Merge the parts of one collection.",
+        missing_step="Score it, or add its output to the command.",
+    )
+
+
+def _compare(part: Part, first: Part) -> None:
+    for name in dict.fromkeys([*first.settings, *part.settings]):
+        mine, others = part.settings.get(name), first.settings.get(name)
+        if mine != others:
+            reason = f"was scored with {name} {mine!r}, but {first.path} with {others!r}"
+            raise SourceError(part.path, reason, "Score all shards with the same settings.")
+    if part.collection != first.collection:
+        counts = f"{part.collection.get('images')} images, {first.path} {first.collection.get('images')}"
+        reason = f"listed another collection than the others ({counts})"
+        step = "It changed between the runs. Score the shards again while it does not change."
+        raise SourceError(part.path, reason, step)
 
 
 def merge(parts: Sequence[Target], output: Target) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ratioctl.errors import SourceError, UsageError
 from ratioctl.utils.atomic_files import write_file
-from ratioctl.utils.sharding import Shard
+from ratioctl.utils.sharding import Shard, in_order
 
 SCHEMA = "ratioctl/evaluation-shard/1"
 RECORD = "shard.json"
@@ -101,27 +101,21 @@ def complete(parts: Sequence[Part]) -> list[Part]:
     Raises:
         SourceError: a shard that is missing, given twice, or of another model, other data or settings.
     """
-    first = parts[0]
-    seen: dict[int, Part] = {}
-    for part in parts:
-        if part.shard.count != first.shard.count:
-            reason = f"is shard {part.shard}, but {first.folder} is shard {first.shard}"
-            raise SourceError(part.folder, reason, "Merge the shards of one evaluation.")
-        if part.shard.index in seen:
-            reason = f"is shard {part.shard}, as {seen[part.shard.index].folder} is"
-            raise SourceError(part.folder, reason, "Give every shard once.")
-        seen[part.shard.index] = part
-        mine, others = part.settings(), first.settings()
-        for name in dict.fromkeys([*others, *mine]):
-            if mine.get(name) != others.get(name):
-                reason = f"has {name} {mine.get(name)!r}, but {first.folder} has {others.get(name)!r}"
-                step = "Run all shards on the same data with the same settings."
-                raise SourceError(part.folder, reason, step)
-    missing = [k for k in range(1, first.shard.count + 1) if k not in seen]
-    if missing:
-        named = ", ".join(f"{k}/{first.shard.count}" for k in missing[:10])
-        raise SourceError("merge", f"shard {named} is missing", "Run it, or add its folder to the command.")
-    return [seen[k] for k in sorted(seen)]
+    return in_order(
+        parts,
+        place=lambda part: part.folder,
+        compare=_compare,
+        foreign_step="Merge the shards of one evaluation.",
+        missing_step="Run it, or add its folder to the command.",
+    )
+
+
+def _compare(part: Part, first: Part) -> None:
+    mine, others = part.settings(), first.settings()
+    for name in dict.fromkeys([*others, *mine]):
+        if mine.get(name) != others.get(name):
+            reason = f"has {name} {mine.get(name)!r}, but {first.folder} has {others.get(name)!r}"
+            raise SourceError(part.folder, reason, "Run all shards on the same data with the same settings.")
 
 
 def check(parts: Sequence[Part], facts: Sequence[Mapping[str, Any]], fingerprints: Mapping[str, str]) -> None:
