@@ -1,4 +1,4 @@
-"""What generated out-distributions buy: RATIO with each, with real images, and with all together.
+"""What generated out-distributions gain: RATIO with each, with real images, and with all together.
 
     python -m experiments.out_distributions --train cifar10.tar.xz:train --test cifar10.tar.xz:test \\
         --real a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test ... --out runs/ood [--json FILE]
@@ -14,24 +14,19 @@ no OOD term.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ratioctl import package as packages
+from experiments import training_study
 from ratioctl import recipe as recipes
 from ratioctl.attacks.autoattack import AttackBudget
-from ratioctl.calibration.calibrate import calibrate
-from ratioctl.evaluation import run
 from ratioctl.evaluation.suites import Suite
-from ratioctl.training.loop import fit
 from tools import harness
 
 NOISE = ("noise:smooth", "noise:uniform")
 START = "cifar10-plain"
-SHORT = ["model.width=2", "optim.batch_size=16", "optim.batch_size_out=8"]
-SHORT += ["optim.validate_images=20", "data.size=8", "data.channels=3", "data.validation=0.2"]
+SHORT = [*training_study.SMALL, "optim.batch_size=16", "optim.batch_size_out=8"]
 MEASURED = ("accuracy", "robust_accuracy", "auroc", "mmc", "ece")
 SUITE = Suite(
     name="out-distributions",
@@ -64,7 +59,7 @@ def rows(train: str, real: list[str]) -> dict[str, list[str]]:
 
 def settings_of(options: argparse.Namespace, outside: list[str]) -> list[str]:
     """Settings of the recipe for one row: full radii after a fifth of the updates."""
-    listed = "[" + ", ".join(f'"{source}"' for source in outside) + "]"
+    listed = training_study.listed(outside)
     found = [f"seed={options.seed}", f'data.train="{options.train}"', "data.test=", f"data.outside={listed}"]
     found += ["optim.batch_size=64", "optim.lr=0.05", "optim.ema=0.98", f"optim.epochs={options.epochs}"]
     found += [
@@ -80,38 +75,19 @@ def settings_of(options: argparse.Namespace, outside: list[str]) -> list[str]:
 
 
 def measured(options: argparse.Namespace, name: str, outside: list[str]) -> dict[str, Any]:
-    """Train (or continue) and evaluate one row, whose result is kept in its folder."""
-    recipe = recipes.load("cifar10-ratio-0.25-small", settings_of(options, outside))
-    folder = options.out / f"{name}-{options.seed}"
-    kept = folder / "row.json"
-    if kept.is_file():
-        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if row["recipe_digest"] == recipe.digest:
-            return row
-    start = packages.resolve(options.init) if options.init else None
-    package = calibrate(fit(recipe, folder, resume=True, init=start)).package
-    evaluation = run(
-        [package],
+    """One row of the study."""
+    return training_study.measured(
+        recipes.load("cifar10-ratio-0.25-small", settings_of(options, outside)),
+        options.out / f"{name}-{options.seed}",
+        init=options.init,
+        suite=SUITE,
+        names=MEASURED,
+        describe=lambda package: {"row": name, "outside": outside, "temperature": package.temperature},
         data=options.test,
         ood=options.ood,
-        suite=SUITE,
         limit=options.limit,
-        out=folder / "evaluation",
-        resume=True,
         seed=options.seed,
     )
-    found = evaluation.models[0].report
-    row = {
-        "row": name,
-        "outside": outside,
-        "recipe_digest": recipe.digest,
-        "digest": package.digest,
-        "temperature": package.temperature,
-        "measurements": [m.to_json() for m in found.measurements if m.name in MEASURED],
-        "warnings": list(found.warnings),
-    }
-    kept.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    return row
 
 
 def table(rows: list[dict[str, Any]], sets: list[str]) -> str:

@@ -13,22 +13,17 @@ measured on the same images. The same command continues after an interruption.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ratioctl import package as packages
+from experiments import training_study
 from ratioctl import recipe as recipes
 from ratioctl.attacks.autoattack import AttackBudget
-from ratioctl.calibration.calibrate import calibrate
-from ratioctl.evaluation import run
 from ratioctl.evaluation.suites import Suite
-from ratioctl.training.loop import fit
 from tools import harness
 
 SCRATCH = "scratch"
-SHORT = ["model.width=2", "data.size=8", "data.channels=3", "data.validation=0.2", "optim.validate_images=20"]
 MEASURED = ("accuracy", "robust_accuracy", "auroc", "ece")
 SUITE = Suite(
     name="robust-start",
@@ -45,7 +40,7 @@ SUITE = Suite(
 
 def settings_of(options: argparse.Namespace, start: str, seed: int) -> list[str]:
     """Settings of the recipe for one row: full radii after a third of the updates."""
-    listed = "[" + ", ".join(f'"{source}"' for source in options.outside) + "]"
+    listed = training_study.listed(options.outside)
     ramp = f"ramp_epochs={options.epochs / 3:g}"
     found = [f"seed={seed}", f'data.train="{options.train}"', "data.test=", f"data.outside={listed}"]
     found += ["optim.batch_size=64", "optim.batch_size_out=32", "optim.ema=0.98"]
@@ -56,42 +51,27 @@ def settings_of(options: argparse.Namespace, start: str, seed: int) -> list[str]
     else:
         head = options.epochs / 10
         found += ["optim.schedule=slowstart", "optim.lr=0.05", f"optim.head_epochs={head:g}"]
-    found += SHORT if getattr(options, "short", False) else []
+    found += training_study.SMALL if getattr(options, "short", False) else []
     return [*found, *options.set]
 
 
 def measured(options: argparse.Namespace, start: str, seed: int) -> dict[str, Any]:
-    """Train (or continue) and evaluate one row, whose result is kept in its folder."""
-    recipe = recipes.load("restricted64-ratio", settings_of(options, start, seed))
-    folder = options.out / f"{start}-{seed}"
-    kept = folder / "row.json"
-    if kept.is_file():
-        row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if row["recipe_digest"] == recipe.digest:
-            return row
-    init = None if start == SCRATCH else packages.resolve(start)
-    package = calibrate(fit(recipe, folder, resume=True, init=init)).package
-    evaluation = run(
-        [package],
+    """One row of the study."""
+    return training_study.measured(
+        recipes.load("restricted64-ratio", settings_of(options, start, seed)),
+        options.out / f"{start}-{seed}",
+        init=None if start == SCRATCH else start,
+        suite=SUITE,
+        names=MEASURED,
+        describe=lambda package: {
+            "start": start,
+            "seed": seed,
+            "updates": package.config["ratio"]["provenance"]["updates"],
+        },
         data=options.test,
         ood=options.ood,
-        suite=SUITE,
         limit=options.limit,
-        out=folder / "evaluation",
-        resume=True,
     )
-    found = evaluation.models[0].report
-    row = {
-        "start": start,
-        "seed": seed,
-        "recipe_digest": recipe.digest,
-        "digest": package.digest,
-        "updates": package.config["ratio"]["provenance"]["updates"],
-        "measurements": [m.to_json() for m in found.measurements if m.name in MEASURED],
-        "warnings": list(found.warnings),
-    }
-    kept.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
