@@ -241,6 +241,18 @@ def launched() -> bool:
     return all(name in os.environ for name in _NEEDED) and os.environ["WORLD_SIZE"] != "1"
 
 
+def _connect(backend: str, processes: Processes) -> None:
+    """As `dist.init_process_group(backend)`, with keys of its own after each restart.
+
+    torchrun keeps its store when it starts the processes of one machine again, and the addresses of those
+    that have ended with it. On several machines their counts of restarts can differ, so they share one key.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    if processes.world == processes.local_world:
+        store = dist.PrefixStore(f"restart {processes.restarts}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+
+
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
     """The processes of this run, connected until the end of the context; `ALONE` without a launcher.
@@ -266,7 +278,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         if device in ("auto", "cuda"):  # a GPU for each; NCCL refuses processes that share one
             backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        _connect(backend, processes)
         members = tuple(processes.gathered((socket.gethostname(), os.getpid())))
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
