@@ -12,7 +12,7 @@ Sides, in turns, each in processes of its own:
 The same batch in all: `--batch` ID and as many OOD images, 7 and 20 steps. Seconds are medians over the
 updates of a round, without the first. "ratios" are round by round; above 1 the several processes are faster.
 
-"paper" is no measurement: bytes that a ring all-reduce sends for each update of the recipe
+"paper" is calculated, not measured: bytes that a ring all-reduce sends for each update of the recipe
 `tools/gpu/cifar10-ratio-w64.toml` (512 + 256 images) on 8 GPUs, and the seconds that takes at given
 bandwidths, beside the operations of the update and the seconds they take at given rates.
 """

@@ -20,8 +20,8 @@ for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict
 
 # %% [markdown]
 # `train` looks at the folder, writes a recipe (`runs/photos/recipe.toml`), trains, and calibrates on images
-# that it held out. The settings make it quick, and say that a mirrored digit is no digit. Without them the
-# recipe decides, see [Your own photographs](../guides/own-photographs.md).
+# that it held out. The settings shorten it and switch off horizontal flips, because a mirrored digit is not a
+# digit. Without them the recipe decides, see [Your own photographs](../guides/own-photographs.md).
 
 # %%
 import ratioctl

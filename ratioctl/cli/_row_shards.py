@@ -140,7 +140,7 @@ class Part:
         except (FileNotFoundError, remote.RemoteError) as error:
             if isinstance(error, remote.RemoteError) and not error.missing:
                 raise error.of(SourceError, str(path)) from None
-            reason = f"is no finished shard: {PurePath(record_of(path)).name} is missing beside it"
+            reason = f"is not a finished shard: {PurePath(record_of(path)).name} is missing beside it"
             raise SourceError(path, reason, AGAIN) from None
         except (OSError, ValueError, KeyError, TypeError, UsageError, RecursionError):
             raise SourceError(record_of(path), "cannot be read", AGAIN) from None
@@ -248,7 +248,7 @@ def _batched(rows: Iterator[list[Value]]) -> Iterator[list[list[Value]]]:
 
 
 class _Reader:
-    """The rows of one file; `names` are its columns, empty where there is no row at all."""
+    """The rows of one file; `names` are its columns, empty if there are no rows."""
 
     def __init__(self, part: Part) -> None:
         self.part = part

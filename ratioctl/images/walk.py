@@ -187,7 +187,7 @@ def _expand(argument: str) -> Generator[Item, None, None]:
             for member in parquet_members(path):
                 yield Item(path=f"{readable(path)}:{member.name}", member=member)
         except DamagedArchiveError as e:
-            yield _broken(path, f"is no readable table of images: {e.reason}")
+            yield _broken(path, f"cannot be read as a table of images: {e.reason}")
     else:
         yield Item(path=readable(path), member=Member(name=path, file=path))
 

@@ -67,7 +67,7 @@ def units_of(paths: Images, limit: int | None) -> list[Unit]:
     """What `paths` names, archives and tables unopened.
 
     Raises:
-        SourceError: as `ratioctl.images.walk`. UsageError: a value that is no path, or a limit beside an
+        SourceError: as `ratioctl.images.walk`. UsageError: a value that is not a path, or a limit beside an
             archive.
     """
     found: list[Unit] = []

@@ -26,7 +26,7 @@ class Shard:
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         step = "Use I/N with I from 1 to N, for example 2/8."
         if not found:
-            raise UsageError(f"--shard {text}", "is no shard", step)
+            raise UsageError(f"--shard {text}", "is not a shard", step)
         index, count = map(int, found.groups())
         if not 1 <= index <= count <= MAX_COUNT:
             raise UsageError(f"--shard {text}", f"is not one of {count} parts", step)

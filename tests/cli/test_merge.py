@@ -17,7 +17,7 @@ from ratioctl.utils.sharding import Shard
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """31 random pictures in two folders, every third equal to the one before, and a file that is no image."""
+    """31 random pictures in two folders, every third equal to the one before, and one file of text."""
     folder = tmp_path / "pictures"
     generator = np.random.default_rng(0)
     for k in range(31):
@@ -170,7 +170,7 @@ def test_an_unfinished_shard_is_named(
     assert score("--shard", "2/2", "--output", parts[1]) == 130
     capsys.readouterr()
     assert merge(*parts, output=tmp_path / "joined.csv") == 2
-    assert "is no finished shard: part-2.csv.shard.json is missing beside it" in said(capsys)
+    assert "is not a finished shard: part-2.csv.shard.json is missing beside it" in said(capsys)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "a/b", "-1/3", "1/1000000"])

@@ -38,7 +38,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """14 pictures in two folders, one file that is no image and a hidden one; also in the bucket."""
+    """14 pictures in two folders, one file that is not an image and a hidden one; also in the bucket."""
     folder = tmp_path / "pictures"
     generator = np.random.default_rng(0)
     for k in range(14):

@@ -61,7 +61,7 @@ def package(format_1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of one digit and one file that is no image."""
+    """A folder of one digit and one file that is not an image."""
     folder = tmp_path_factory.mktemp("damaged")
     shutil.copy(digits / "00.png", folder)
     (folder / "broken.png").write_bytes(b"no picture")

@@ -53,7 +53,7 @@ def test_what_is_no_table_of_images_is_one_item_with_the_reason(tmp_path: Path) 
     written(tmp_path / "other.parquet", {"text": ["a"]})
     written(tmp_path / "two.parquet", {"left": PNGS, "right": PNGS})
     for name, reason in (
-        ("damaged", "is no readable table of images: "),
+        ("damaged", "cannot be read as a table of images: "),
         ("other", "it has no column of images, or several; its columns are text"),
         ("two", "its columns are left, right"),
     ):
