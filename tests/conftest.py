@@ -168,6 +168,39 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def certified_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of the small package with a certified head, both with random weights."""
+    import torch
+
+    from ratioctl import package
+    from ratioctl.models import build, state_of
+
+    options = {"width": 4, "head_width": 3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = build("certified:resnet18", num_classes=4, mean=[0.5] * 3, std=[0.25] * 3, **options)
+        for parameter in model.network.discriminator.parameters():
+            parameter.data *= 2  # outputs that differ between images
+    model.network.temperature.fill_(0.2)
+    model.network.shift.fill_(0.5)
+    folder = tmp_path_factory.mktemp("packages") / "certified"
+    config = {
+        "architecture": "certified:resnet18",
+        "architecture_options": options,
+        "label_names": ["cat", "dog", "red panda", "air/plane"],
+        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "ratio": {
+            "temperature": 0.9,
+            "thresholds": {"tpr95": 0.4, "tpr99": 0.3},
+            "ladders": {"2": [0.25, 0.5, 1.0]},
+            "certified": {"norm": "inf", "eps": 0.02, "statement": "At most the guaranteed confidence."},
+        },
+    }
+    package.write(folder, config=config, weights={k: v.numpy() for k, v in state_of(model).items()})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_graph(small_package: Path) -> bytes:
     """The small package as ONNX; tracing takes seconds."""
     from ratioctl import package

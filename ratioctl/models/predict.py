@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratioctl.models.certified import guaranteed_log_odds, head_of, upper_bound
 from ratioctl.models.folding import fold_batchnorm
 from ratioctl.models.network import Classifier, from_package
 from ratioctl.package import ModelPackage
@@ -32,6 +33,21 @@ class Predictor:
         """
         with _without_tf32(self.device):
             return self.network(x).float()
+
+    @torch.inference_mode()
+    def guaranteed_log_odds(self, x: Tensor, eps: float, temperature: float) -> np.ndarray:
+        """Log-odds (B,) float64 that the confidence cannot exceed in linf balls, of a certified head.
+
+        Args:
+            x: pixels (B, C, H, W) in [0,1] on the device.
+            eps: radius of the balls.
+            temperature: of the package.
+        """
+        with _without_tf32(self.device):
+            upper = upper_bound(self.network, x, eps)
+        head = head_of(self.network)
+        assert head is not None
+        return guaranteed_log_odds(upper, head.num_classes, temperature).cpu().numpy()
 
     @torch.inference_mode()
     def predict(self, images: np.ndarray) -> np.ndarray:

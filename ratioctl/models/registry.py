@@ -7,6 +7,8 @@ A module in this folder registers its networks, and is found without being liste
 
 Keyword arguments beyond `num_classes`, `channels` and `input_size` are the architecture's options: recipes
 (`[model]`), packages (`architecture_options`) and `ratioctl package --arch-option` take them from here.
+A builder with `**options` builds around another architecture, which its name holds after the first colon
+("certified:resnet18"), and has that one's options too.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Architecture:
         infer: options that follow from the shapes of a checkpoint's tensors.
         undetermined: options that leave no trace in the weights. A package records them.
         normalizes: whether its networks take pixels in [0,1] and normalize them themselves.
+        wraps: whether it is built around the architecture after the first colon of its name.
         ambiguous: whether an option must be given for an input of this size because no default is safe.
     """
 
@@ -56,6 +59,7 @@ class Architecture:
     undetermined: tuple[str, ...]
     ambiguous: Callable[[str, InputSize], str | None]
     normalizes: bool = False
+    wraps: bool = False
 
 
 _ARCHITECTURES: list[Architecture] = []
@@ -74,7 +78,7 @@ def register_architecture(
     def register(build: Builder) -> Builder:
         hints = typing.get_type_hints(build)
         common = {"num_classes", "channels", "input_size"}
-        parameters = inspect.signature(build).parameters.values()
+        parameters = list(inspect.signature(build).parameters.values())
         own = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in common]
         _ARCHITECTURES.append(
             Architecture(
@@ -87,6 +91,7 @@ def register_architecture(
                 undetermined=undetermined,
                 ambiguous=ambiguous,
                 normalizes=normalizes,
+                wraps=any(p.kind == p.VAR_KEYWORD for p in parameters),
             )
         )
         return build
@@ -101,14 +106,24 @@ def architectures() -> list[str]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """The architecture of that name.
+    """The architecture of that name; of one that wraps another, with the options of both.
 
     Raises:
         UsageError: unknown; the nearest is suggested and all are listed.
     """
     for architecture in _all():
         if architecture.pattern.fullmatch(name):
-            return architecture
+            if not architecture.wraps:
+                return architecture
+            inner = find_architecture(name.partition(":")[2])
+            return dataclasses.replace(
+                architecture,
+                options={**inner.options, **architecture.options},
+                defaults={**inner.defaults, **architecture.defaults},
+                undetermined=inner.undetermined,
+                ambiguous=inner.ambiguous,
+                normalizes=inner.normalizes,
+            )
     raise UsageError(name, "unknown architecture", one_of(name, architectures()))
 
 

@@ -8,6 +8,7 @@ from ratioctl.package.card import inline, render_card
 from ratioctl.package.config import (
     FORMAT,
     Spec,
+    certified_radius,
     names,
     parse_config,
     parse_document,
@@ -28,15 +29,17 @@ from ratioctl.package.store import (
     write,
 )
 from ratioctl.package.weights import Stored, parse_weights, stored_as, to_half
-from ratioctl.utils.defaults import DEFAULT_MODEL
+from ratioctl.utils.defaults import CERTIFIED, DEFAULT_MODEL
 
 __all__ = [
+    "CERTIFIED",
     "DEFAULT_MODEL",
     "FORMAT",
     "ModelPackage",
     "Spec",
     "Stored",
     "bundled",
+    "certified_radius",
     "check",
     "check_writable",
     "find",

@@ -22,11 +22,13 @@ from typing import Any, NoReturn
 
 from ratioctl import scores
 from ratioctl.errors import PackageError, UncalibratedError, UsageError
+from ratioctl.utils.defaults import CERTIFIED
 from ratioctl.utils.frame import Frame
 from ratioctl.utils.text import safe_text
 
 FORMAT = 1
 SCORE = "max-softmax"  # `ratio.score` where none is given: the config name of the score "msp"
+CERTIFIED_RADIUS = 0.01  # linf, where `ratio.certified` gives none
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_DEPTH = 64
 MAX_SIDE = 2048  # pixels: at 4096 one image of a ResNet-18 needs 5 GB of activations
@@ -82,6 +84,13 @@ class Spec:
     @property
     def calibrated(self) -> bool:
         return bool(self.thresholds)
+
+    @property
+    def certified(self) -> float | None:
+        """The linf radius at which the confidence of OOD images is bounded; None without a certified head."""
+        if not self.architecture.startswith(CERTIFIED):
+            return None
+        return float(self.config["ratio"].get("certified", {}).get("eps", CERTIFIED_RADIUS))
 
     @property
     def ood_score(self) -> scores.OodScore:
@@ -153,6 +162,18 @@ def threshold(spec: Spec, which: str | float = "tpr95", score: str | None = None
     raise UsageError(f"threshold {str(which)!r:.40}", reason, f"{spec.name} has {listed}; {number_too}.")
 
 
+def certified_radius(spec: Spec) -> float:
+    """The linf radius at which the confidence of OOD images is bounded. Raises UsageError without a head."""
+    if spec.certified is None:
+        raise UsageError(
+            spec.name,
+            f"has no certified head, so nothing bounds its confidence (its architecture is "
+            f"{spec.architecture})",
+            "Train one on it, for example: ratioctl train cifar10-prood-head --init MODEL.",
+        )
+    return spec.certified
+
+
 def portable_config(spec: Spec) -> dict[str, Any]:
     """The config without `ratio.files`: the block an ONNX file carries in its metadata."""
     ratio = {key: value for key, value in spec.config["ratio"].items() if key != "files"}
@@ -185,6 +206,7 @@ def parse_config(config: object, where: object, *, name: str) -> Spec:
         )
     check = _Checks(where)
     labels = check.labels(config)
+    check.certified(ratio.get("certified"), config.get("architecture"))
     return Spec(
         config=config,
         name=ratio["name"] if isinstance(ratio.get("name"), str) and ratio["name"] else name,
@@ -231,6 +253,15 @@ class _Checks:
         if not isinstance(options, dict):
             self.bad("architecture_options", "must be a table of options")
         return {"architecture": architecture, "architecture_options": options}
+
+    def certified(self, stated: object, architecture: object) -> None:
+        if stated is None:
+            return
+        if not isinstance(architecture, str) or not architecture.startswith(CERTIFIED):
+            self.bad("ratio.certified", f"needs an architecture {CERTIFIED}NAME, which has a certified head")
+        eps = _number(stated.get("eps")) if isinstance(stated, dict) else None
+        if not isinstance(stated, dict) or stated.get("norm") != "inf" or eps is None or not 0 < eps <= 1:
+            self.bad("ratio.certified", 'must hold "norm": "inf" and "eps", a radius above 0 and at most 1')
 
     def input(self, pixels: object) -> dict[str, Any]:
         if not isinstance(pixels, dict):

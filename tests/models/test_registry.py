@@ -37,7 +37,8 @@ PIXELS = {"num_classes": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 def test_our_architectures_are_registered_and_libraries_come_last() -> None:
     names = architectures()
-    assert set(names[-3:]) == {"torchvision:NAME", "timm:NAME", "robustbench:NAME"}
+    wrapped = {"certified:NAME", "torchvision:NAME", "timm:NAME", "robustbench:NAME"}
+    assert set(names[-4:]) == wrapped
     assert {"resnet18", "resnet34", "resnet50", "preactresnet18", "wideresnet-28-10"} <= set(names)
     assert find_architecture("torchvision:googlenet").options == {"aux_logits": bool, "transform_input": bool}
     assert find_architecture("torchvision:resnet18").options == {}
