@@ -75,6 +75,8 @@ def _print(context: Context, spec: Spec, about: dict[str, str]) -> None:
         ("classes", _some(spec.label_names)),
         ("temperature", f"{spec.temperature:.4g}" + ("" if spec.calibrated else " (not calibrated)")),
     ]
+    if spec.certified is not None:
+        rows.append(("certified head", f"bounds the confidence in linf {spec.certified:g}"))
     rows += [(f"threshold {key}", f"{value:.4g}") for key, value in sorted(spec.thresholds.items())]
     rows += [
         (f"ladder l{norm}", ", ".join(f"{value:.4g}" for value in ladder))
@@ -82,7 +84,7 @@ def _print(context: Context, spec: Spec, about: dict[str, str]) -> None:
     ]
     objective = ratio.get("objective")
     if isinstance(objective, dict):
-        sides = {"inside": "ID objective", "outside": "OOD objective"}
+        sides = {"inside": "ID objective", "outside": "OOD objective", "certified": "head objective"}
         rows += [(sides.get(str(side), str(side)), _short(value)) for side, value in objective.items()]
     elif objective:
         rows.append(("objective", package.inline(objective)))

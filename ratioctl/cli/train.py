@@ -261,6 +261,8 @@ class _Events:
                 parts.append(f"attacked {event['validation.attacked']:.1%}")
             if "validation.out_confidence" in event:
                 parts.append(f"mean confidence on OOD images {event['validation.out_confidence']:.3f}")
+            if "validation.out_guaranteed" in event:
+                parts.append(f"at most {event['validation.out_guaranteed']:.3f} guaranteed")
             at = f"epoch {event['epoch']:.1f} ({event['update']}/{event['updates']})"
             self.progress.note(f"{at}: held out {', '.join(parts)}")
         else:

@@ -91,7 +91,7 @@ def load(recipe: Recipe, *, download: bool = False) -> Splits:
         held_out(recipe, everything.label_names, download=download)
     if data.test is not None:
         _same_classes(recipe, everything.label_names, download)
-    has_ood_term = recipe.objective.outside is not None
+    has_ood_term = recipe.objective.uses_ood
     load_out = functools.partial(
         out_distribution.load, size=data.frame, channels=data.channels, seed=recipe.seed, download=download
     )

@@ -70,6 +70,7 @@ def _render(config: Mapping[str, Any], *, earlier: bool) -> str:
         [_NORMALIZES[1], ""],
         ["## Classes", "", ", ".join(_md(label) for label in shown) + more, ""],
         _calibration(spec, ratio.get("calibration"), ratio.get("threshold_records")),
+        _certified(ratio.get("certified")),
         ["## Measurements", "", *_measurements(ratio.get("metrics"), earlier), ""],
         ["## Limits", "", _KNOWS[1]],
         [
@@ -110,6 +111,13 @@ def _front(spec: Spec, objective: Any, earlier: bool) -> list[str]:
     return lines + ([f"Training objective: {_md(stated)}.", ""] if objective else [])
 
 
+def _certified(stated: Any) -> list[str]:
+    """What the certified head guarantees; nothing without one."""
+    if not isinstance(stated, Mapping) or not isinstance(stated.get("statement"), str):
+        return []
+    return ["## Guarantee", "", _md(stated["statement"]), ""]
+
+
 def _objective(objective: Any) -> str:
     """The terms of `ratio.objective` in words; of another form as it is."""
     sides = []
@@ -128,6 +136,9 @@ def _objective(objective: Any) -> str:
                 sides.append(f"{images} images: {' and '.join(terms)}")
     except (AttributeError, KeyError, TypeError, ValueError):
         return inline(objective)
+    head = objective.get("certified")
+    if isinstance(head, Mapping) and "eps" in head:
+        return f"a certified head on a finished network, linf radius {inline(head['eps'])}"
     return "; ".join(sides) or inline(objective)
 
 

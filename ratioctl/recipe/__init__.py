@@ -12,6 +12,7 @@ from ratioctl.recipe.schema import (
     Augment,
     Ball,
     Calibration,
+    Certified,
     Data,
     Energy,
     Evaluation,

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ratioctl.utils.defaults import CERTIFIED
 from ratioctl.utils.frame import Frame, Size, frame_of
 from ratioctl.utils.registry import Registry
 
@@ -183,16 +184,51 @@ class Energy(_Value):
     limit: float = Field(default=1000.0, gt=0)
 
 
+class Certified(_Value):
+    """Training of a certified head on a finished network, which stays as it is (ProoD, arXiv 2106.04260).
+
+    The head is a binary discriminator g between ID and OOD images; the loss is the binary cross-entropy
+    log(1 + exp(-g(x))) of ID images plus `weight` times log(1 + exp(max g)) of OOD images, max g being the
+    upper bound of interval arithmetic over the linf ball.
+
+    Attributes:
+        eps: radius of the ball, for pixels in [0,1].
+        weight: of the OOD images.
+        ramp_epochs: the radius grows linearly from 0 to its value over these first epochs.
+        shift: added to g after training, as published: a larger one costs guarantee, and leaves ID images
+            more of the confidence of the network without a head.
+    """
+
+    eps: float = Field(default=0.01, gt=0, le=1)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    ramp_epochs: float = Field(default=0.0, ge=0, le=MAX_EPOCHS)
+    shift: float = Field(default=0.0, ge=-100, le=100)
+
+
 class Objective(_Value):
     """ID term + OOD term, eq. 6: in + lambda * out, lambda being the weights of `outside`.
 
     The authors' public code multiplies both by one half, which halves the effective learning rate.
-    `energy` adds the term of JEM.
+    `energy` adds the term of JEM. `certified` trains a head on a finished network instead, without the other
+    terms.
     """
 
     inside: Term = Term(clean=1.0)
     outside: Term | None = None
     energy: Energy | None = None
+    certified: Certified | None = None
+
+    @property
+    def uses_ood(self) -> bool:
+        """Whether it needs OOD images."""
+        return self.outside is not None or self.certified is not None
+
+    @model_validator(mode="after")
+    def _head_alone(self) -> Objective:
+        others = self.outside is not None or self.energy is not None or self.inside != Term(clean=1.0)
+        if self.certified is not None and others:
+            raise ValueError("objective.certified trains a head alone; leave the other terms out")
+        return self
 
     @model_validator(mode="after")
     def _energy_of_clean_images(self) -> Objective:
@@ -445,11 +481,13 @@ class Recipe(_Value):
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Recipe:
-        if self.objective.outside is not None and not self.data.outside:
+        if self.objective.uses_ood and not self.data.outside:
+            term = "outside" if self.objective.certified is None else "certified"
             raise ValueError(
-                "objective.outside needs OOD images: name at least one SOURCE in data.outside, "
+                f"objective.{term} needs OOD images: name at least one SOURCE in data.outside, "
                 'for example --set data.outside="tinyimagenet.tar.xz:train"'
             )
+        self._check_head()
         if self.model.mean is not None and len(self.model.mean) != self.data.channels:
             raise ValueError(
                 f"model.mean has {len(self.model.mean)} values for {self.data.channels} channel(s)"
@@ -459,6 +497,19 @@ class Recipe(_Value):
                 f"model.std has {len(self.model.std)} values for {self.data.channels} channel(s)"
             )
         return self
+
+    def _check_head(self) -> None:
+        """A certified head needs the objective that trains it, and the reverse."""
+        name, trained = self.model.architecture, self.objective.certified is not None
+        if trained and not name.startswith(CERTIFIED):
+            raise ValueError(f'model.architecture = "{name}" has no certified head; use "{CERTIFIED}{name}"')
+        if name.startswith(CERTIFIED) and not trained:
+            raise ValueError(f'model.architecture = "{name}" has a head that [objective.certified] trains')
+        if trained and (self.optim.select != "last" or self.optim.head_epochs > 0):
+            raise ValueError(
+                'objective.certified needs optim.select = "last" and no head_epochs: the accuracy is that '
+                "of the network without a head"
+            )
 
     @property
     def digest(self) -> str:
@@ -473,6 +524,7 @@ class Recipe(_Value):
             values[table][earlier.split(".")[1]] = values[table].pop(name)
         for table, key, default in (
             (values["objective"], "energy", None),
+            (values["objective"], "certified", None),
             (values["optim"], "optimizer", "sgd"),
             (values["model"], "stem_stride", None),
             (values["model"], "options", None),

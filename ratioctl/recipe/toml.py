@@ -80,7 +80,7 @@ def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise _blamed(error, path, alone, set_by) from None
     named_here = named_here or "data.outside" in set_by
-    if recipe.data.outside and recipe.objective.outside is None and (named_here or "objective" not in tree):
+    if recipe.data.outside and not recipe.objective.uses_ood and (named_here or "objective" not in tree):
         raise RecipeError(
             set_by.get("data.outside", path),
             "data.outside names OOD images, but the objective has no OOD term (objective.outside)",

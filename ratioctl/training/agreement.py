@@ -48,6 +48,9 @@ def check_arguments(
     if recipe.objective.energy is not None:
         reason = "is trained by one process only: its samples are kept in one replay buffer"
         raise of_all(RecipeError("objective.energy", reason, "Start it without torchrun."))
+    if recipe.objective.certified is not None:
+        reason = "is trained by one process only: a head takes minutes"
+        raise of_all(RecipeError("objective.certified", reason, "Start it without torchrun."))
     sizes = {"batch_size": recipe.optim.batch_size}
     if recipe.objective.outside is not None:
         sizes["batch_size_out"] = recipe.optim.batch_size_out

@@ -28,10 +28,11 @@ from ratioctl.errors import Interrupted, RatioctlError, TrainingError, UsageErro
 from ratioctl.models.compiled import compiled, requested
 from ratioctl.models.device import ComputeConfig, in_precision, select_device
 from ratioctl.recipe import Recipe
-from ratioctl.training import agreement, energy, memory, starts
+from ratioctl.training import agreement, certified, energy, memory, starts
 from ratioctl.training.checkpoint import MetricsLog, State, fill, final_weights, read, save
 from ratioctl.training.distributed import ALONE, Processes, of_all
-from ratioctl.training.objective import losses
+from ratioctl.training.objective import Logits, losses
+from ratioctl.training.optimizer import optimizer as optimizer_of
 from ratioctl.training.packaging import architecture_options, normalization, write_package
 from ratioctl.training.replica import Replica
 from ratioctl.training.schedule import Pace, learning_rate, schedule_attacks, total_updates
@@ -176,6 +177,9 @@ def _check_resources(
         if recipe.objective.energy is not None and processes.world > 1:
             reason = f"has one replay buffer, and {processes.world} processes were started"
             raise UsageError("objective.energy", reason, "JEM is trained by one process.")
+        if recipe.objective.certified is not None and processes.world > 1:
+            reason = f"takes minutes, and {processes.world} processes were started"
+            raise UsageError("objective.certified", reason, "A head is trained by one process.")
         memory.check(
             recipe,
             len(splits.train.label_names),
@@ -241,6 +245,7 @@ def _finished(run: _Run, state: State) -> packages.ModelPackage | None:
 
 
 def _check_head_phase(recipe: Recipe, start: Start | None) -> None:
+    certified.check_start(recipe, start is not None)
     if recipe.optim.head_epochs > 0 and start is None:
         reason = "trains the head of a start first, and there is none"
         raise UsageError("optim.head_epochs", reason, "Name one with --init, or --set optim.head_epochs=0.")
@@ -282,7 +287,7 @@ def _limit(run: _Run, state: State, seconds: float, began: float) -> TimeLimit:
         validation_work=validated * (1 + 2 * steps) + outside,
         written_bytes=weights * (5 + (state.average is not None)),  # a checkpoint and two packages
         reading_s=time.monotonic() - start,
-        slowdown=4.0 if compute.bf16 else 1.0,
+        slowdown=4.0 if compute.bf16 and recipe.objective.certified is None else 1.0,  # heads train in fp32
         synchronize=(lambda: torch.cuda.synchronize(compute.device))
         if compute.device.type == "cuda"
         else _no_wait,
@@ -298,7 +303,8 @@ def _train(run: _Run, state: State) -> None:
     recipe, compute, processes = run.recipe, run.compute, run.processes
     images = len(run.splits.train)
     model = state.model
-    optimizer = _optimizer(recipe, state, compute)
+    alone = certified.trained(model) if recipe.objective.certified is not None else None
+    optimizer = optimizer_of(recipe, state, compute, alone)
     head = _head_of(recipe) if recipe.optim.head_epochs > 0 else None
     trained = Replica(model, recipe, processes)
     eval_net = models.fold_batchnorm(model)
@@ -326,31 +332,14 @@ def _train(run: _Run, state: State) -> None:
     with contextlib.closing(batches):
         for batch in batches:
             epoch = state.pace.at(state.update)
-            objective, shrink = schedule_attacks(recipe, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, epoch)
-            generator = torch.Generator(compute.device)
-            generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
-            models.sync_folded(eval_net, model)
-            trained.train(head if head is not None and epoch < recipe.optim.head_epochs else None)
-            samples = None
-            if objective.energy is not None and state.buffer is not None:
-                batch = energy.with_noise(batch, objective.energy, generator)
-                samples = energy.sample(state.buffer, logits_of, objective.energy, generator)
-            named = losses(
-                train_logits,
-                logits_of,
-                batch,
-                objective,
-                generator=generator,
-                shrink=shrink,
-                class_weights=weights,
-                share=processes.share,
-                counts=(recipe.optim.batch_size, recipe.optim.batch_size_out),
-                samples=samples,
-            )
-            if objective.energy is not None:
-                energy.check(named["energy"], objective.energy, state.update, run.folder)
+            trained.train(head if head is not None and epoch < recipe.optim.head_epochs else alone)
+            if recipe.objective.certified is not None:
+                named = certified.losses(model, batch, recipe.objective.certified, epoch)
+            else:
+                models.sync_folded(eval_net, model)
+                named = _losses(run, state, batch, epoch, train_logits, logits_of, weights)
             checked = state.pace.validates(state.update + 1) or state.update % _NAN_EVERY == 0
             _step(run, state, optimizer, named["total"], trained, check=checked)
             now = time.monotonic()
@@ -373,6 +362,41 @@ def _train(run: _Run, state: State) -> None:
                 raise of_all(_interrupted(run.folder.parent, decision.signum, when))
             if state.update >= state.pace.total:
                 break
+
+
+def _losses(
+    run: _Run,
+    state: State,
+    batch: loader.Batch,
+    epoch: float,
+    train_logits: Logits,
+    logits_of: Logits,
+    weights: Tensor | None,
+) -> dict[str, Tensor]:
+    """The losses of an update, see `objective.losses`; `weights` (K,) are of the classes."""
+    recipe, device = run.recipe, run.compute.device
+    objective, shrink = schedule_attacks(recipe, epoch)
+    generator = torch.Generator(device)
+    generator.manual_seed(seed_from_key(recipe.seed, state.update, 3))
+    samples = None
+    if objective.energy is not None and state.buffer is not None:
+        batch = energy.with_noise(batch, objective.energy, generator)
+        samples = energy.sample(state.buffer, logits_of, objective.energy, generator)
+    named = losses(
+        train_logits,
+        logits_of,
+        batch,
+        objective,
+        generator=generator,
+        shrink=shrink,
+        class_weights=weights,
+        share=run.processes.share,
+        counts=(recipe.optim.batch_size, recipe.optim.batch_size_out),
+        samples=samples,
+    )
+    if objective.energy is not None:
+        energy.check(named["energy"], objective.energy, state.update, run.folder)
+    return named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -479,37 +503,6 @@ def _head_of(recipe: Recipe) -> frozenset[str]:
         input_size=data.frame.built_for,
         **architecture_options(recipe),
     )
-
-
-def _optimizer(recipe: Recipe, state: State, compute: ComputeConfig) -> torch.optim.Optimizer:
-    optim = recipe.optim
-    parameters = dict(state.model.network.named_parameters())
-    # Buffers are set here, in the parameter's own memory layout: one made by the optimizer takes its
-    # gradient's layout, which selects another kernel, and a resumed run would differ in the last bit.
-    for name, p in parameters.items():
-        state.momentum.setdefault(name, torch.zeros_like(p, requires_grad=False))
-    if optim.optimizer == "adam":
-        betas = (optim.momentum, 0.999)
-        adam = torch.optim.Adam(
-            parameters.values(), lr=optim.lr, betas=betas, weight_decay=optim.weight_decay
-        )
-        for name, p in parameters.items():
-            state.squares.setdefault(name, torch.zeros_like(p, requires_grad=False))
-            adam.state[p]["step"] = torch.tensor(float(state.update))
-            adam.state[p]["exp_avg"] = state.momentum[name]
-            adam.state[p]["exp_avg_sq"] = state.squares[name]
-        return adam
-    sgd = torch.optim.SGD(
-        parameters.values(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-        fused=compute.device.type == "cuda" or None,
-    )
-    for name, p in parameters.items():
-        sgd.state[p]["momentum_buffer"] = state.momentum[name]
-    return sgd
 
 
 def _step(

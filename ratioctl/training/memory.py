@@ -47,7 +47,7 @@ def estimate(recipe: Recipe, classes: int, *, bf16: bool = False) -> int | None:
     except Exception:  # networks of other libraries may compute with values while they are built
         return None
     weights = sum(parameter.numel() for parameter in network.parameters())
-    outside = recipe.objective.outside is not None
+    outside = recipe.objective.uses_ood
     largest = max(optim.batch_size, optim.batch_size_out if outside else 0)
     images = optim.batch_size + (optim.batch_size_out if outside else 0)
     copies = 3 + (optim.ema is not None)  # weights, gradients, momentum, average

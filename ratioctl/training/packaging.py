@@ -83,6 +83,25 @@ def architecture_options(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _objective(recipe: Recipe) -> dict[str, Any]:
+    """The terms that were trained."""
+    unused = {"inside"} if recipe.objective.certified is not None else set()
+    return recipe.objective.model_dump(mode="json", exclude_none=True, exclude=unused)
+
+
+def _certified(recipe: Recipe) -> dict[str, Any]:
+    """What a certified head guarantees, as ONNX files state it too."""
+    spec = recipe.objective.certified
+    if spec is None:
+        return {}
+    statement = (
+        f"For every image x and every image z with all pixels in [0,1] and |z - x|_inf <= {spec.eps:g}, the "
+        "confidence of z is at most the guaranteed confidence of x. The bound is computed by interval "
+        "arithmetic; it holds for this network in float32 and not for quantized copies."
+    )
+    return {"certified": {"norm": "inf", "eps": spec.eps, "statement": statement}}
+
+
 def write_package(
     recipe: Recipe,
     state: State,
@@ -119,7 +138,8 @@ def write_package(
             "thresholds": {},
             "ladders": ladders,
             **({} if data.bit_depth is None else {"bit_depth": data.bit_depth}),
-            "objective": recipe.objective.model_dump(mode="json", exclude_none=True),
+            "objective": _objective(recipe),
+            **_certified(recipe),
             "metrics": {},
             "provenance": _provenance(recipe, state, splits, leaks),
         },

@@ -80,6 +80,8 @@ def work(recipe: Recipe, epoch: float) -> float:
     """Cost of an update in forward passes of one image; a pass for the input's gradient costs one more, one
     for all gradients two more.
     """
+    if recipe.objective.certified is not None:  # passes of the head, not of the network
+        return 0.2 * (recipe.optim.batch_size + recipe.optim.batch_size_out)
     objective, _ = schedule_attacks(recipe, epoch)
     sides = (objective.inside, recipe.optim.batch_size), (objective.outside, recipe.optim.batch_size_out)
     update = 1.0 if epoch < recipe.optim.head_epochs else 3.0  # the head's gradient costs next to nothing

@@ -21,8 +21,9 @@ from ratioctl.errors import UsageError
 from ratioctl.models import checkpoint_file, import_checkpoint, libraries
 from ratioctl.models.device import ComputeConfig
 from ratioctl.models.registry import architectures, find_architecture
-from ratioctl.package import ModelPackage
+from ratioctl.package import CERTIFIED, ModelPackage
 from ratioctl.recipe import Recipe
+from ratioctl.training import certified
 from ratioctl.training.checkpoint import State
 from ratioctl.training.packaging import architecture_options
 from ratioctl.training.schedule import full_pace
@@ -42,6 +43,7 @@ class Start:
         input_size: side of the images it was trained on, where it is known.
         mean, std: its normalization, which is part of its weights.
         digest: of the package, or the SHA-256 of the weights.
+        temperature: of the package, 1 elsewhere.
         data: fingerprints "train_source" and "held_out" of its training, where they are known.
     """
 
@@ -54,6 +56,7 @@ class Start:
     std: tuple[float, ...]
     weights: Mapping[str, np.ndarray | Tensor]
     digest: str
+    temperature: float = 1.0
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -102,6 +105,7 @@ def _of_package(package: ModelPackage) -> Start:
         std=tuple(package.std),
         weights=packages.read_weights(package),
         digest=package.digest,
+        temperature=package.temperature,
         data={key: str(data.get(key, "")) for key in ("train_source", "held_out")},
     )
 
@@ -208,7 +212,14 @@ def initial_state(
         own = models.state_of(model)
         new_head = start.label_names is None or tuple(start.label_names) != tuple(train.label_names)
         weights = dict(start.weights)
-        if new_head:
+        if recipe.objective.certified is not None:
+            if new_head:
+                differ = _difference(start.label_names, train.label_names)
+                reason = f"a certified head keeps its classes, but {differ}"
+                raise UsageError(f"--init {start.name}", reason, "Train on the data that the model knows.")
+            weights = certified.weights_of(recipe, weights, start.temperature, own)
+            note = f"--init {start.name}: its weights stay, the certified head is trained"
+        elif new_head:
             head = models.head_keys(
                 recipe.model.architecture,
                 channels=recipe.data.channels,
@@ -248,7 +259,10 @@ def _check_fit(
         for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", shown))
         if names
     ]
-    wanted = {"architecture": start.architecture, "channels": len(start.mean), **start.options}
+    architecture = start.architecture
+    if recipe.objective.certified is not None:
+        architecture = CERTIFIED + architecture.removeprefix(CERTIFIED)
+    wanted = {"architecture": architecture, "channels": len(start.mean), **start.options}
     model = recipe.model
     has = {
         "architecture": model.architecture,

@@ -17,6 +17,7 @@ from ratioctl.errors import TrainingError
 from ratioctl.models.device import ComputeConfig, in_precision
 from ratioctl.models.network import Classifier
 from ratioctl.recipe import Recipe
+from ratioctl.training import certified
 from ratioctl.training.checkpoint import State
 from ratioctl.training.distributed import ALONE, Processes, of_all
 from ratioctl.utils.seeding import seed_from_key
@@ -32,7 +33,8 @@ def validate(
     compute: ComputeConfig,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Clean and attacked accuracy on held-out ID images; mean confidence on held-out OOD images.
+    """Clean and attacked accuracy on held-out ID images; mean confidence on held-out OOD images, and with a
+    certified head the mean of the confidences that their balls cannot exceed.
 
     Every process works on its share of the images; the results are those of all.
     """
@@ -58,7 +60,8 @@ def validate(
             numbers = PartOfBatch(generator=generator, count=len(whole), rows=share.rows(len(whole)))
             found = perturb(logits_of, x, goals.margin(y), attack, generator=numbers)
             robust += int((found.value <= 0).sum())
-    confidence, outside = 0.0, 0
+    confidence, bounds, outside = 0.0, 0.0, 0
+    spec = recipe.objective.certified
     if splits.outside_test is not None:
         pixels = splits.outside_test.pixels
         chosen = np.random.default_rng([recipe.seed, 6]).permutation(len(pixels))[:count]
@@ -71,13 +74,17 @@ def validate(
             x = loader.to_float(pixels[index], compute.device)
             with torch.no_grad():
                 confidence += float(logits_of(x).float().softmax(1).amax(1).sum())
-    clean_of_all, robust_of_all, confidence = processes.total([clean, robust, confidence])
+            if spec is not None:
+                bounds += float(certified.guaranteed(model, x, spec.eps).sum())
+    clean_of_all, robust_of_all, confidence, bounds = processes.total([clean, robust, confidence, bounds])
     result = {"validation.clean": clean_of_all / count, "validation.n": float(count)}
     if attack is not None:
         result["validation.attacked"] = robust_of_all / count
     result["score"] = (robust_of_all if attack is not None else clean_of_all) / count
     if splits.outside_test is not None:
         result["validation.out_confidence"] = confidence / outside
+        if spec is not None:
+            result["validation.out_guaranteed"] = bounds / outside
     return result
 
 
