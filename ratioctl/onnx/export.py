@@ -222,7 +222,7 @@ def _export_explain(
     _check_target(target, layout)
     if on_start is not None:
         on_start()
-    base = graph(package, threshold=threshold, opset=opset, weights=weights)
+    base = graph(package, threshold=threshold, opset=opset, weights=weights, guarantee=False)
     content = explain_graph(base, package, threshold=threshold, p=p, weights=weights)
     network = predictor(from_package(package, weights_as=weights), "cpu")
     check_gradient(base, package, network)

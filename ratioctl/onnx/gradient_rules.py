@@ -194,6 +194,28 @@ def _clip(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     return [g]
 
 
+@rule("Abs")
+def _abs(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
+    x = tape.value(node.input[0])
+    return [g * ((x > 0.0).cast(np.float32) - (x < 0.0).cast(np.float32))]
+
+
+@rule("Exp")
+def _exp(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
+    return [g * tape.value(node.output[0])]
+
+
+@rule("Log")
+def _log(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
+    return [g / tape.value(node.input[0])]
+
+
+@rule("LogSoftmax")
+def _log_softmax(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
+    axis = int(attributes(node).get("axis", -1)) % len(tape.shape(node.input[0]))
+    return [g - tape.value(node.output[0]).op("Exp") * g.reduce("ReduceSum", axis)]
+
+
 @rule("Sigmoid")
 def _sigmoid(tape: Tape, node: onnx.NodeProto, g: Value) -> Gradients:
     y = tape.value(node.output[0])

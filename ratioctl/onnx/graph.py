@@ -3,6 +3,9 @@
     image -> [to floats] -> network -> logits -> / T -> softmax -> probabilities, label, confidence,
                                                                    ood_score, is_ood
 
+A certified head adds the output `guaranteed_confidence`: what no image in the linf ball exceeds whose radius
+the metadata state.
+
 The metadata hold the package's config under "ratioctl" and, under "ratioctl.export", the threshold that
 `is_ood` compares with.
 
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from ratioctl import package as packages
 from ratioctl.errors import RatioctlError, UsageError
 from ratioctl.models import Classifier, fold_batchnorm, fold_scales, from_package
+from ratioctl.models.certified import guaranteed_log_odds, head_of, upper_bound
 from ratioctl.onnx import runtime
 from ratioctl.onnx.layouts import Input, safe_name
 from ratioctl.package import ModelPackage, Spec, Stored
@@ -52,6 +56,7 @@ class Flagging(nn.Module):
         threshold: float,
         input_type: Input,
         score: OodScore | None = None,
+        certified: float | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -64,10 +69,9 @@ class Flagging(nn.Module):
         bounds = [self.score.acceptance_bound(value) for value in classes]
         self.register_buffer("bounds", torch.tensor(bounds, dtype=torch.float64))
         self.input_type = input_type
+        self.certified = certified
 
-    def forward(
-        self, image: Tensor, threshold: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
         pixels = image.permute(0, 3, 1, 2).float() / 255 if self.input_type == "uint8" else image
         logits = self.network(pixels)
         probabilities = torch.softmax(logits / self.temperature, dim=1)
@@ -81,7 +85,16 @@ class Flagging(nn.Module):
         score = (
             1 - confidence if self.score.name == DEFAULT else self.score.from_tensor(logits, self.temperature)
         )
-        return logits, probabilities, label, confidence, score, is_ood
+        found = (logits, probabilities, label, confidence, score, is_ood)
+        return found if self.certified is None else (*found, self.guaranteed(pixels, self.certified))
+
+    def guaranteed(self, pixels: Tensor, eps: float) -> Tensor:
+        """(N,) float32 confidence that no image in the linf balls of radius `eps` exceeds."""
+        assert isinstance(self.network, Classifier)
+        head = head_of(self.network)
+        assert head is not None
+        upper = upper_bound(self.network, pixels, eps)
+        return guaranteed_log_odds(upper, head.num_classes, self.temperature).sigmoid().float()
 
 
 def graph(
@@ -92,6 +105,7 @@ def graph(
     opset: int = OPSET,
     weights: Stored = "fp32",
     threshold_input: bool = False,
+    guarantee: bool = True,
 ) -> bytes:
     """The ONNX file of a package, checked by `onnx.checker`, with its config as metadata.
 
@@ -99,6 +113,7 @@ def graph(
         weights: how the file stores them.
         threshold_input: add the input "threshold", float64 [1], or [K] for thresholds per class. Its default
             is `threshold`: clients that do not give it get the same answers as without.
+        guarantee: add the output "guaranteed_confidence" where the package has a certified head.
 
     Raises:
         UsageError: an opset that the exporter cannot write.
@@ -113,7 +128,8 @@ def graph(
         example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     else:
         example = torch.zeros(2, channels, height, width)
-    flagging = Flagging(network, package.temperature, threshold, input_type, package.ood_score).eval()
+    eps = package.certified if guarantee else None
+    flagging = Flagging(network, package.temperature, threshold, input_type, package.ood_score, eps).eval()
     inputs: dict[str, Tensor] = {"image": example}
     shapes: list[dict[int, Any] | None] = [{0: torch.export.Dim("batch")}]
     if threshold_input:
@@ -126,7 +142,7 @@ def graph(
                 tuple(inputs.values()),
                 dynamo=True,
                 input_names=list(inputs),
-                output_names=list(runtime.OUTPUTS),
+                output_names=[*runtime.OUTPUTS, *([runtime.GUARANTEED] if eps is not None else [])],
                 dynamic_shapes=tuple(shapes),
                 opset_version=opset,
                 external_data=False,

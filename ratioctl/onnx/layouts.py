@@ -109,7 +109,7 @@ def triton_config(name: str, package: Spec, input_type: Input) -> str:
     """`config.pbtxt`. With batching, dims exclude the batch axis; outputs of one number per image are
     declared as [1] and reshaped to the graph's empty shape.
     """
-    from ratioctl.onnx.runtime import OUTPUTS
+    from ratioctl.onnx.runtime import GUARANTEED, OUTPUTS
 
     channels, height, width = package.input_size
     count = len(package.label_names)
@@ -127,7 +127,7 @@ def triton_config(name: str, package: Spec, input_type: Input) -> str:
     ]
     kinds = {"label": "TYPE_INT64", "is_ood": "TYPE_BOOL"}
     entries = []
-    for output in OUTPUTS:
+    for output in (*OUTPUTS, *([GUARANTEED] if package.certified is not None else [])):
         if output in ("logits", "probabilities"):
             rest = f'dims: [ {count} ] label_filename: "labels.txt"'
         else:

@@ -47,7 +47,11 @@ def held_out(package: ModelPackage, source: str | None, download: bool) -> Image
 
     Raises:
         SourceError: there are none, or fewer than MIN_IMAGES; the step names the option that supplies them.
+        UsageError: the package has a certified head, whose bounds do not hold for a quantized copy.
     """
+    if package.certified is not None:
+        reason = f"would break what the certified head of {package.name} guarantees"
+        raise UsageError("--int8", reason, "Export it in fp32 or with --weights fp16.")
     channels, size = package.input_size[0], package.frame
     if source is not None:
         found = in_distribution.load(source, size, channels, download=download)

@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from ratioctl.errors import PackageError
-from ratioctl.package import ModelPackage, Spec, Stored, parse_config, parse_document, resolve
+from ratioctl.package import (
+    ModelPackage,
+    Spec,
+    Stored,
+    certified_radius,
+    parse_config,
+    parse_document,
+    resolve,
+)
 from ratioctl.scores import Threshold
 from ratioctl.utils import resources
 
@@ -24,6 +32,7 @@ MAX_BYTES = 2**31 - 1  # of one file in the format's encoding
 CONFIG, ABOUT = "ratioctl", "ratioctl.export"  # metadata: the package's config; what holds of the graph alone
 THRESHOLD = "threshold"  # the optional input of `export --threshold-input`
 OUTPUTS = ("logits", "probabilities", "label", "confidence", "ood_score", "is_ood")
+GUARANTEED = "guaranteed_confidence"  # the further output of packages with a certified head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,15 @@ class Runtime:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(N, K) float32, after temperature; images as for `predict`."""
         return self.run(images, ("probabilities",))["probabilities"]
+
+    def guaranteed(self, images: np.ndarray) -> np.ndarray:
+        """(N,) float32 confidence that no image in the linf ball of radius `spec.certified` exceeds.
+
+        Raises:
+            UsageError: the model has no certified head.
+        """
+        certified_radius(self.spec)
+        return self.run(images, (GUARANTEED,))[GUARANTEED]
 
     def run(self, images: np.ndarray, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
         """The named outputs of the graph, first axis N; images as for `predict`.
