@@ -249,6 +249,7 @@ def evaluate(
     save_adversarial: bool = False,
     judge: Path | ModelPackage | None = None,
     score: Sequence[str] = (),
+    certified: bool = False,
     shard: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -268,6 +269,7 @@ def evaluate(
         backend: of the robust accuracy: "reference" (pyautoattack) or "own"; None uses the suite's.
         save_adversarial: also save the attacked images in `out`/adversarial.
         score: names of further OOD scores to measure, each under its own worst-case attack.
+        certified: measure the confidence on OOD images that the models' certified heads guarantee.
         judge: suite "explanations": a second model that scores the counterfactuals.
         shard: "I/N": compute part I of N into `out`, for `ratioctl merge`.
         callback: called with progress events, see `ratioctl.evaluation.run`.
@@ -300,6 +302,7 @@ def evaluate(
         backend=backend,
         save_adversarial=save_adversarial,
         score=score,
+        certified=certified,
         shard=shard,
         judge=judge if judge is None or hasattr(judge, "config") else str(judge),  # type: ignore[arg-type]
         device=device,

@@ -92,6 +92,14 @@ FurtherScores = Annotated[
         f"({', '.join(scores.names(network=True))}); repeatable.",
     ),
 ]
+Certified = Annotated[
+    bool,
+    typer.Option(
+        "--certified",
+        help="Also measure the confidence on OOD images that the model's certified head guarantees: no "
+        "change within its linf radius exceeds it.",
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +126,7 @@ def evaluate(
     save_adversarial: SaveAdversarial = False,
     judge: JudgeModel = None,
     score: FurtherScores = None,
+    certified: Certified = False,
     shard: ShardOption = None,
     download: Download = False,
 ) -> int | None:
@@ -154,6 +163,7 @@ def evaluate(
                 save_adversarial=save_adversarial,
                 judge=judge,
                 score=score or (),
+                certified=certified,
                 shard=shard,
                 device=context.device,
                 precision=context.precision,

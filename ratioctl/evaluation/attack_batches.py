@@ -201,6 +201,21 @@ def worst_case(
     return {**arrays, "x": found.x.cpu().numpy()} if keep else arrays
 
 
+def guaranteed(subject: Subject, pixels: np.ndarray, eps: float) -> Arrays:
+    """ "confidence" and "log_odds" (B,) that no image in the linf ball of radius `eps` exceeds."""
+    x = to_float(pixels, subject.compute.device)
+    log_odds = subject.predictor.guaranteed_log_odds(x, eps, subject.temperature)
+    return {"confidence": 1 / (1 + np.exp(-log_odds)), "log_odds": log_odds}
+
+
+def highest(subject: Subject, pixels: np.ndarray, ball: Ball, steps: int) -> Arrays:
+    """ "log_odds" (B,) of the highest confidence that an attack of two searches finds in the ball."""
+    found = _worst(
+        subject, to_float(pixels, subject.compute.device), ball, steps=steps, restarts=1, targets=0
+    )
+    return {"log_odds": subject.log_odds(found.x)}
+
+
 def worst_case_score(
     subject: Subject, pixels: np.ndarray, ball: Ball, score: OodScore, *, steps: int, restarts: int
 ) -> Arrays:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ratioctl.data import in_distribution, out_distribution
 from ratioctl.data.in_distribution import Images
+from ratioctl.errors import UsageError
 from ratioctl.evaluation.suites import Suite
 from ratioctl.package import ModelPackage
 
@@ -52,6 +53,10 @@ class Datasets:
     seed: int
     download: bool
     loaded: dict[Any, EvaluationData] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}", "must be positive", "For example --limit 1000.")
 
     def of(self, package: ModelPackage) -> EvaluationData:
         """The sets at the package's input size, labels in its order."""

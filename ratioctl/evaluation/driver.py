@@ -58,6 +58,7 @@ def run(
     save_adversarial: bool = False,
     judge: Model | None = None,
     score: Sequence[str] = (),
+    certified: bool = False,
     shard: str | None = None,
     parts: Sequence[sharding.Part] = (),
     device: str = "auto",
@@ -84,6 +85,7 @@ def run(
         save_adversarial: also save the attacked images, see `adversarial`; requires `out`.
         judge: a second model that scores the counterfactuals (suite "explanations").
         score: names of further OOD scores to measure, see `ratioctl.scores`.
+        certified: measure what the certified heads of the models guarantee.
         shard: "I/N": compute part I of N of the batches into `out`; the returned evaluation has no models.
         parts: finished shards; their batches are used, and one that they lack is an error.
         precision: of the attacks; "auto" uses bf16 where it is faster, except in `exact` suites.
@@ -97,15 +99,13 @@ def run(
         PackageError: a model that cannot be read, with `write` one that changed; LogitsError.
         OutputError: with `write`, a package that cannot be written, before anything is computed.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}", "must be positive", "For example --limit 1000.")
     published = None if protocol is None else _protocol(protocol, suite, write, ood)
     chosen = published.suite if published else suite
     chosen = _resolve(chosen, backend, save_adversarial, judge is not None, write, out is not None)
-    chosen, named = _with_scores(chosen, score), _named(published, ood, data)
+    named = _named(published, ood, data)
     loaded = [packages.resolve(model) for model in (models or (packages.DEFAULT_MODEL,))]
-    if write:
-        _check_writable(loaded)
+    chosen = _with_guarantees(_with_scores(chosen, score), loaded if certified else ())
+    _check_writable(loaded if write else ())
     compute = _compute(device, precision, chosen)
     given: dict[str, Any] = {"data": data, "suite": suite, "protocol": protocol, "limit": limit}
     given |= {"backend": backend, "score": list(score), "save_adversarial": save_adversarial}
@@ -120,7 +120,7 @@ def run(
         shard=None if shard is None else _shard(shard, suite, write, out),
         parts=tuple(parts),
         published=published,
-        arguments={**given, **_recorded(loaded, named, judge)},
+        arguments={**given, "certified": certified, **_recorded(loaded, named, judge)},
     )
     return _run(job, resume, write, callback or (lambda event: None), finish)
 
@@ -300,6 +300,18 @@ def _with_scores(suite: Suite, names: Sequence[str]) -> Suite:
     if suite.explains:
         raise UsageError("--score", f"has no effect in the suite {suite.name}", "Use another --suite.")
     return dataclasses.replace(suite, scores=further, stages=(*suite.stages, "scores"))
+
+
+def _with_guarantees(suite: Suite, loaded: Sequence[ModelPackage]) -> Suite:
+    """The suite with the stage for certified heads, which each of the models must have."""
+    if loaded and "ood" not in suite.stages:
+        reason = f"has no effect in {suite.name}, which does not measure OOD detection"
+        raise UsageError("--certified", reason, "Leave it out.")
+    for package in loaded:
+        packages.certified_radius(package)
+    if not loaded or "certified" in suite.stages:
+        return suite
+    return dataclasses.replace(suite, stages=(*suite.stages, "certified"))
 
 
 def _check_writable(loaded: Sequence[ModelPackage]) -> None:

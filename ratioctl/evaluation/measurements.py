@@ -281,6 +281,35 @@ def operating(
     ]
 
 
+def guaranteed(
+    source: Source, inside: Confidences, bounds: Confidences, thresholds: Mapping[str, float], ball: Ball
+) -> list[Measurement]:
+    """OOD detection where every OOD image has the confidence that its ball cannot exceed (`bounds`).
+
+    "auroc_guaranteed" is a lower bound of the AUROC under any attack in the ball, "mmc_guaranteed" an upper
+    bound of the mean confidence, "let_through_at_*_guaranteed" one of the acceptance rates. Of thresholds per
+    class the lowest applies, as an attack may change the class.
+    """
+    details: dict[str, Any] = {"attack": "interval bounds, which hold for every attack"}
+    rows = detection(source, inside, bounds, ball, "_guaranteed", **details)
+    rows.append(mean("mmc_guaranteed", bounds.confidence, source, ball, **details))
+    for name, threshold in sorted(thresholds.items()):
+        least = min(getattr(threshold, "classes", None) or (float(threshold),))
+        passed = int((bounds.confidence >= least).sum())
+        rows.append(
+            rate(
+                f"let_through_at_{name}_guaranteed",
+                passed,
+                len(bounds.confidence),
+                source,
+                ball,
+                threshold=least,
+                **details,
+            )
+        )
+    return rows
+
+
 def selective(source: Source, scores: np.ndarray, correct: np.ndarray) -> list[Measurement]:
     """Selective prediction by `scores` (N,), larger for more confident: AURC, and coverage at `RISKS`."""
     n, groups = len(scores), [[scores, correct]]

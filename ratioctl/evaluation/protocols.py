@@ -115,7 +115,7 @@ PROTOCOLS = {
         Protocol(
             suite=Suite(
                 name="good",
-                stages=("clean", "ood", "worst_case"),
+                stages=("clean", "ood", "worst_case", "certified"),
                 inside=None,
                 outside=1000,
                 outside_steps=200,

@@ -49,6 +49,17 @@ def probabilities(logits: np.ndarray) -> str | None:
     return None
 
 
+def exceeds_guarantee(name: str, ball: Ball, reached: np.ndarray, bounds: np.ndarray) -> str | None:
+    """An attack inside the ball must not exceed the guarantee; both as log-odds (N,)."""
+    beyond = int((reached > bounds).sum())
+    if beyond:
+        return (
+            f"{name}: an attack in {ball} exceeds the guaranteed confidence on {beyond} of {len(bounds)} "
+            "images; the guarantee does not hold. Please report it"
+        )
+    return None
+
+
 def square_wins(ball: Ball, by: np.ndarray, attacks: Sequence[str]) -> str | None:
     """A black-box attack that succeeds where gradient attacks failed indicates masked gradients."""
     if "square" not in attacks:

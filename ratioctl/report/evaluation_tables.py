@@ -34,7 +34,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     for model in evaluation.models:
         suffix = f" of {model.name}" if len(evaluation.models) > 1 else ""
         found += [_calibration(model, suffix), *_breakdown(model, suffix), *_detection(model, suffix)]
-        more = (_selective(model, suffix), _scores(model, suffix), _operating(model, suffix))
+        more = (part(model, suffix) for part in (_certified, _selective, _scores, _operating))
         found += [table for table in more if table.rows]
     return found
 
@@ -275,6 +275,42 @@ def _detection(model: Evaluated, suffix: str) -> list[Table]:
             ("OOD sets, precision and confidence", second, "MMC: mean confidence. n: OOD images.", counts),
         )
     ]
+
+
+def _certified(model: Evaluated, suffix: str) -> Table:
+    """What a certified head guarantees, by OOD set, beside unchanged and attacked images."""
+    rows = model.report.measurements
+    found = [m for m in rows if m.name == "auroc_guaranteed"]
+    ball = found[0].ball if found else None
+    attacked = any(m.name == "auroc" and m.ball == ball is not None for m in rows)
+    rates = {m.name: m.name.removeprefix("let_through_at_") for m in rows}
+    names = [name for name, rest in rates.items() if name != rest and rest.endswith("_guaranteed")]
+    columns = [
+        ("AUROC", "auroc", False),
+        *([("AUROC attacked", "auroc", True)] if attacked else []),
+        ("AUROC guaranteed", "auroc_guaranteed", True),
+        ("MMC", "mmc", False),
+        *([("MMC attacked", "mmc", True)] if attacked else []),
+        ("MMC guaranteed", "mmc_guaranteed", True),
+    ]
+    for name in names:
+        title = rates[name].removesuffix("_guaranteed")
+        columns += [(title, name.removesuffix("_guaranteed"), False), (f"{title} guaranteed", name, True)]
+    return measurement_table(
+        f"Certified, {ball_text(ball)}{suffix}",
+        ("per cent", *(title for title, _, _ in columns), "n"),
+        [
+            (
+                m.dataset,
+                *(find(model, name, m.dataset, on) for _, name, on in columns),
+                count_text([find(model, "mmc_guaranteed", m.dataset, True)]),
+            )
+            for m in found
+        ],
+        note="Guaranteed: no change of the OOD images within the ball, by whatever attack, gives a lower "
+        "AUROC or a higher mean confidence (MMC) or acceptance rate at a threshold (interval bounds of the "
+        "certified head). n: OOD images with bounds.",
+    )
 
 
 def _selective(model: Evaluated, suffix: str) -> Table:

@@ -219,6 +219,24 @@ def test_the_report_of_a_protocol(ratioctl: Run, format_1: Path, tmp_path: Path)
     assert published[0]["source"]
 
 
+def test_the_report_with_a_guarantee(
+    ratioctl: Run, certified_package: Path, digits: Path, tmp_path: Path
+) -> None:
+    """The card's and the config's part is that of tests/training/test_certified.py."""
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    shutil.copy(digits / "00.png", tmp_path / "data" / "cat")
+    line = ("evaluate", certified_package, "--data", tmp_path / "data", "--ood", "uni=noise:uniform")
+    more = ("--limit", 2, "--suite", "clean", "--certified", "--device", "cpu")
+    assert ratioctl(*line, *more, "--out", tmp_path / "out")[0] == 0
+    found = load(tmp_path / "out" / "report.json")
+    check("report.json", found)
+    names = {row["name"] for row in found["models"][0]["measurements"] if row["ball"] is not None}
+    assert names == {
+        *("auroc_guaranteed", "conservative_auroc_guaranteed", "mmc_guaranteed"),
+        *("let_through_at_tpr95_guaranteed", "let_through_at_tpr99_guaranteed"),
+    }
+
+
 def test_the_report_of_the_suite_explanations(explanations: Any) -> None:
     check("report.json", explanations)
     found = {(row["name"], row["dataset"]) for row in explanations["models"][0]["measurements"]}

@@ -7,7 +7,7 @@ batch through `context.batches` and adds measurements, warnings, figures and exa
 
 from types import ModuleType
 
-from ratioctl.evaluation.stages import clean, explanations, ood, radius, robust, scores, worst_case
+from ratioctl.evaluation.stages import certified, clean, explanations, ood, radius, robust, scores, worst_case
 
 STAGES: dict[str, ModuleType] = {
     "clean": clean,
@@ -16,5 +16,6 @@ STAGES: dict[str, ModuleType] = {
     "worst_case": worst_case,
     "scores": scores,
     "radius": radius,
+    "certified": certified,
     "explanations": explanations,
 }
