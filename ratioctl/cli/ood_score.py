@@ -95,7 +95,8 @@ SaveFlagged = Annotated[
     typer.Option(
         "--save-flagged",
         metavar="DIR",
-        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class.",
+        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class, "
+        "100 steps each.",
     ),
 ]
 WorstCase = Annotated[
@@ -213,7 +214,8 @@ def ood_score(
         emit_json(_summary(tally, opened, model, threshold, bound, output))
     context.note(tally.sentence(opened, bound, threshold))
     if tally.flagged is not None:
-        tally.flagged.write(context, bit_depth)
+        common = opened.score == "msp" and getattr(bound, "classes", None) is None
+        tally.flagged.write(context, bit_depth, float(bound) if common else None)
     if fail_on_ood and tally.ood:
         return 4
     return 3 if tally.unreadable and not skip_errors else 0

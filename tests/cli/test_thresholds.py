@@ -299,7 +299,7 @@ def test_flagged_images_get_counterfactuals(
 
     original = counterfactuals.prepare
     monkeypatch.setattr(
-        counterfactuals, "prepare", lambda images, **options: original(images, steps=1, eps=0.5, **options)
+        counterfactuals, "prepare", lambda images, **options: original(images, **{**options, "steps": 1, "eps": 0.5})
     )
     rows = list(ratioctl.ood_score(str(photographs), model=small_package, threshold=0.5))
     limit = sorted(row.confidence or 0 for row in rows)[1]
@@ -310,6 +310,8 @@ def test_flagged_images_get_counterfactuals(
     document = json.loads((out / "counterfactuals.json").read_text())
     flagged = next(row for row in rows if (row.confidence or 0) < limit)
     (image,) = document["images"]
+    assert document["models"][0]["threshold"] == limit, "the threshold of the run, not the model's"
+    assert image["original"]["is_ood"] is True
     assert (image["path"], image["targets"][0]["target"]) == (flagged.path, flagged.label)
     assert (out / "index.html").is_file()
 
