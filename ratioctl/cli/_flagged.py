@@ -63,6 +63,8 @@ class Flagged:
 
         if not self.paths:
             context.note(f"Nothing was flagged, so nothing is written to {self.out}.")
+            if (self.out / report.DOCUMENT).exists():
+                context.warn(f"{self.out} still holds the counterfactuals of an earlier run")
             return
         if self.total > len(self.paths):
             context.warn(

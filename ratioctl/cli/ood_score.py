@@ -207,7 +207,7 @@ def ood_score(
     else:
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
-    _tell_model(context, opened, bound, torch_unasked=torch_unasked)
+    _tell_model(context, opened, model, bound, torch_unasked=torch_unasked)
     total = None if shard else _estimate(context, opened, paths, limit)
     _write(context, batches, rows, tally, total)
     if context.json:
@@ -304,16 +304,16 @@ def _count(images: int) -> str:
     return f"{images:,} image" if images == 1 else f"{images:,} images"
 
 
-def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked: bool) -> None:
+def _tell_model(context: Context, opened: Model, given: str, bound: float, *, torch_unasked: bool) -> None:
     """Notes about the model that a user should know before reading its rows."""
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
-        context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
+        context.note(f"{given} has no model.onnx, so torch is used; exporting it would be faster.")
     if own is not None and (abs(own - bound) > 1e-6 or own.classes != getattr(bound, "classes", None)):
         same = [name for name, value in spec.thresholds_of(opened.score).items() if value == own]
-        context.note(
-            f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
-            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the file's own flags."
+        context.warn(
+            f"the output is_ood of {given} compares with {own:.4g}; these rows compare with {bound:.4g}. "
+            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the flags of the file."
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")

@@ -86,9 +86,7 @@ def propose(
     chosen = size or _size(shapes, start)
     if start is None and arch is None and channels == 3 and chosen >= START_SIZE:
         options = {**START_OPTIONS, "stem_stride": 2} if chosen >= 2 * START_SIZE else START_OPTIONS
-        start = Start(
-            name=START, architecture="resnet18", options=options, input_size=START_SIZE, channels=3
-        )
+        start = Start(name=START, architecture="resnet18", options=options, input_size=START_SIZE, channels=3)
     frame = Frame(chosen, chosen, shapes.cut > survey.MUCH_CUT, shapes.bit_depth)  # as training reads them
     found = survey.survey(photos, outside, frame, channels, download=download)
     settings = _Settings(
