@@ -153,7 +153,7 @@ def _counterfactual_table(
 
 
 def _mark(predicted: str, target: str, is_ood: bool | None) -> str:
-    """`*` of a picture predicted as the target, `?` of one that is out of distribution as well, else a space."""
+    """`*` if predicted as the target, `?` if it is out of distribution as well, else a space."""
     if predicted != target:
         return " "
     return "?" if is_ood else "*"
