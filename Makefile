@@ -53,7 +53,7 @@ format: $(VENV)/.dev  ## format the code and apply automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHES := $(addprefix benchmarks.,training counterfactual explain scoring serve startup growth memory) experiments.digits
+BENCHES := $(addprefix benchmarks.,training counterfactual explain scoring serve startup growth memory distributed collections) experiments.digits
 SHORT := $(BENCHES) $(addprefix experiments.,validity sparsity transfer graph_search)
 
 bench: $(VENV)/.dev  ## the benchmarks, one after the other; DATA=cifar10.tar.xz:test adds AutoAttack's

@@ -173,7 +173,7 @@ class ScoreRow(_ShortRepr):
         worst_case_confidence, worst_case_is_ood: of the attacked image, where requested.
 
     With `explain`:
-        margin: acceptance less its bound, in log-odds for the default score; below 0 for flagged images.
+        margin: acceptance minus its bound, in log-odds for the default score; below 0 for flagged images.
         runner_up: the second most likely class.
         percentile: of the calibration images, the percentage with a lower acceptance.
         reason: of a flagged image, in words.
@@ -212,11 +212,18 @@ class ScoreRow(_ShortRepr):
     index: int | None = None
 
     def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
-        """The row of `ood-score --format jsonl`, without a worst case; `labels` adds p:<class> each."""
+        """The row of `ood-score --format jsonl`; `labels` adds p:<class> each.
+
+        What is filled in of the fields of a worst case, `explain`, `checks` and a shard follows.
+        """
         names = ("path", "label", "confidence", "ood_score", "is_ood", "error")
         row: dict[str, Any] = {name: getattr(self, name) for name in names}
         each = self.probabilities or [None] * len(labels or ())
         row |= {f"p:{label}": p for label, p in zip(labels or (), each, strict=bool(labels))}
+        more = [
+            field.name for field in dataclasses.fields(self) if field.name not in (*names, "probabilities")
+        ]
+        row |= {name: value for name in more if (value := getattr(self, name)) is not None}
         return {key: float(f"{v:.9g}") if isinstance(v, float) else v for key, v in row.items()}
 
 

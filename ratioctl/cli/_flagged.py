@@ -14,7 +14,8 @@ from ratioctl.errors import UsageError
 if TYPE_CHECKING:
     from ratioctl.types import ScoreRow
 
-MOST = 100  # images: each takes thousands of forward and backward passes
+MOST = 100  # images: each takes hundreds of forward and backward passes
+STEPS = 100  # of each search, fewer than those of `ratioctl counterfactual`
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,13 +52,19 @@ class Flagged:
                 if len(self.paths) < MOST:
                     self.paths.append(row.path)
 
-    def write(self, context: Context, bit_depth: int | None) -> None:
-        """Search, and write what `ratioctl counterfactual --target predicted` writes."""
+    def write(self, context: Context, bit_depth: int | None, threshold: float | None) -> None:
+        """Search, and write what `ratioctl counterfactual --target predicted` writes.
+
+        Args:
+            threshold: confidence below which images were flagged; None takes the model's "tpr95".
+        """
         from ratioctl import counterfactuals
         from ratioctl.report import counterfactual_files as report
 
         if not self.paths:
             context.note(f"Nothing was flagged, so nothing is written to {self.out}.")
+            if (self.out / report.DOCUMENT).exists():
+                context.warn(f"{self.out} still holds the counterfactuals of an earlier run")
             return
         if self.total > len(self.paths):
             context.warn(
@@ -67,6 +74,8 @@ class Flagged:
         prepared = counterfactuals.prepare(
             self.paths,
             target="predicted",
+            steps=STEPS,
+            threshold=threshold,
             model=self.model,
             seed=context.seed,
             bit_depth=bit_depth,

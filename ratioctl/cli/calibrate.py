@@ -137,7 +137,7 @@ def calibrate(
 def _print_result(context: Context, result: Calibrated) -> None:
     from rich.table import Table
 
-    table = Table("", "before (T = 1)", f"after (T = {result.temperature:.4g})")
+    table = Table("", "T = 1", f"T = {result.temperature:.4g}")
     record = result.package.config["ratio"]["calibration"]
     for key, name, percent in (
         ("ece", f"ECE, {record['bins']} bins on [1/K,1]", True),

@@ -95,7 +95,8 @@ SaveFlagged = Annotated[
     typer.Option(
         "--save-flagged",
         metavar="DIR",
-        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class.",
+        help="Also search counterfactuals of the flagged images (at most 100) towards their predicted class, "
+        "100 steps each.",
     ),
 ]
 WorstCase = Annotated[
@@ -206,14 +207,15 @@ def ood_score(
     else:
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
-    _tell_model(context, opened, bound, torch_unasked=torch_unasked)
+    _tell_model(context, opened, model, bound, torch_unasked=torch_unasked)
     total = None if shard else _estimate(context, opened, paths, limit)
     _write(context, batches, rows, tally, total)
     if context.json:
         emit_json(_summary(tally, opened, model, threshold, bound, output))
     context.note(tally.sentence(opened, bound, threshold))
     if tally.flagged is not None:
-        tally.flagged.write(context, bit_depth)
+        common = opened.score == "msp" and getattr(bound, "classes", None) is None
+        tally.flagged.write(context, bit_depth, float(bound) if common else None)
     if fail_on_ood and tally.ood:
         return 4
     return 3 if tally.unreadable and not skip_errors else 0
@@ -302,16 +304,16 @@ def _count(images: int) -> str:
     return f"{images:,} image" if images == 1 else f"{images:,} images"
 
 
-def _tell_model(context: Context, opened: Model, bound: float, *, torch_unasked: bool) -> None:
+def _tell_model(context: Context, opened: Model, given: str, bound: float, *, torch_unasked: bool) -> None:
     """Notes about the model that a user should know before reading its rows."""
     spec, own = opened.spec, opened.own_threshold
     if opened.backend == "torch" and torch_unasked:
-        context.note(f"{spec.name} has no model.onnx, so torch is used; exporting it would be faster.")
+        context.note(f"{given} has no model.onnx, so torch is used; exporting it would be faster.")
     if own is not None and (abs(own - bound) > 1e-6 or own.classes != getattr(bound, "classes", None)):
         same = [name for name, value in spec.thresholds_of(opened.score).items() if value == own]
-        context.note(
-            f"{spec.name}'s own is_ood compares with {own:.4g}; these rows compare with {bound:.4g}. "
-            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the file's own flags."
+        context.warn(
+            f"the output is_ood of {given} compares with {own:.4g}; these rows compare with {bound:.4g}. "
+            f"Give --threshold {same[0] if same else f'{own:.9g}'} for the flags of the file."
         )
     if not spec.calibrated:
         context.warn(f"{spec.name} is not calibrated: its confidences mean little. See `ratioctl calibrate`.")

@@ -218,7 +218,7 @@ class _Explanations:
         while len(self.jobs) >= least:
             self._run([self.jobs.popleft() for _ in range(min(self.together, len(self.jobs)))])
             while self.pending and len(self.pending[0].targets) == len(self.pending[0].classes):
-                yield _explanation(self.pending.popleft(), self.spec, self.index)
+                yield _explanation(self.pending.popleft(), self.spec, self.index, self.request.threshold)
 
     def _run(self, batch: Sequence[_Job]) -> None:
         weight = sum(1 / len(job.image.classes) for job in batch)
@@ -242,8 +242,7 @@ class _Explanations:
         self.progress(self.done)
 
 
-def _explanation(image: _Pending, spec: Spec, index: int) -> Explanation:
-    threshold = spec.thresholds.get("tpr95")
+def _explanation(image: _Pending, spec: Spec, index: int, threshold: float | None) -> Explanation:
     confidence = float(image.probabilities.max())
     return Explanation(
         path=image.picture.path,

@@ -82,12 +82,13 @@ class PreparedRequest:
         if first.until is not None:
             head["until"] = first.until
         regions = {id(model): request.region for model, request in self.models}  # the same for all norms
+        thresholds = {id(model): request.threshold for model, request in self.models}
         head["models"] = [
             {
                 "name": model.name,
                 "digest": model.digest,
                 "temperature": model.temperature,
-                "threshold": model.thresholds.get("tpr95"),
+                "threshold": thresholds[id(model)],
                 "labels": list(model.label_names),
                 **describe_region(regions[id(model)]),
             }
@@ -127,6 +128,7 @@ def prepare(
     limit: int | None = None,
     bit_depth: int | None = None,
     out: str | os.PathLike[str] | None = None,
+    threshold: float | None = None,
 ) -> PreparedRequest:
     """Check a request as far as possible without reading an image; fast, without torch.
 
@@ -143,6 +145,7 @@ def prepare(
         limit: explain at most so many images.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         out: the output folder; images in it are left out of a folder that contains it.
+        threshold: confidence below which images are OOD; None takes each model's "tpr95".
 
     Raises:
         UsageError: an unknown class (the closest is suggested), impossible budgets or numbers.
@@ -179,7 +182,7 @@ def prepare(
                 until=until,
                 region=mask,
                 box=box,
-                threshold=spec.thresholds.get("tpr95"),
+                threshold=spec.thresholds.get("tpr95") if threshold is None else threshold,
                 # Searches from the image itself often miss what lies beyond the ladder's end.
                 extra_radii=(ladder[-1],) if eps_of_norm[0] > ladder[-1] else (),
             )

@@ -17,8 +17,9 @@ from ratioctl.utils.frame import Frame
 
 SIZES = (16, 32, 64, 96, 128, 160, 192, 224)
 DEFAULT_SIZE = 64  # a side of 128 takes four times as long
-START = "restricted64-ratio"  # the bundled model that photographs in color start from
-START_OPTIONS = {"width": 16, "stem_stride": 2}
+START = "cifar10-ratio-small"  # the bundled model that photographs in color start from
+START_SIZE = 32  # its input size; photographs may be larger
+START_OPTIONS = {"width": 16}
 GENERATED = ("synthetic:dead-leaves", "synthetic:fractal", "noise:smooth", "noise:uniform")
 UPDATES, UPDATES_FROM_START = 2000, 800  # about 30 and 15 minutes on two processor cores at the default size
 HEADER = "# Written by ratioctl init"
@@ -71,8 +72,8 @@ def propose(
         photos: a labelled SOURCE, with or without splits.
         outside: OOD SOURCEs; none proposes generated ones.
         arch, size: of the network; None chooses.
-        start: weights that training will start from. None proposes those of the bundled 64x64 model where
-            `arch` and `size` leave that open and the photographs have color.
+        start: weights that training will start from. None proposes those of `START` for photographs in color
+            of its size and above, where `arch` leaves that open.
 
     Raises:
         SourceError: see `survey.survey`.
@@ -82,11 +83,10 @@ def propose(
     channels = 3 if start is None and arch is not None and ":" in arch else shapes.channels
     if start is not None:
         channels = start.channels
-    elif arch is None and size in (None, DEFAULT_SIZE) and channels == 3 and shapes.short_side >= 48:
-        start = Start(
-            name=START, architecture="resnet18", options=START_OPTIONS, input_size=DEFAULT_SIZE, channels=3
-        )
     chosen = size or _size(shapes, start)
+    if start is None and arch is None and channels == 3 and chosen >= START_SIZE:
+        options = {**START_OPTIONS, "stem_stride": 2} if chosen >= 2 * START_SIZE else START_OPTIONS
+        start = Start(name=START, architecture="resnet18", options=options, input_size=START_SIZE, channels=3)
     frame = Frame(chosen, chosen, shapes.cut > survey.MUCH_CUT, shapes.bit_depth)  # as training reads them
     found = survey.survey(photos, outside, frame, channels, download=download)
     settings = _Settings(

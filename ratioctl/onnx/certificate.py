@@ -66,12 +66,17 @@ def faults(
 
 
 def _file_fault(file: Mapping[str, Any], package: ModelPackage, folder: Path) -> str | None:
-    given = Path(file["path"])
-    for path in (given, folder / given.name, package.path / given.name):
+    given, beside = Path(file["path"]), package.path / Path(file["path"]).name
+    others = []
+    for path in (given, folder / given.name, beside):
         try:
             with path.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
             continue
-        return None if found == file["sha256"] else f"{path} is another file than the certified one"
+        if found == file["sha256"]:
+            return None
+        others.append(path)
+    if others and others != [beside]:  # a package has its own file of the usual name
+        return f"{others[0]} is another file than the certified one"
     return "not found, neither here nor beside the certificate nor in the package"

@@ -140,7 +140,7 @@ def from_opened(opened: Opened, package: ModelPackage | None = None) -> Runtime:
     """The file for scoring; `package` contains it, if any. Raises PackageError, as `load`."""
     path, spec = opened.path, opened.spec
     if opened.about.get("explain") is not None:
-        step = "Use `ratioctl counterfactual --model`, or export the package without --explain."
+        step = "Give it to `ratioctl counterfactual`, or export the package without --explain."
         raise PackageError(
             path, "computes counterfactuals and no scores: it was exported with --explain", step
         )

@@ -48,13 +48,14 @@ def enlarged(image: np.ndarray, least: int) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """A picture with its caption (the budget), p_target and predicted label."""
+    """A picture with its caption (the budget), p_target, predicted label and whether it is flagged."""
 
     image: np.ndarray
     caption: str
     confidence: float
     predicted: str
     hit: bool
+    is_ood: bool
 
 
 def shown(explanation: Explanation, target: Target, labels: Sequence[str], norm: str) -> tuple[Shown, ...]:
@@ -66,6 +67,7 @@ def shown(explanation: Explanation, target: Target, labels: Sequence[str], norm:
         confidence=original.probabilities[list(labels).index(name)],
         predicted=original.label,
         hit=original.label == name,
+        is_ood=bool(original.is_ood),
     )
     rest = (
         Shown(
@@ -74,6 +76,7 @@ def shown(explanation: Explanation, target: Target, labels: Sequence[str], norm:
             confidence=budget.confidence,
             predicted=budget.predicted,
             hit=budget.predicted == name,
+            is_ood=bool(budget.is_ood),
         )
         for budget in target.budgets
     )
@@ -84,11 +87,11 @@ def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], nor
     """The original, then one column per budget, the confidence in the target over each.
 
     As Figure 2 of the RATIO paper. Under each picture its budget and predicted label, in color where that is
-    the target; under the original whether it is out of distribution.
+    the target, and whether it is out of distribution.
     """
     name, cells = target.target, shown(explanation, target, labels, norm)
     pictures = [enlarged(cell.image, _CELL) for cell in cells]
-    outside = bool(explanation.original.is_ood)
+    outside = any(cell.is_ood for cell in cells)
     side, tall = pictures[0].size
     gap, head, foot, margin = 12, 30, 62 if outside else 44, 16
     columns = min(len(cells), _COLUMNS)
@@ -109,7 +112,7 @@ def grid(explanation: Explanation, target: Target, *, labels: Sequence[str], nor
         _centered(draw, cell.caption, x, under + 6, side, 13, _INK)
         label = f"predicted {short(cell.predicted)}"
         _centered(draw, label, x, under + 24, side, 13, _ACCENT if cell.hit else _QUIET)
-        if outside and n == 0:
+        if cell.is_ood:
             _centered(draw, "out of distribution", x, under + 42, side, 13, _WARNING, bold=True)
     return sheet
 

@@ -73,7 +73,8 @@ def counterfactual_tables(
 ) -> Iterator[RichTable]:
     """One table per model and norm: a row per image and target, confidences by budget, smallest radius found.
 
-    `*` (and color) marks pictures that are predicted as the target. "ID radius" is the smallest radius found
+    `*` (and color) marks pictures that are predicted as the target, `?` those that are out of distribution
+    as well. "ID radius" is the smallest radius found
     at which the confidence also reaches the threshold. A table wider than `width` columns puts image, label
     and target into one column.
     """
@@ -103,8 +104,11 @@ def _counterfactual_table(
 
     model, norm = header["models"][number], norm_symbol(norm_name)
     name = safe_text(model["name"])
+    doubtful = ""
+    if any(_mark(b.predicted, t.target, b.is_ood) == "?" for e in mine for t in e.targets for b in t.budgets):
+        doubtful = ", ? but out of distribution"
     table = RichTable(
-        title=f"{name}: confidence in the target by budget ({norm}; * predicted as the target)",
+        title=f"{name}: confidence in the target by budget ({norm}; * predicted as the target{doubtful})",
         title_justify="left",
         title_style="bold",
         caption_justify="left",
@@ -131,20 +135,28 @@ def _counterfactual_table(
             predicted += " (out of distribution)"
         for target in explanation.targets:
             before = original.probabilities[model["labels"].index(target.target)]
-            cells = [(before, original.label)] + [(b.confidence, b.predicted) for b in target.budgets]
+            cells = [(before, _mark(original.label, target.target, original.is_ood))]
+            cells += [(b.confidence, _mark(b.predicted, target.target, b.is_ood)) for b in target.budgets]
             about = [safe_text(explanation.path), predicted, safe_text(target.target)]
             if compact:
                 about = [f"{Path(about[0]).name}\n{predicted}\nto {about[2]}"]
             table.add_row(
                 *about,
                 *(
-                    Text(two_digits(value) + ("*" if hit else " "), style="bold green" if hit else "")
-                    for value, hit in ((value, label == target.target) for value, label in cells)
+                    Text(two_digits(value) + mark, style={"*": "bold green", "?": "green"}.get(mark, ""))
+                    for value, mark in cells
                 ),
                 _radius(target.flip_eps),
                 *(() if threshold is None else (_radius(target.in_distribution_eps),)),
             )
     return table
+
+
+def _mark(predicted: str, target: str, is_ood: bool | None) -> str:
+    """`*` if predicted as the target, `?` if it is out of distribution as well, else a space."""
+    if predicted != target:
+        return " "
+    return "?" if is_ood else "*"
 
 
 def _radius(eps: float | None) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLANK = 8  # of 255: a channel's range up to which an image is blank
 SATURATED = 0.5  # share of pixels that are 0 or 255 in every channel, from which an image is saturated
-CLOSE = 0.5  # share of the highest probability from which the runner-up is nearly as likely
+CLOSE = 0.5  # share of the highest probability from which the runner-up is named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Explainer:
         else:
             parts = [f"{self.score.name} {score:.4g} is above {limit:.4g}"]
         if second > CLOSE * p:
-            parts.append(f"{names[runner]} is nearly as likely ({second:.2g})")
+            parts.append(f"the next is {names[runner]} ({second:.2g})")
         if percentile is not None:
             parts.append(f"{percentile:.1f} % of the calibration images score lower")
         return "; ".join(parts)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from ratioctl.server.jobs import MAX_WATCHERS
 from ratioctl.server.problems import HttpError, answer, document, too_many
 from ratioctl.server.service import DEFAULT_THRESHOLD, Service
 from ratioctl.server.uploads import uploads
+from ratioctl.utils.suggest import did_you_mean
 from ratioctl.utils.text import reason_of
 
 STATIC = Path(__file__).parent / "static"
@@ -86,6 +87,7 @@ def build(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        dependencies=[Depends(_known_parameters)],
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -96,6 +98,19 @@ def build(service: Service) -> FastAPI:
     if service.settings.token is not None:
         _require_token(app)
     return app
+
+
+def _known_parameters(request: Request) -> None:
+    """Refuse parameters that a route of the API does not have: a misspelled one would change nothing."""
+    route = request.app.openapi()["paths"].get(request.scope["route"].path)
+    if route is None:  # of the page
+        return
+    stated = route[request.method.lower()].get("parameters", [])
+    known = [parameter["name"] for parameter in stated if parameter["in"] == "query"]
+    for name in request.query_params:
+        if name not in known:
+            step = did_you_mean(name, known) or "See /openapi.json."
+            raise HttpError(422, name[:80], "is not a parameter of this request", step)
 
 
 def _invalid(request: Request, error: Exception) -> Response:

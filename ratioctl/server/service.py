@@ -65,7 +65,7 @@ class Served:
     def unexplained(self) -> HttpError | None:
         """Why this server cannot search counterfactuals of the model (501)."""
         if self.searched is None:
-            reason = "is an ONNX file, and this server searches counterfactuals of packages only"
+            reason = "is an ONNX file that gives scores only"
             step = "Serve the package that it was exported from, or a file of `export --explain` beside it."
             return HttpError(501, self.name, reason, step)
         needed = ("torch", "jinja2") if self.searched is self.package else ("jinja2",)

@@ -195,7 +195,7 @@ def test_explained_rows(recorded: Path, colors: Path, capsys: pytest.CaptureFixt
     assert blue["runner_up"] == "red"
     assert grey["margin"] == pytest.approx(math.log(1 / 2) - math.log(0.7 / 0.3), abs=1e-5)
     assert grey["reason"] == (
-        f"confidence 0.3333 in {grey['label']} is below 0.7; {grey['runner_up']} is nearly as likely (0.33); "
+        f"confidence 0.3333 in {grey['label']} is below 0.7; the next is {grey['runner_up']} (0.33); "
         "0.0 % of the calibration images score lower"
     )
     assert main([*line, "--threshold", "0"]) == 0
@@ -299,7 +299,9 @@ def test_flagged_images_get_counterfactuals(
 
     original = counterfactuals.prepare
     monkeypatch.setattr(
-        counterfactuals, "prepare", lambda images, **options: original(images, steps=1, eps=0.5, **options)
+        counterfactuals,
+        "prepare",
+        lambda images, **options: original(images, **{**options, "steps": 1, "eps": 0.5}),
     )
     rows = list(ratioctl.ood_score(str(photographs), model=small_package, threshold=0.5))
     limit = sorted(row.confidence or 0 for row in rows)[1]
@@ -310,6 +312,8 @@ def test_flagged_images_get_counterfactuals(
     document = json.loads((out / "counterfactuals.json").read_text())
     flagged = next(row for row in rows if (row.confidence or 0) < limit)
     (image,) = document["images"]
+    assert document["models"][0]["threshold"] == limit, "the threshold of the run, not the model's"
+    assert image["original"]["is_ood"] is True
     assert (image["path"], image["targets"][0]["target"]) == (flagged.path, flagged.label)
     assert (out / "index.html").is_file()
 

@@ -384,6 +384,11 @@ def test_parameters_are_refused_in_our_words(start: StartServer, tiny_onnx: Path
     assert answer.json()["error"]["message"] == (
         "probabilities perhaps: is neither true nor false. See /openapi.json."
     )
+    answer = start(tiny_onnx).score(png((0, 0, 0)), treshold="tpr99")
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == (
+        'treshold: is not a parameter of this request. Did you mean "threshold"?'
+    )
     assert start(tiny_onnx).ask("GET", "/v1/score").status_code == 405
 
 
@@ -424,4 +429,4 @@ asyncio.run(main())
         "501 counterfactual: needs torch, which is not installed. "
         'Run on the server: pip install "ratioctl[torch]"'
     )
-    assert onnx.startswith("501 tiny-2: is an ONNX file, and this server searches")
+    assert onnx.startswith("501 tiny-2: is an ONNX file that gives scores only")
