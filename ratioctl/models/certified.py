@@ -1,7 +1,7 @@
 """Networks with a certified head: confidence on out-of-distribution images that is bounded in an linf ball.
 
 ProoD (Meinke, Bitterwolf, Hein, NeurIPS 2022, arXiv 2106.04260) multiplies a classifier with a small binary
-discriminator g between in- and out-distribution (eq. 5 there):
+discriminator g between in- and out-distribution:
 
     p(y|x) = q(y|x) s(x) + (1 - s(x)) / K,    s(x) = sigmoid(g(x)),    q = softmax(base logits / T_base)
 

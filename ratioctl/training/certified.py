@@ -30,7 +30,7 @@ def radius(spec: Certified, epoch: float) -> float:
 
 
 def losses(model: Classifier, batch: Batch, spec: Certified, epoch: float) -> dict[str, Tensor]:
-    """Losses of one update in fp32, means over images (ProoD, eq. 9): "inside", "outside" and "total".
+    """Losses of one update in fp32, means over images: "inside", "outside" and "total".
 
     "inside" is log(1 + exp(-g)) of ID images, "outside" log(1 + exp(max g)) of OOD images, max g the upper
     bound in the ball. The base network is not computed.

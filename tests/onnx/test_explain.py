@@ -158,6 +158,11 @@ OPERATORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], dict[str
         lambda x: x @ x.transpose(2, 3),
         {},
     ),
+    "Abs, Exp, Log, LogSoftmax": (
+        "a = Abs(image) e = Exp(a) f = Log(e) l = LogSoftmax <axis = 1> (image) y = Mul(f, l)",
+        lambda x: x.abs() * x.log_softmax(1),
+        {},
+    ),
     "Flatten, Gemm": (
         "f = Flatten(image) g = Gemm <transB = 1, alpha = 0.5> (f, w) y = Reshape(g, shape)",
         lambda x: 0.5 * x.flatten(1) @ T(ROWS).T,
