@@ -41,11 +41,10 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
     """The images that files, folders, archives and `-` (a list of paths on stdin) name, streamed.
 
     A file given by name is always an item. Folders are walked recursively in sorted order, for names with an
-    image suffix (a warning counts the others), hidden ones left out; tars are streamed in the archive's order, zips sorted; `a.tar:dir`
-    selects a part of an archive. The rows of a Parquet file with a column of images are items, too. What
-    cannot be read (a folder without permission, the rest of a damaged
-    archive) is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or
-    by NUL bytes.
+    image suffix (a warning counts the others), hidden ones left out; tars are streamed in the archive's
+    order, zips sorted; `a.tar:dir` selects a part of an archive. The rows of a Parquet file with a column of
+    images are items, too. What cannot be read (a folder without permission, the rest of a damaged archive)
+    is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or by NUL bytes.
 
     Args:
         paths: the arguments; checked at once, before the first item.
