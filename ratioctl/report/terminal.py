@@ -74,7 +74,8 @@ def counterfactual_tables(
     """One table per model and norm: a row per image and target, confidences by budget, flip radius.
 
     `*` (and color) marks pictures that are predicted as the target, `?` those that are out of distribution
-    as well. "ID radius" is the smallest radius found at which the confidence also reaches the threshold. A table wider than `width` columns puts image, label
+    as well. "ID radius" is the smallest radius found at which the confidence also reaches the threshold. A
+    table wider than `width` columns puts image, label
     and target into one column.
     """
     for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
