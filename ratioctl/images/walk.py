@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -40,11 +41,10 @@ def walk(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
     """The images that files, folders, archives and `-` (a list of paths on stdin) name, streamed.
 
     A file given by name is always an item. Folders are walked recursively in sorted order, for names with an
-    image suffix, hidden ones left out; tars are streamed in the archive's order, zips sorted; `a.tar:dir`
-    selects a part of an archive. The rows of a Parquet file with a column of images are items, too. What
-    cannot be read (a folder without permission, the rest of a damaged
-    archive) is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or
-    by NUL bytes.
+    image suffix (a warning counts the others), hidden ones left out; tars are streamed in the archive's
+    order, zips sorted; `a.tar:dir` selects a part of an archive. The rows of a Parquet file with a column of
+    images are items, too. What cannot be read (a folder without permission, the rest of a damaged archive)
+    is an item whose `read()` raises ImageError. Lists on stdin are separated by newlines, or by NUL bytes.
 
     Args:
         paths: the arguments; checked at once, before the first item.
@@ -162,6 +162,26 @@ def _broken(path: str, reason: str) -> Item:
     return Item(path=readable(path), member=Member(name="", error=reason))
 
 
+@dataclass
+class _Others:
+    """The files of a folder or archive whose names do not end like those of images."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, member: Member) -> None:
+        if member.kind == "other" and not is_hidden(member.name):
+            self.first = self.first or member.name
+            self.count += 1
+
+    def tell(self, path: str) -> None:
+        """Warn: in a folder of uploads such a file may be an image."""
+        if self.count:
+            files = "1 file" if self.count == 1 else f"{self.count:,} files"
+            log = logging.getLogger(__name__)
+            log.warning("%s: %s without the suffix of an image left out (%s)", path, files, shown(self.first))
+
+
 def _expand(argument: str) -> Generator[Item, None, None]:
     located = _locate(argument)
     if located is None:
@@ -170,16 +190,23 @@ def _expand(argument: str) -> Generator[Item, None, None]:
     path, part = located
     if is_folder(path):
         joint = path if path.endswith("/") else path + "/"
+        others = _Others()
         for member in remote_members(path) if is_url(path) else folder_members(path):
             if member.kind in ("image", "closed"):
                 yield Item(path=readable(joint + member.name), member=member)
+            others.add(member)
+        others.tell(path)
     elif is_archive(path) and is_file(path):
         part = nfc(part)
         inside = (lambda n: (nfc(n) + "/").startswith(part + "/")) if part else (lambda n: True)
         try:
+            others = _Others()
             for member in archive_members(path, inside):
                 if member.kind == "image" and inside(member.name):
                     yield Item(path=f"{readable(path)}:{member.name}", member=member)
+                elif inside(member.name):
+                    others.add(member)
+            others.tell(path)
         except DamagedArchiveError as e:
             yield _broken(path, f"{e.fault}; not read to its end")
     elif is_parquet(path) and is_file(path):

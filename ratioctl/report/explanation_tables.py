@@ -47,7 +47,7 @@ def _compared(evaluation: Evaluation) -> Table:
         "validity": "reached %",
         "judge_confidence": "judge's confidence %",
         "judge_agreement": "judge predicts target %",
-        "flip_radius_q50": "median smallest radius found",
+        "flip_radius_q50": "median flip radius",
         "flip_changed_pixels": "pixels changed at that radius %",
     }
     kinds = dict.fromkeys(
@@ -86,7 +86,7 @@ def _by_budget(model: Evaluated, dataset: str) -> Table:
         lines.append(("unchanged" if ball is None else ball_text(ball), *cells))
     flipped = next(m for m in rows if m.name == "flipped")
     flips = f"Predicted as the target within the largest radius: {_cell(flipped, 100)} % of {flipped.n}"
-    for name, title in (("flip", "smallest radius found"), ("in_distribution", "and in distribution")):
+    for name, title in (("flip", "flip radius"), ("in_distribution", "ID radius")):
         quartiles = [m for m in rows if m.name.startswith(f"{name}_radius_q")]
         if quartiles:
             flips += f"; {title} " + ", ".join(

@@ -71,11 +71,11 @@ def rich_table(table: Table) -> RichTable:
 def counterfactual_tables(
     header: Mapping[str, Any], explanations: Sequence[Explanation], width: int = 120
 ) -> Iterator[RichTable]:
-    """One table per model and norm: a row per image and target, confidences by budget, smallest radius found.
+    """One table per model and norm: a row per image and target, confidences by budget, flip radius.
 
     `*` (and color) marks pictures that are predicted as the target, `?` those that are out of distribution
-    as well. "ID radius" is the smallest radius found
-    at which the confidence also reaches the threshold. A table wider than `width` columns puts image, label
+    as well. "ID radius" is the smallest radius found at which the confidence also reaches the threshold. A
+    table wider than `width` columns puts image, label
     and target into one column.
     """
     for number, norm_name in dict.fromkeys((e.model, e.norm or header["norm"]) for e in explanations):
@@ -121,13 +121,13 @@ def _counterfactual_table(
     for column in ("0", *(f"{budget.eps:.4g}" for budget in mine[0].targets[0].budgets)):
         table.add_column(column, justify="right", no_wrap=True)
     until = header.get("until")
-    flips = ("radius" if compact else "smallest radius") if until is None else f"reaches {until:g} at"
+    flips = ("flip" if compact else "flip radius") if until is None else f"reaches {until:g} at"
     table.add_column(flips, justify="right", no_wrap=not compact)
     threshold = model.get("threshold")
     if threshold is not None:
         table.add_column("ID radius", justify="right", no_wrap=not compact)
         least = f"confidence at least {threshold:.3g}"
-        table.caption = f"ID radius: smallest radius found that is also in distribution ({least})"
+        table.caption = f"Radii are the smallest found; ID radius: in distribution as well ({least})"
     for explanation in mine:
         original = explanation.original
         predicted = f"{safe_text(original.label)} {two_digits(original.confidence)}"

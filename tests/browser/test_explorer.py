@@ -464,9 +464,10 @@ def test_a_turn_into_what_is_not_known_is_not_called_enough(
     found = document(one)
     (answer,) = found["images"][0]["targets"]
     assert answer["flip_eps"]
-    inside = f"Smallest radius found for dog: l₂ {answer['in_distribution_eps']:.3g}"
+    flip, inner = f"{answer['flip_eps']:.3g}", f"{answer['in_distribution_eps']:.3g}"
+    inside = f"Flips to dog at l₂ {flip}" + ("." if inner == flip else f", in distribution from {inner} on.")
     assert inside in (open_page(index(one)).page.locator(".lead").text_content() or "")
-    radius = f"Smallest radius found for dog: l₂ {answer['flip_eps']:.3g}"
+    radius = f"Flips to dog at l₂ {flip}"
     found["models"][0]["threshold"] = 1.1
     names = [path.relative_to(one).as_posix() for path in one.rglob("*.png")]
     made = counterfactual_page.page(found, {name: (one / name).read_bytes() for name in names})
@@ -486,7 +487,7 @@ def test_the_radius_that_is_shown_is_in_distribution(one: Path, tmp_path: Path, 
     (tmp_path / "index.html").write_text(made)
     page = open_page(tmp_path / "index.html").page
     lead = page.locator(".lead").text_content() or ""
-    assert lead.endswith("Smallest radius found for dog: l₂ 0.9; out of distribution from 0.4 to there.")
+    assert lead.endswith("Flips to dog at l₂ 0.4, in distribution from 0.9 on.")
     assert page.locator(".flip .tag").text_content() == "OOD"
 
 
@@ -494,8 +495,8 @@ def test_radii_of_the_overview(several: Path, tmp_path: Path, open_page: OpenPag
     """In distribution at some budget, out of distribution at every budget, and the original already."""
     found = document(several)
     given = [
-        ({"flip_eps": 0.4, "in_distribution_eps": 0.9}, 1.0, "smallest radius found l₂ 0.9"),
-        ({"flip_eps": 0.4, "in_distribution_eps": None}, 0.1, "smallest radius found l₂ 0.4 (OOD)"),
+        ({"flip_eps": 0.4, "in_distribution_eps": 0.9}, 1.0, "ID radius l₂ 0.9"),
+        ({"flip_eps": 0.4, "in_distribution_eps": None}, 0.1, "flip radius l₂ 0.4 (OOD)"),
         ({"flip_eps": 0, "in_distribution_eps": 0}, 1.0, "predicted in the original"),
     ]
     for image, (radii, p, _) in zip(found["images"], given, strict=True):

@@ -125,13 +125,13 @@ def test_people_get_a_table_and_are_shown_where_to_look(
     ]
     assert run(*line, "--format", "gif") == 0
     captured = capsys.readouterr()
-    assert "smallest radius" in captured.out
+    assert "flip radius" in captured.out
     assert str(photographs / "one.png") in captured.out
     assert captured.err == f"Pictures, page and numbers: {tmp_path}/o/index.html\n"
     assert (tmp_path / "o" / "one" / "dog" / "animation.gif").is_file()
     assert run(*line, "-q") == 0
     captured = capsys.readouterr()
-    assert "smallest radius" in captured.out, "the result stays on stdout"
+    assert "flip radius" in captured.out, "the result stays on stdout"
     assert captured.err == ""
     assert not (tmp_path / "o" / "one" / "dog" / "animation.gif").exists()  # a file of the earlier answer
 

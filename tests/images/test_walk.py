@@ -42,6 +42,24 @@ def test_paths_are_the_argument_as_given_joined(tmp_path, monkeypatch):
     assert paths_of(Path("photos/a.png"), "photos/sub") == ["photos/a.png", "photos/sub/b.png"]
 
 
+def test_files_without_the_suffix_of_an_image_are_counted(tmp_path, caplog):
+    folder = tmp_path / "inbox"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "upload", "sub/notes.txt", ".hidden"):
+        (folder / name).write_bytes(b"")
+    said = "2 files without the suffix of an image left out (sub/notes.txt)"
+    assert [item.path for item in images.walk([folder])] == [f"{folder}/a.png"]
+    assert caplog.messages == [f"{folder}: {said}"]
+    caplog.clear()
+    with tarfile.open(tmp_path / "inbox.tar", "w") as tar:
+        tar.add(folder, ".")
+    assert len(list(images.walk([tmp_path / "inbox.tar"]))) == 1
+    assert "2 files without the suffix of an image left out" in caplog.text
+    caplog.clear()
+    assert len(list(images.walk([folder / "upload"]))) == 1, "a file given by name"
+    assert caplog.messages == []
+
+
 def test_a_file_given_by_name_is_always_an_item(tmp_path):
     plant(tmp_path, "scan.dat", "UPPER.PNG", ".hidden")
     names = [f"{tmp_path}/{n}" for n in ("scan.dat", ".hidden", "UPPER.PNG")]

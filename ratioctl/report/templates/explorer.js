@@ -145,13 +145,14 @@ const lead = (column, target) => {
   else if (reach.eps === 0) line.append("Already ", goal, ...until(), "; the counterfactuals raise its confidence.");
   else if (reach.flip === 0) line.append("Already ", goal, ...until(), "; in distribution from ", size(column.norm), " ", number(reach.eps, three), " on.");
   else {
-    line.append("Smallest radius found for ", goal, ...until(), ": ", size(column.norm), " ", number(reach.eps, three));
+    line.append(doc.until == null ? "Flips to " : "Reaches ", goal, ...until(), " at ", size(column.norm), " ", number(reach.flip, three));
     if (reach.ood) line.append("; out of distribution at every budget.");
     else if (reach.eps === reach.flip) line.append(".");
-    else line.append("; out of distribution from ", number(reach.flip, three), " to there.");
+    else line.append(", in distribution from ", number(reach.eps, three), " on.");
   }
   return [original.is_ood ? oodNotice(column, name ? `Out of distribution for ${name}.` : "Out of distribution.") : null, line];
 };
+const radiusName = reach => doc.until != null ? "reached at " : reach.eps === reach.flip ? "flip radius " : "ID radius ";
 const until = () => doc.until == null ? [] : [" at a confidence of ", number(doc.until)];
 
 const enlarge = (what, draw, alt) => el("button", {
@@ -325,7 +326,7 @@ const curve = (column, target) => {
   return el("figure", { className: "curve" }, box, el("figcaption", {}, key("target", safe(target)), key("highest", "highest of any class"),
     doc.until == null ? null : key("half", "requested ", number(doc.until)),
     threshold != null ? key("threshold", "OOD below ", number(threshold)) : null,
-    reach?.eps ? key("flip", doc.until == null ? "smallest radius found " : "reached at ", number(reach.eps, three), reach.ood ? " (OOD)" : "") : null));
+    reach?.eps ? key("flip", radiusName(reach), number(reach.eps, three), reach.ood ? " (OOD)" : "") : null));
 };
 
 // All classes, or the most relevant ones where there are many, in a fixed order.
@@ -365,7 +366,7 @@ const facts = (column, target) => {
   });
   const flip = answer?.flip_png && answer.flip_eps ? el("figure", { className: "flip" },
     picture(answer.flip_png, `The nearest picture found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}`),
-    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Smallest radius found" : "Confidence reached" }), answer.flip_is_ood ? [" ", oodTag()] : null, el("br"),
+    el("figcaption", {}, el("b", { textContent: doc.until == null ? "Flip radius" : "Confidence reached" }), answer.flip_is_ood ? [" ", oodTag()] : null, el("br"),
       size(column.norm), " ", number(answer.flip_eps, three), el("br"), el("span", { className: "quiet", textContent: `the smallest change found that ${doc.until == null ? "is predicted" : "reaches"} ${safe(target)}; an upper bound` }))) : null;
   return el("div", { className: "measures" }, el("h3", { textContent: "Size of the change" }), list, flip);
 };
@@ -623,7 +624,7 @@ const showOverview = () => {
       const reach = reachOf(column, target), already = doc.until == null ? "predicted in the original" : "reached in the original";
       if (!reach) return "";
       if (!reach.eps) return el("span", { className: "quiet" }, already);
-      return el("span", { className: "quiet" }, doc.until == null ? "smallest radius found " : "reached at ", size(column.norm), " ", number(reach.eps, three), reach.ood ? " (OOD)" : "");
+      return el("span", { className: "quiet" }, radiusName(reach), size(column.norm), " ", number(reach.eps, three), reach.ood ? " (OOD)" : "");
     };
     const images = columns.map(column => ({ column, image: el("img", { alt: "", draggable: false }), value: el("span", { className: "line" }) }));
     watching(() => {
@@ -663,7 +664,7 @@ const showOverview = () => {
     el("div", { className: "tools" }, select("label", "Predicted", any(labels, "any class")), select("target", "Target", any(targets, "first requested")),
       groups.some(group => group.columns.some(column => column.entry.original.is_ood != null))
         ? select("ood", "Out of distribution", options([["", "any"], ["yes", "yes"], ["no", "no"]])) : null,
-      select("order", "Order", options([["", "as given"], ["least", "smallest radius found"], ["unsure", "lowest confidence"]])),
+      select("order", "Order", options([["", "as given"], ["least", "smallest radius"], ["unsure", "lowest confidence"]])),
       el("span", { className: "spring" }), count), control, list);
   fill();
   document.title = `Counterfactuals of ${groups.length} images`;
