@@ -251,7 +251,8 @@ def _warnings(
         if after[key] > before[key]:
             warnings.append(f"{name} rose from {before[key]:{unit}} to {after[key]:{unit}}")
     if len(images) < 1000:
-        warnings.append(f"only {len(images)} held-out images")
+        text = "temperature and thresholds are uncertain; calibrate on more of them with `ratioctl calibrate`"
+        warnings.append(f"only {len(images)} held-out images: {text}")
     assert images.labels is not None
     missing = [name for k, name in enumerate(images.label_names) if not (images.labels == k).any()]
     if missing:

@@ -135,7 +135,7 @@ class Context:
         """A rich console on stderr, for progress and logs; silent with --quiet."""
         from rich.console import Console
 
-        return Console(stderr=True, quiet=self.quiet, highlight=False, markup=False)
+        return Console(stderr=True, quiet=self.quiet, highlight=False, markup=False, emoji=False)
 
     @cached_property
     def out(self) -> Console:
@@ -151,7 +151,7 @@ class Context:
                 raise BrokenPipeError
 
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
-        return Out(quiet=self.json, highlight=False, markup=False, width=width)
+        return Out(quiet=self.json, highlight=False, markup=False, emoji=False, width=width)
 
     def note(self, text: str) -> None:
         """One line on stderr unless --quiet."""

@@ -190,6 +190,9 @@ def _continued(folder: Path, line: str) -> Iterator[None]:
         stop.next_step = line
         raise
     except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
+        if not (folder / "checkpoint" / "state.json").exists():
+            again = f"Start again with: {context.typed()}"
+            raise Interrupted(folder, "nothing was saved", again, signum=getattr(stop, "signum", 2)) from None
         reason = "was stopped; what is in it is complete"
         raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
     except DiskError as fault:
@@ -277,7 +280,8 @@ class _Events:
         if exact or near:
             self.progress.warn(
                 f"leak check: of {held} held-out images, {exact} have an exact and {near} a near duplicate "
-                "in the out-distribution; remove them there, or their class with data.exclude"
+                "among the OOD training images (generated ones look alike by chance); remove them there, or their "
+                "class with data.exclude"
             )
         if event["train.exact"]:
             self.progress.warn(

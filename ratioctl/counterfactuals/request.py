@@ -153,11 +153,8 @@ def prepare(
     """
     norms = _norms(norm)
     if len(norms) > 1 and eps is not None:
-        raise UsageError(
-            "--eps",
-            "has another meaning in each of the requested norms",
-            "Leave it out: each norm has its own ladder.",
-        )
+        reason = "has another meaning in each of the requested norms"
+        raise UsageError("--eps", reason, "Leave it out: each norm has its own ladder.")
     budgets = _budgets(eps)
     _check_numbers(steps, restarts, seed, until, limit)
     box = photo_box(region) if region_space == "image" and region is not None else None

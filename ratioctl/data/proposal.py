@@ -288,8 +288,10 @@ def write(proposal: Proposal, path: Path, *, again: bool) -> None:
         ours = path.is_file() and path.read_bytes().startswith(HEADER.encode())
         if not (again and ours):
             reason = "already exists" if ours else "already exists and was not written by ratioctl init"
-            step = "Name it with --out to replace it." if ours else "Choose another name with --out."
+            step = f"Give --out {path} to replace it." if ours else "Choose another name with --out."
             raise OutputError(path, reason, step)
+    if not path.parent.is_dir():
+        raise OutputError(path.parent, "there is no such folder", "Create it first.")
     write_file(path, proposal.text.encode())
 
 

@@ -264,6 +264,9 @@ def _overlap(
             f"{source} has folders with the names of classes ({', '.join(map(shown, same[:8]))}): they are "
             "excluded"
         )
+        if len(same) == len(other.label_names):
+            step = "Name images of anything else, or leave it out."
+            raise SourceError(source, "holds images of your classes only, which are no OOD images", step)
     some = inside.subset(_some(len(inside)))
     pairs = images.near_duplicates(other.pixels, some.pixels)
     if pairs:

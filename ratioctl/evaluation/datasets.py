@@ -24,12 +24,14 @@ class EvaluationData:
         inside: labelled ID images, after `limit`.
         outside: OOD sets by name, after `limit`.
         fingerprints: of the sets before `limit`, by name.
+        sources: SOURCE of each set, by name.
     """
 
     name: str
     inside: Images
     outside: dict[str, Images]
     fingerprints: dict[str, str]
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
@@ -76,6 +78,7 @@ class Datasets:
                 inside=self._limited(test),
                 outside={name: self._limited(images) for name, images in outside.items()},
                 fingerprints={key: images.fingerprint for key, images in {name: test, **outside}.items()},
+                sources={name: self.data, **self.ood},
             )
         return self.loaded[key]
 

@@ -450,7 +450,7 @@ def _common_warnings(context: Context) -> Iterator[str | None]:
     yield sanity_checks.uncalibrated(package)
     spec = suites.calibration(package)
     yield sanity_checks.temperature_at_end(package.temperature, spec, package.calibrated)
-    yield from sanity_checks.trained_on(package, data.fingerprints)
+    yield from sanity_checks.trained_on(package, data.fingerprints, data.sources)
     yield from sanity_checks.duplicates(data.all())
     yield from in_distribution.unreadable(data.all())
     least = sanity_checks.FEW_EXPLANATIONS if context.suite.explains else sanity_checks.FEW

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,14 @@ def duplicates(sets: Mapping[str, Images]) -> list[str]:
     return found
 
 
-def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[str]:
-    """Sets (name to fingerprint) that are the model's training, selection or calibration data."""
+def trained_on(
+    package: ModelPackage, fingerprints: Mapping[str, str], sources: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Sets (name to fingerprint) that are the model's training, selection or calibration data.
+
+    Args:
+        sources: SOURCE of a set, by name: one that training took its ID images from, or drew OOD images of.
+    """
     ratio: Any = package.config["ratio"]
     known = dict((ratio.get("provenance") or {}).get("data") or {})
     known["calibration"] = (ratio.get("calibration") or {}).get("fingerprint")
@@ -175,4 +182,13 @@ def trained_on(package: ModelPackage, fingerprints: Mapping[str, str]) -> list[s
             if theirs is not None and theirs == fingerprint:
                 what = said.get(role, "was selected or calibrated on")
                 found.setdefault(name, f"{name} is data that the model {what}")
+    named = (ratio.get("provenance") or {}).get("sources") or {}
+    train, outside = str(named.get("train")), named.get("outside") or ()
+    for name, source in sources.items():
+        if source == train.removeprefix("split:train:"):
+            step = f"use split:test:{source}" if train != source else "use a split that was kept for the test"
+            found.setdefault(name, f"{name} holds the images that the model was trained on; {step}")
+        elif source in outside:
+            text = f"{name} is an OOD source that the model was trained on, so its figures are too good"
+            found.setdefault(name, f"{text}; give --ood NAME=SOURCE with images such as may reach the model")
     return list(found.values())

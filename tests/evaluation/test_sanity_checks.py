@@ -135,6 +135,17 @@ def test_evaluating_on_training_data_is_noticed() -> None:
     assert sanity_checks.trained_on(trained, {"y": "f-other"}) == []
 
 
+def test_evaluating_on_sources_of_the_training_is_noticed() -> None:
+    """A folder that was parted for training, as a whole, and noise that training drew anew."""
+    parts = {"train": "split:train:photos", "outside": ["noise:smooth", "other"]}
+    trained: Any = known_package(provenance={"sources": parts})
+    sets = {"photos": "photos", "photos:test": "split:test:photos", "noise": "noise:smooth", "new": "else"}
+    said = sanity_checks.trained_on(trained, dict.fromkeys(sets, "f"), sets)
+    assert [text.split(" ")[0] for text in said] == ["photos", "noise"]
+    assert "use split:test:photos" in said[0]
+    assert "--ood NAME=SOURCE" in said[1]
+
+
 class Sound(torch.nn.Module):
     """Channel means against one another: smooth, so short searches end where long ones do."""
 
