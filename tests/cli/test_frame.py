@@ -30,7 +30,7 @@ OPTIONS: dict[str, set[str]] = {
     "parity": {"--data", "--tolerance", "--limit", "--out", "--no-timing", "--download"},
     "evaluate": {
         *("--data", "--ood", "--suite", "--limit", "--resume", "--write", "--out", "--download"),
-        *("--judge", "--backend", "--save-adversarial", "--score", "--protocol", "--shard"),
+        *("--judge", "--backend", "--save-adversarial", "--score", "--protocol", "--shard", "--certified"),
     },
     "counterfactual": {
         *("--target", "--model", "--eps", "--norm", "--steps", "--restarts", "--until", "--region"),
