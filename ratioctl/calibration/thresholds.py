@@ -126,7 +126,7 @@ def record(
         "threshold": float(threshold),
         "id": rates[0],
         "ood": rates[1:],
-        **guarantee(rule, len(scored), classes is not None),
+        **guarantee(rule, kind, len(scored), classes is not None),
     }
     if classes is not None:
         found["per_class"] = {
@@ -154,16 +154,17 @@ def acceptance_record(kind: OodScore, sets: Sequence[ScoredSet]) -> dict[str, An
     return {"score": kind.config_name, "unit": unit, "id": found[0], "ood": found[1:]}
 
 
-def guarantee(rule: Rule, n: int, per_class: bool) -> dict[str, Any]:
+def guarantee(rule: Rule, kind: OodScore, n: int, per_class: bool) -> dict[str, Any]:
     """ "statement" and "assumptions" of a rule, empty for rules that hold on the calibration images alone."""
     if rule.kind != "conformal":
         return {}
     share = f"{float(rule.share):.4g}"
     index = int(rule.share * (n + 1))
+    values = "confidences" if kind.name == "msp" else "acceptances"
     statement = (
-        f"A new in-distribution image is flagged with probability at most {share}: the threshold is the "
-        f"acceptance number {index} of {n}, ascending. The probability is over the calibration images and "
-        "the new one together."
+        f"A new in-distribution image is flagged with probability at most {share}: the threshold is "
+        f"number {index:,} of the {n:,} calibration {values} in ascending order. "
+        "The probability is over the calibration images and the new one together."
     )
     if per_class:
         statement += " The same holds among the images that are predicted as a class with its own threshold."

@@ -14,8 +14,8 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL|FILE.onnx...",
-        help="Packages, bundled models or exported files; files of `export --explain` search counterfactuals "
-        "of theirs without torch. [default: cifar10-ratio]",
+        help="Packages, bundled models or exported files; a file of `export --explain` adds "
+        "counterfactuals, without torch, to the model it was exported from. [default: cifar10-ratio]",
     ),
 ]
 Host = Annotated[
