@@ -190,10 +190,8 @@ def _continued(folder: Path, line: str) -> Iterator[None]:
         stop.next_step = line
         raise
     except KeyboardInterrupt as stop:  # while the data were loaded, or while calibrating
-        if not (folder / "checkpoint" / "state.json").exists():
-            again = f"Start again with: {context.typed()}"
-            raise Interrupted(folder, "nothing was saved", again, signum=getattr(stop, "signum", 2)) from None
-        reason = "was stopped; what is in it is complete"
+        saved = (folder / "checkpoint" / "state.json").exists()
+        reason = "was stopped; " + ("what is in it is complete" if saved else "nothing was saved yet")
         raise Interrupted(folder, reason, line, signum=getattr(stop, "signum", 2)) from None
     except DiskError as fault:
         fault.next_step = f"{fault.next_step} {line}"
