@@ -48,6 +48,7 @@ def test_files_without_the_suffix_of_an_image_are_counted(tmp_path, caplog):
     for name in ("a.png", "upload", "sub/notes.txt", ".hidden"):
         (folder / name).write_bytes(b"")
     said = "2 files without the suffix of an image left out (sub/notes.txt)"
+    caplog.set_level("WARNING", "ratioctl")  # a command with -q in this process has set another
     assert [item.path for item in images.walk([folder])] == [f"{folder}/a.png"]
     assert caplog.messages == [f"{folder}: {said}"]
     caplog.clear()
