@@ -278,8 +278,8 @@ class _Events:
         if exact or near:
             self.progress.warn(
                 f"leak check: of {held} held-out images, {exact} have an exact and {near} a near duplicate "
-                "among the OOD training images (generated ones look alike by chance); remove them there, or their "
-                "class with data.exclude"
+                "among the OOD training images (generated ones look alike by chance); remove them there, or "
+                "their class with data.exclude"
             )
         if event["train.exact"]:
             self.progress.warn(
