@@ -195,7 +195,7 @@ def test_what_goes_wrong_is_said(
     drop(page, colors / "red.png")
     expect(page.locator("#error")).to_be_hidden()
     expect(page.locator(".prediction .lead")).to_have_text("Predicted red 0.79 out of distribution")
-    expect(page.locator("#no-explain")).to_contain_text("is an ONNX file, and this server searches")
+    expect(page.locator("#no-explain")).to_contain_text("is an ONNX file that gives scores only")
     expect(page.locator("#form")).to_be_hidden()
     failed = [said for said in visitor.complaints if "Failed to load resource" not in said]
     assert failed == []  # the browser itself notes the 401 and the 422

@@ -30,13 +30,13 @@ def test_photographs_to_a_model_that_answers(
     assert line is not None
     few = [
         "--set",
-        "optim.epochs=3",
+        "optim.epochs=12",
         "--set",
-        "optim.head_epochs=1",
+        "optim.head_epochs=3",
         "--set",
-        "objective.inside.ramp_epochs=1",
+        "objective.inside.ramp_epochs=3",
     ]
-    few += ["--set", "objective.outside.ramp_epochs=1", "--set", "optim.validate_every=3"]
+    few += ["--set", "objective.outside.ramp_epochs=3", "--set", "optim.validate_every=6"]
     assert main([*line[1].split(), *few, "--max-time", "4m"]) == 0
     report_line = re.search(r"Report: ratioctl (.*)", capsys.readouterr().out)
     assert report_line is not None
