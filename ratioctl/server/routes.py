@@ -100,7 +100,7 @@ def build(service: Service) -> FastAPI:
     return app
 
 
-def _known_parameters(request: Request) -> None:
+async def _known_parameters(request: Request) -> None:  # a plain function would cost a thread per request
     """Refuse parameters that a route of the API does not have: a misspelled one would change nothing."""
     route = request.app.openapi()["paths"].get(request.scope["route"].path)
     if route is None:  # of the page
