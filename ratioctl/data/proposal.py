@@ -282,7 +282,7 @@ def write(proposal: Proposal, path: Path, *, again: bool) -> None:
         OutputError: the file exists and is not replaced, or cannot be written.
     """
     from ratioctl.errors import OutputError
-    from ratioctl.utils.atomic_files import write_file
+    from ratioctl.utils.atomic_files import streaming
 
     if path.exists():
         ours = path.is_file() and path.read_bytes().startswith(HEADER.encode())
@@ -290,9 +290,8 @@ def write(proposal: Proposal, path: Path, *, again: bool) -> None:
             reason = "already exists" if ours else "already exists and was not written by ratioctl init"
             step = f"Give --out {path} to replace it." if ours else "Choose another name with --out."
             raise OutputError(path, reason, step)
-    if not path.parent.is_dir():
-        raise OutputError(path.parent, "there is no such folder", "Create it first.")
-    write_file(path, proposal.text.encode())
+    with streaming(path) as stream:  # names a folder that is missing
+        stream.write(proposal.text.encode())
 
 
 def is_photos(argument: str) -> bool:
