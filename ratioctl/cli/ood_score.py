@@ -173,7 +173,6 @@ def ood_score(
     from ratioctl.cli import _row_shards, _rows
     from ratioctl.cli._flagged import Flagged
     from ratioctl.cli._row_output import RowOutput
-    from ratioctl.scoring import pipeline, ray_engine
     from ratioctl.scoring.backends import open_model
 
     target = _rows.target(output)
@@ -201,10 +200,14 @@ def ood_score(
     scored |= {"checks": checks, "bit_depth": bit_depth}
     scored |= {"limit": limit, "workers": workers}
     if engine == "ray":
+        from ratioctl.scoring import ray_engine
+
         how: dict[str, Any] = {"device": context.device, "precision": context.precision, "seed": context.seed}
         how |= {"worst_case": worst_case, "score": score, "shard": shard}
         batches = ray_engine.run(paths, model, **scored, **how)
     else:
+        from ratioctl.scoring import pipeline  # imported by `open_model` while the session is made
+
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, model, bound, torch_unasked=torch_unasked)

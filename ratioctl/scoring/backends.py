@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ratioctl import scores
+from ratioctl.utils.background import Background
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ratioctl.models.device import ComputeConfig
     from ratioctl.models.predict import Predictor
     from ratioctl.onnx.explainer import Explainer
+    from ratioctl.onnx.runtime import Runtime
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.pipeline import Model
 
@@ -50,7 +53,6 @@ def open_model(
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
     from ratioctl.onnx import runtime
-    from ratioctl.scoring.pipeline import Model
 
     if worst_case is not None and not 0 < worst_case < float("inf"):
         raise UsageError(f"--worst-case {worst_case}", "is not a radius", "Give a number above 0.")
@@ -60,26 +62,18 @@ def open_model(
             step = "Give the package it was exported from."
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
         # One thread per session: the pipeline predicts several batches at once.
-        alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-        own = score is None or score == alone.spec.score
-        return Model(
-            spec=alone.spec,
-            predict=alone.predict,
-            backend="onnx",
-            parallel=True,
-            own_threshold=alone.threshold if own else None,
-            score=score or alone.spec.score,
-        )
+        load = functools.partial(runtime.load, model, threads=1, device=device if gpu else "cpu")
+        return _onnx_model(load, score)
     found = packages.resolve(model)
     name = score or found.score
     if threshold is not None:
         packages.threshold(found, threshold, score)
     if found.onnx_path is not None and worst_case is None and not gpu:
-        inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True, score=name)
+        return _onnx_model(functools.partial(runtime.load, found, threads=1), score, found)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
+    from ratioctl.scoring.pipeline import Model
 
     requested = worst_case is not None and precision != "auto"
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
@@ -104,6 +98,25 @@ def open_model(
         score=name,
         worst_case=attacked,
         worst_case_pace=pace,
+    )
+
+
+def _onnx_model(load: Callable[[], Runtime], score: str | None, package: ModelPackage | None = None) -> Model:
+    """The model of a file; `package` contains it, if any, and has later thresholds than the file."""
+    loading = Background(load, name="session")
+    # Takes 40 ms, with Pillow and the decoders; creating the session takes 15 to 150 ms.
+    from ratioctl.scoring.pipeline import Model
+
+    loaded = loading.result()
+    spec = loaded.spec if package is None else package
+    own = package is None and (score is None or score == spec.score)
+    return Model(
+        spec=spec,
+        predict=loaded.predict,
+        backend="onnx",
+        parallel=True,
+        own_threshold=loaded.threshold if own else None,
+        score=score or spec.score,
     )
 
 
