@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import threading
 from collections.abc import Callable
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from ratioctl.models.device import ComputeConfig
     from ratioctl.models.predict import Predictor
     from ratioctl.onnx.explainer import Explainer
-    from ratioctl.package import ModelPackage
+    from ratioctl.onnx.runtime import Runtime
+    from ratioctl.package import ModelPackage, Spec
     from ratioctl.scoring.pipeline import Model
 
     Path = str | PathLike[str]
@@ -32,6 +34,7 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
     worst_case: float | None = None,
+    certified: bool = False,
     seed: int = 0,
     score: str | None = None,
 ) -> Model:
@@ -41,11 +44,13 @@ def open_model(
         threshold: checked before torch is loaded; None skips the check.
         score: name of the OOD score, see `ratioctl.scores`; None takes the package's.
         worst_case: l2 radius of the worst-case search, which needs torch; None: no search.
+        certified: also bound the confidence, see `Model.guaranteed`.
         precision: of that search.
 
     Raises:
         PackageError: a model that is missing or damaged. UncalibratedError: it has no thresholds.
-        UsageError: an unknown threshold, a radius that is not positive, or one with an ONNX file.
+        UsageError: an unknown threshold, a radius that is not positive, or one with an ONNX file; a model
+            without a certified head where `certified` asks for one.
     """
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
@@ -59,24 +64,17 @@ def open_model(
         if worst_case is not None:
             step = "Give the package it was exported from."
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-        # One thread per session: the pipeline predicts several batches at once.
         alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
         own = score is None or score == alone.spec.score
-        return Model(
-            spec=alone.spec,
-            predict=alone.predict,
-            backend="onnx",
-            parallel=True,
-            own_threshold=alone.threshold if own else None,
-            score=score or alone.spec.score,
-        )
+        opened = _by_onnxruntime(alone, alone.spec, score or alone.spec.score, certified=certified)
+        return dataclasses.replace(opened, own_threshold=alone.threshold if own else None)
     found = packages.resolve(model)
     name = score or found.score
+    radius = packages.certified_radius(found) if certified else None
     if threshold is not None:
         packages.threshold(found, threshold, score)
     if found.onnx_path is not None and worst_case is None and not gpu:
-        inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True, score=name)
+        return _by_onnxruntime(runtime.load(found, threads=1), found, name, certified=certified)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
@@ -104,7 +102,34 @@ def open_model(
         score=name,
         worst_case=attacked,
         worst_case_pace=pace,
+        guaranteed=None if radius is None else _guaranteed(network, radius, found.temperature, one_batch),
     )
+
+
+def _by_onnxruntime(graph: Runtime, spec: Spec, score: str, *, certified: bool) -> Model:
+    """A session of one thread: the pipeline predicts several batches at once."""
+    from ratioctl.scoring.pipeline import Model
+
+    if certified:
+        graph.check_guaranteed()
+    return Model(
+        spec=spec,
+        predict=graph.predict,
+        guaranteed=graph.predict_guaranteed if certified else None,
+        backend="onnx",
+        parallel=True,
+        score=score,
+    )
+
+
+def _guaranteed(
+    network: Predictor, eps: float, temperature: float, one_batch: threading.Lock
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with one_batch:
+            return network.predict(images), network.guaranteed(images, eps, temperature)
+
+    return predict
 
 
 def digest_of(model: Path | ModelPackage) -> str:
