@@ -2,7 +2,8 @@
 
 APGD-CE, APGD-T, FAB-T and Square run in turn, each on the images that survived those before it. The gradient
 attacks are ours, FAB-T and Square those of `pyautoattack`. Verdicts are those of `logits_of` on the point
-found, whatever network the search queried, for instance one in bf16. The backend "reference" is the package's own standard version.
+found, whatever network the search queried, for instance one in bf16. The backend "reference" is the
+package's own standard version.
 """
 
 from __future__ import annotations
