@@ -171,6 +171,8 @@ class ScoreRow(_ShortRepr):
         is_ood: confidence < threshold.
         probabilities: (K,), where requested.
         worst_case_confidence, worst_case_is_ood: of the attacked image, where requested.
+        guaranteed_confidence: what the confidence cannot exceed in the linf ball of the model's certified
+            head, where requested.
 
     With `explain`:
         margin: acceptance minus its bound, in log-odds for the default score; below 0 for flagged images.
@@ -198,6 +200,7 @@ class ScoreRow(_ShortRepr):
     probabilities: tuple[float, ...] | None = None
     worst_case_confidence: float | None = None
     worst_case_is_ood: bool | None = None
+    guaranteed_confidence: float | None = None
     margin: float | None = None
     runner_up: str | None = None
     percentile: float | None = None
