@@ -1,7 +1,7 @@
 """Throughput of `ood-score` as a whole process, start-up included, beside a script written by hand.
 
     python -m benchmarks.scoring [--small FOLDER] [--images N] [--photos N] [--widths 16,32,64] [--rounds 3]
-                                 [--memory N] [--json FILE]
+                                 [--memory N] [--int8 SOURCE] [--json FILE]
 
 Sides, in turns, on the same files with the same random weights (speed does not depend on them):
 
@@ -12,14 +12,18 @@ Sides, in turns, on the same files with the same random weights (speed does not 
                  after the imports, so without start-up
 
 Small images are the 32x32 JPEGs of --small, else crops of the sample photographs; photographs are 640x480
-crops. `--memory N` scores N and 10 N links to the small images and compares the peaks of memory. Processor
-seconds (of the process with its children) are recorded beside seconds.
+crops; `--images 1` and `--photos 1` leave a size out. `--memory N` scores N and 10 N links to the small
+images and compares the peaks of memory. Processor seconds (of the process with its children) are beside
+seconds. `--int8 SOURCE` exports the default model with --int8 on these images and compares passes of one
+thread and 32 images; the price is export's.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -133,6 +137,32 @@ def compared(base: Path, folder: Path, package: Path, sides: list[str], rounds: 
     }
 
 
+def int8(base: Path, source: str, rounds: int) -> dict[str, Any]:
+    """Images per second of one thread with the default model in fp32 and int8; what int8 changes."""
+    import dataclasses
+
+    import numpy as np
+
+    import ratioctl
+    from ratioctl.onnx import runtime
+    from ratioctl.utils.defaults import DEFAULT_MODEL
+
+    fp32 = ratioctl.export(DEFAULT_MODEL, output=base / "fp32.onnx", weights="fp32")
+    small = ratioctl.export(DEFAULT_MODEL, output=base / "int8.onnx", int8=True, data=source)
+    assert small.cost is not None
+    batch = np.random.default_rng(0).random((32, 3, 32, 32), dtype=np.float32)
+    sides = {
+        name: functools.partial(runtime.load(made.path, threads=1).predict, batch)
+        for name, made in {"fp32": fp32, "int8": small}.items()
+    }
+    times, _ = harness.interleaved(sides, rounds)
+    return {
+        "times as fast": harness.ratio(times, "fp32", "int8"),
+        "images_per_second": {name: round(32 / s, 1) for name, s in harness.medians(times).items()},
+        "price": dataclasses.asdict(small.cost),
+    }
+
+
 def peaks(base: Path, small: Path, package: Path, count: int) -> dict[str, float]:
     """Peak memory of ood-score in MiB, by number of images."""
     found = {}
@@ -155,7 +185,9 @@ def main() -> None:
     parser.add_argument("--widths", default="16,32,64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, default=0, metavar="N")
+    parser.add_argument("--int8", metavar="SOURCE", help="labelled images of CIFAR-10's classes")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has the modules' bytecode
     widths = [int(width) for width in options.widths.split(",")]
     sides = ["ratioctl", "torch", *(["pytorch-ood"] if find_spec("pytorch_ood") else []), "floor"]
     result: dict[str, Any] = {"benchmark": "throughput of ood-score"}
@@ -171,11 +203,15 @@ def main() -> None:
         result["one_photograph_s"] = round(statistics.median(alone), 3)
         for width in widths:
             for name, folder in {"32x32": small, "640x480": photos}.items():
+                if sum(1 for _ in folder.rglob("*.jpg")) == 1:
+                    continue
                 found = compared(base, folder, base / f"w{width}", sides, options.rounds)
                 result[f"width {width}, {name}"] = found
                 print(f"width {width}, {name}: {json.dumps(found['images_per_second'])}", file=sys.stderr)
         if options.memory:
             result["peak_mib_by_images"] = peaks(base, small, base / f"w{widths[0]}", options.memory)
+        if options.int8:
+            result["int8"] = int8(base, options.int8, max(9, options.rounds))
     harness.finish(result, options, "scoring")
 
 
