@@ -4,10 +4,10 @@
     python -m benchmarks.growth --short
 
 For each quantity: processor seconds of 1x, 2x and 4x (of 10, 100 and 1,000 classes), in turns, and the
-exponent e of the power law seconds ~ quantity^e fitted to them in each round. 1 is linear; below 1 there are costs that do not grow.
-Counterfactuals run as `ratioctl.counterfactual` on the given model; training updates and the dependence on
-the number of classes on a random ResNet-18 of width 16. "floor" are passes with the gradient of the input for
-as many rows of a batch, steps or classes.
+exponent e of the power law seconds ~ quantity^e fitted to them in each round. 1 is linear; below 1 there
+are costs that do not grow. Counterfactuals run as `ratioctl.counterfactual` on the given model; training
+updates and the dependence on the number of classes on a random ResNet-18 of width 16. "floor" are passes
+with the gradient of the input for as many rows of a batch, steps or classes.
 """
 
 from __future__ import annotations
