@@ -219,15 +219,16 @@ class ScoreRow(_ShortRepr):
 
         What is filled in of the fields of a worst case, `explain`, `checks` and a shard follows.
         """
-        names = ("path", "label", "confidence", "ood_score", "is_ood", "error")
-        row: dict[str, Any] = {name: getattr(self, name) for name in names}
+        row: dict[str, Any] = {name: getattr(self, name) for name in _FIXED}
         each = self.probabilities or [None] * len(labels or ())
         row |= {f"p:{label}": p for label, p in zip(labels or (), each, strict=bool(labels))}
-        more = [
-            field.name for field in dataclasses.fields(self) if field.name not in (*names, "probabilities")
-        ]
-        row |= {name: value for name in more if (value := getattr(self, name)) is not None}
+        row |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
         return {key: float(f"{v:.9g}") if isinstance(v, float) else v for key, v in row.items()}
+
+
+_FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
+_FIELDS = [field.name for field in dataclasses.fields(ScoreRow)]
+_OPTIONAL = [name for name in _FIELDS if name not in (*_FIXED, "probabilities")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

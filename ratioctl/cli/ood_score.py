@@ -182,7 +182,6 @@ def ood_score(
     from ratioctl.cli import _row_shards, _rows
     from ratioctl.cli._flagged import Flagged
     from ratioctl.cli._row_output import RowOutput
-    from ratioctl.scoring import pipeline, ray_engine
     from ratioctl.scoring.backends import open_model
 
     target = _rows.target(output)
@@ -205,8 +204,12 @@ def ood_score(
     scored |= {"checks": checks, "bit_depth": bit_depth}
     scored |= {"limit": limit, "workers": workers}
     if engine == "ray":
+        from ratioctl.scoring import ray_engine
+
         batches = ray_engine.run(paths, model, shard=shard, **scored, **how)
     else:
+        from ratioctl.scoring import pipeline  # imported by `open_model` while the session is made
+
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, model, bound, torch_unasked=torch_unasked)

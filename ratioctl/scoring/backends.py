@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import pathlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ratioctl import scores
+from ratioctl.utils.background import Background
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ratioctl.models.predict import Predictor
     from ratioctl.onnx.explainer import Explainer
     from ratioctl.onnx.runtime import Runtime
-    from ratioctl.package import ModelPackage, Spec
+    from ratioctl.package import ModelPackage
     from ratioctl.scoring.pipeline import Model
 
     Path = str | PathLike[str]
@@ -55,7 +56,6 @@ def open_model(
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
     from ratioctl.onnx import runtime
-    from ratioctl.scoring.pipeline import Model
 
     if worst_case is not None and not 0 < worst_case < float("inf"):
         raise UsageError(f"--worst-case {worst_case}", "is not a radius", "Give a number above 0.")
@@ -64,20 +64,20 @@ def open_model(
         if worst_case is not None:
             step = "Give the package it was exported from."
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-        alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-        own = score is None or score == alone.spec.score
-        opened = _by_onnxruntime(alone, alone.spec, score or alone.spec.score, certified=certified)
-        return dataclasses.replace(opened, own_threshold=alone.threshold if own else None)
+        load = functools.partial(runtime.load, model, threads=1, device=device if gpu else "cpu")
+        return _by_onnxruntime(load, score, certified=certified)
     found = packages.resolve(model)
     name = score or found.score
     radius = packages.certified_radius(found) if certified else None
     if threshold is not None:
         packages.threshold(found, threshold, score)
     if found.onnx_path is not None and worst_case is None and not gpu:
-        return _by_onnxruntime(runtime.load(found, threads=1), found, name, certified=certified)
+        load = functools.partial(runtime.load, found, threads=1)
+        return _by_onnxruntime(load, score, found, certified=certified)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
+    from ratioctl.scoring.pipeline import Model
 
     requested = worst_case is not None and precision != "auto"
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
@@ -106,19 +106,31 @@ def open_model(
     )
 
 
-def _by_onnxruntime(graph: Runtime, spec: Spec, score: str, *, certified: bool) -> Model:
-    """A session of one thread: the pipeline predicts several batches at once."""
+def _by_onnxruntime(
+    load: Callable[[], Runtime], score: str | None, package: ModelPackage | None = None, *, certified: bool
+) -> Model:
+    """The model of a file with a session of one thread: the pipeline predicts several batches at once.
+
+    Args:
+        package: contains the file, if any, and may have other thresholds.
+    """
+    loading = Background(load, name="session")
+    # Takes 40 ms, with Pillow and the decoders; creating the session takes 15 to 150 ms.
     from ratioctl.scoring.pipeline import Model
 
+    graph = loading.result()
     if certified:
         graph.check_guaranteed()
+    spec = graph.spec if package is None else package
+    own = package is None and (score is None or score == spec.score)
     return Model(
         spec=spec,
         predict=graph.predict,
         guaranteed=graph.predict_guaranteed if certified else None,
         backend="onnx",
         parallel=True,
-        score=score,
+        own_threshold=graph.threshold if own else None,
+        score=score or spec.score,
     )
 
 
