@@ -3,10 +3,11 @@
     python -m benchmarks.autoattack cifar10.tar.xz:test --json autoattack.json
 
 Both sides attack the same images of one model in an l2 ball, piece by piece, with all four attacks and full
-budgets. Ours works on the network with folded BatchNorm, as `ratioctl evaluate --backend own`; the package
-gets the module of `ratioctl.load_model`. "pass_ratio" is what the folding alone gains: a forward and
-input-gradient pass on one network over one on the other. The floor of ours are the passes that its attacks
-made, counted, each at the price of a bare pass in a full batch, measured after the piece. "ratios" are over
+budgets. Ours works on the network with folded BatchNorm, as `ratioctl evaluate --backend own`, its searches
+in --precision (auto: bf16 where the processor has instructions for it), its verdicts in fp32; the package
+gets the module of `ratioctl.load_model`. "pass_ratio" is what the folding alone gains: a forward and input-
+gradient pass on one network over one on the other. The floor of ours are the passes that its attacks made,
+counted, each at the price of a bare pass in a full batch, measured after the piece. "ratios" are over
 pieces. `--sides second` runs the package with another seed, for its own spread.
 
 A finished piece of a side is a file in --parts, so that a long measurement can be interrupted; the result
@@ -37,6 +38,7 @@ from ratioctl.data.loader import to_float
 from ratioctl.evaluation.datasets import stratified_indices
 from ratioctl.metrics import wilson_interval
 from ratioctl.models import fold_batchnorm
+from ratioctl.models.device import ComputeConfig, in_precision, select_device
 from ratioctl.recipe import Ball
 from tools import harness
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--sides", default="own,package", help="of own, package, second")
     parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", help="of our searches")
     parser.add_argument("--parts", type=Path, default=Path("runs/autoattack"))
     options = parser.parse_args()
     package = packages.read(packages.find(options.model))
@@ -60,10 +63,12 @@ def main() -> None:
     images = in_distribution.load_labelled(options.source, size, channels, package.label_names)
     images = images.subset(stratified_indices(images, options.images, 0))
     x, y = to_float(images.pixels, options.device), torch.from_numpy(images.labels).to(options.device)
+    compute = select_device(options.device, options.precision)
     plain = ratioctl.load_model(options.model, device=options.device)
     folded = fold_batchnorm(plain).to(memory_format=torch.channels_last)
     ball, wanted = Ball(p=2.0, eps=options.eps), options.sides.split(",")
-    setting = f"{package.digest[:12]}-{images.fingerprint[:12]}-{options.eps:g}-{options.piece}"
+    digests = f"{package.digest[:12]}-{images.fingerprint[:12]}"
+    setting = f"{digests}-{options.eps:g}-{options.piece}-{'bf16' if compute.bf16 else 'fp32'}"
     parts = options.parts / setting
     parts.mkdir(parents=True, exist_ok=True)
     starts, done = range(0, len(x), options.piece), 0
@@ -78,7 +83,7 @@ def main() -> None:
         done += bool(missing)
         for side in missing:
             at = slice(start, start + options.piece)
-            piece = run(side, folded if side == "own" else plain, x[at], y[at], ball)
+            piece = run(side, folded if side == "own" else plain, x[at], y[at], ball, compute)
             part(side, start).write_text(json.dumps(piece), encoding="utf-8")
             print(f"{side} {start}: {piece['seconds']:.0f} s, {sum(piece['robust'])} robust", file=sys.stderr)
     ended = [start for start in starts if all(part(side, start).exists() for side in wanted)]
@@ -97,13 +102,21 @@ def main() -> None:
         "ball": str(ball),
         "images": sum(len(piece["robust"]) for piece in sides[wanted[0]]),
         "batch_size": options.piece,
+        "precision_of_our_searches": "bf16" if compute.bf16 else "fp32",
         **summed(sides),
         "pass_ratio": pass_ratio(plain, folded, x[: options.piece // 2]),
     }
     harness.finish(result, options)
 
 
-def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, ball: Ball) -> dict[str, Any]:
+def run(
+    side: str,
+    network: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    ball: Ball,
+    compute: ComputeConfig,
+) -> dict[str, Any]:
     """One side on one piece: verdicts, and seconds by attack."""
     backend, seed = SIDES[side]
     seconds: dict[str, float] = dict.fromkeys(STANDARD, 0.0)
@@ -118,7 +131,7 @@ def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, b
 
     own = side == "own"
     counted = Counted(network)
-    search = Counted(copy.deepcopy(network)) if own else None
+    search = Counted(in_precision(copy.deepcopy(network), compute)) if own else None
     verdicts = robust_verdicts(
         counted if own else network,
         x,
@@ -148,7 +161,7 @@ def run(side: str, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, b
 class Counted:
     """A network that counts the images it is given, with and without a gradient."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.network, self.lock, self.images = network, threading.Lock(), {True: 0, False: 0}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@
 Runs `--help` of each command, the commands that need nothing but a model, a counterfactual of one step, and
 the time to the first row of `ood-score` on one image with the ONNX file and with the package. Floors:
 `python -c pass` for all, importing torch for the counterfactual, importing onnxruntime and opening the model
-for the first rows.
+for the first rows. The warm-up writes the modules' bytecode, which an installation does.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", default="cifar10-ratio-small")
     options: argparse.Namespace = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         lines = commands(options.model, Path(folder))
         if options.short:

@@ -402,6 +402,7 @@ def ood_score(
     limit: int | None = None,
     bit_depth: int | None = None,
     worst_case: float | None = None,
+    certified: bool = False,
     shard: str | None = None,
     engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
@@ -426,6 +427,7 @@ def ood_score(
         limit: score the first so many images only.
         bit_depth: bits in use, 9 to 16, of images with 16 bits per pixel.
         worst_case: l2 radius; fill in the highest confidence found in that ball.
+        certified: fill in `ScoreRow.guaranteed_confidence`, which needs a model with a certified head.
         engine: "ray" computes the same rows on a Ray cluster, in any order, see
             `ratioctl.scoring.ray_engine`.
         workers: threads, or actors of Ray's.
@@ -443,7 +445,7 @@ def ood_score(
     scored: dict[str, Any] = {"threshold": threshold, "probabilities": probabilities, "explain": explain}
     scored |= {"checks": checks, "bit_depth": bit_depth}
     how: dict[str, Any] = {"device": device, "precision": precision, "worst_case": worst_case}
-    how |= {"seed": seed, "score": score}
+    how |= {"certified": certified, "seed": seed, "score": score}
     if engine == "ray":
         import itertools
 

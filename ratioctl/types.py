@@ -171,6 +171,8 @@ class ScoreRow(_ShortRepr):
         is_ood: confidence < threshold.
         probabilities: (K,), where requested.
         worst_case_confidence, worst_case_is_ood: of the attacked image, where requested.
+        guaranteed_confidence: what the confidence cannot exceed in the linf ball of the model's certified
+            head, where requested.
 
     With `explain`:
         margin: acceptance minus its bound, in log-odds for the default score; below 0 for flagged images.
@@ -198,6 +200,7 @@ class ScoreRow(_ShortRepr):
     probabilities: tuple[float, ...] | None = None
     worst_case_confidence: float | None = None
     worst_case_is_ood: bool | None = None
+    guaranteed_confidence: float | None = None
     margin: float | None = None
     runner_up: str | None = None
     percentile: float | None = None
@@ -216,15 +219,16 @@ class ScoreRow(_ShortRepr):
 
         What is filled in of the fields of a worst case, `explain`, `checks` and a shard follows.
         """
-        names = ("path", "label", "confidence", "ood_score", "is_ood", "error")
-        row: dict[str, Any] = {name: getattr(self, name) for name in names}
+        row: dict[str, Any] = {name: getattr(self, name) for name in _FIXED}
         each = self.probabilities or [None] * len(labels or ())
         row |= {f"p:{label}": p for label, p in zip(labels or (), each, strict=bool(labels))}
-        more = [
-            field.name for field in dataclasses.fields(self) if field.name not in (*names, "probabilities")
-        ]
-        row |= {name: value for name in more if (value := getattr(self, name)) is not None}
+        row |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
         return {key: float(f"{v:.9g}") if isinstance(v, float) else v for key, v in row.items()}
+
+
+_FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
+_FIELDS = [field.name for field in dataclasses.fields(ScoreRow)]
+_OPTIONAL = [name for name in _FIELDS if name not in (*_FIXED, "probabilities")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

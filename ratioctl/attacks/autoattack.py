@@ -2,7 +2,8 @@
 
 APGD-CE, APGD-T, FAB-T and Square run in turn, each on the images that survived those before it. The gradient
 attacks are ours, FAB-T and Square those of `pyautoattack`. Verdicts are those of `logits_of` on the point
-found, whatever network the search used. The backend "reference" is the package's own standard version.
+found, whatever network the search queried, for instance one in bf16. The backend "reference" is the
+package's own standard version.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ def robust_verdicts(
         budget: the standard one for the norm where None.
         backend: "reference" runs `pyautoattack`'s standard version: the same points as one call of its
             `run_standard_evaluation` on all images with this batch size and seed.
-        search_logits_of: what APGD differentiates, for instance a bf16 version; None takes `logits_of`.
+        search_logits_of: what our attacks, FAB-T and Square query, for instance a bf16 version; None takes
+            `logits_of`. Where it takes the point found for wrong and `logits_of` does not, the search is
+            repeated with `logits_of`. The reference does not use it.
         progress: called as progress(attack, images) after every batch of each search.
 
     Raises:
@@ -175,7 +178,7 @@ def robust_verdicts(
     clean = batched_logits(logits_of, x0, batch_size)
     classes = clean.shape[1]
     order = clean.argsort(dim=1, descending=True, stable=True)
-    ensemble = _Ensemble(logits_of, search_logits_of or logits_of, ball, budget, order, seed, backend)
+    ensemble = _Ensemble(logits_of, search_logits_of, ball, budget, order, seed, backend)
     broken_by = torch.where(order[:, 0] == y, 0, -1)
     x_adv = x0.detach().float().clone()
     attacked, broken, stuck = ([0] * len(attacks) for _ in range(3))
@@ -188,10 +191,8 @@ def robust_verdicts(
                 if not len(rows):
                     continue
                 x, label = x0[rows], y[rows]
-                found, blind = ensemble.search(name, x, label, rows, target)
+                found, wrong, blind = ensemble.decided(name, x, label, rows, target)
                 stuck_here[rows] |= blind
-                wrong = batched_logits(logits_of, found, batch_size).argmax(1) != label
-                wrong &= geometry.distance(found, x, ball.p) <= ball.eps * (1 + 1e-5)
                 broken_by[rows[wrong]] = number + 1
                 x_adv[rows[wrong]] = found[wrong]
                 if progress is not None:
@@ -227,7 +228,7 @@ class _Ensemble:
     """The attacks of `robust_verdicts`. `order` is (N, K): the classes of all images, likeliest first."""
 
     logits_of: LogitsOf
-    search_logits_of: LogitsOf
+    search_logits_of: LogitsOf | None
     ball: Ball
     budget: AttackBudget
     order: Tensor
@@ -251,16 +252,40 @@ class _Ensemble:
         """Columns of `order` that an attack runs towards, one search each; (0,) for one untargeted search."""
         return range(1, self.targets + 1) if self.backend == "own" and name == "apgd-t" else (0,)
 
-    def search(self, name: str, x: Tensor, y: Tensor, rows: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    def decided(
+        self, name: str, x: Tensor, y: Tensor, rows: Tensor, target: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (B, C, H, W) found for the images `rows`, and (B,) bool each: `logits_of` is wrong there,
+        and every gradient was zero.
+        """
+        if self.search_logits_of is None or self.backend == "reference":
+            found, blind = self.search(name, self.logits_of, x, y, rows, target)
+            return found, self._wrong(self.logits_of, found, x, y), blind
+        found, blind = self.search(name, self.search_logits_of, x, y, rows, target)
+        wrong = self._wrong(self.logits_of, found, x, y)
+        doubtful = (self._wrong(self.search_logits_of, found, x, y) & ~wrong).nonzero().squeeze(1)
+        if len(doubtful):
+            again, still = self.search(name, self.logits_of, x[doubtful], y[doubtful], rows[doubtful], target)
+            found[doubtful], blind[doubtful] = again, still
+            wrong[doubtful] = self._wrong(self.logits_of, again, x[doubtful], y[doubtful])
+        return found, wrong, blind
+
+    def _wrong(self, logits_of: LogitsOf, found: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        inside = geometry.distance(found, x, self.ball.p) <= self.ball.eps * (1 + 1e-5)
+        return inside & (batched_logits(logits_of, found, len(found)).argmax(1) != y)
+
+    def search(
+        self, name: str, logits_of: LogitsOf, x: Tensor, y: Tensor, rows: Tensor, target: int
+    ) -> tuple[Tensor, Tensor]:
         """Points (B, C, H, W) found for the images `rows`, and (B,) bool: every gradient was zero."""
         blind = torch.zeros_like(y, dtype=torch.bool)
         if self.backend == "reference":
-            found = standard_attack(name, self.logits_of, x, y, self.ball, self.classes, self.seed)
+            found = standard_attack(name, logits_of, x, y, self.ball, self.classes, self.seed)
             return found, blind
         if name in ("fab-t", "square"):
             found = fab_or_square(
                 name,
-                self.logits_of,
+                logits_of,
                 x,
                 y,
                 self.ball,
@@ -274,7 +299,7 @@ class _Ensemble:
         restarts = self.budget.restarts if name == "apgd-ce" else 1
         attack = strongest(self.ball, self.budget.steps, restarts=restarts, start="random")
         generators = image_generators(x, f"{self.seed}/{name}/{target}/{self.ball}")
-        return best_visited(self.search_logits_of, x, goal, attack, goals.margin(y), generators)
+        return best_visited(logits_of, x, goal, attack, goals.margin(y), generators)
 
 
 def _goal(y: Tensor, target: Tensor | None, classes: int) -> Goal:

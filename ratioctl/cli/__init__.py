@@ -7,6 +7,7 @@ library and Typer only.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -117,4 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             own_the_process()
         return typer.main.get_command(app).main(args=args, prog_name="ratioctl", standalone_mode=False)
 
-    return guard(run, args=args, json="--json" in options)
+    code = guard(run, args=args, json="--json" in options)
+    if argv is None:
+        gc.freeze()  # the process ends: its last garbage collection took 0.05 s with onnxruntime loaded
+    return code

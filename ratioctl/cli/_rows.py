@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 FIXED = ("path", "label", "confidence", "ood_score", "is_ood", "error")
 WORST = ("worst_case_confidence", "worst_case_is_ood")
+GUARANTEED = ("guaranteed_confidence",)
 EXPLAIN = ("margin", "runner_up", "percentile", "reason")
 CHECKS = ("width", "height", "blank", "saturated", "duplicate", "notes", "pixels_sha256")
 INDEX = "index"  # of a shard's rows: place among the images of all shards
-MORE = frozenset((*WORST, *EXPLAIN, *CHECKS, INDEX))
+MORE = frozenset((*WORST, *GUARANTEED, *EXPLAIN, *CHECKS, INDEX))
 TEXTS = frozenset(("path", "label", "error", "runner_up", "reason", "notes", "pixels_sha256"))
 FLAGS = frozenset(("is_ood", "worst_case_is_ood", "blank", "saturated", "duplicate"))
 COUNTS = frozenset(("width", "height", INDEX))
@@ -115,12 +116,14 @@ def columns(
     labels: Sequence[str] | None,
     *,
     worst_case: bool,
+    certified: bool = False,
     explain: bool = False,
     checks: bool = False,
     shard: bool = False,
 ) -> list[str]:
     """Names of the columns; `labels` are given where probabilities are wanted."""
-    wanted = ((WORST, worst_case), (EXPLAIN, explain), (CHECKS, checks), ((INDEX,), shard))
+    wanted = ((WORST, worst_case), (GUARANTEED, certified), (EXPLAIN, explain), (CHECKS, checks))
+    wanted += (((INDEX,), shard),)
     more = [name for names, on in wanted if on for name in names]
     return [*FIXED, *(f"p:{label}" for label in labels or ()), *more]
 

@@ -108,6 +108,14 @@ WorstCase = Annotated[
         "image; the time is estimated first.",
     ),
 ]
+Certified = Annotated[
+    bool,
+    typer.Option(
+        "--certified",
+        help="Add guaranteed_confidence: no change within the linf radius of the model's certified head "
+        "gives more confidence.",
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -159,6 +167,7 @@ def ood_score(
     checks: Checks = False,
     save_flagged: SaveFlagged = None,
     worst_case: WorstCase = None,
+    certified: Certified = False,
     shard: ShardOption = None,
     engine: Engine = "local",
     workers: Workers = None,
@@ -173,7 +182,6 @@ def ood_score(
     from ratioctl.cli import _row_shards, _rows
     from ratioctl.cli._flagged import Flagged
     from ratioctl.cli._row_output import RowOutput
-    from ratioctl.scoring import pipeline, ray_engine
     from ratioctl.scoring.backends import open_model
 
     target = _rows.target(output)
@@ -181,18 +189,13 @@ def ood_score(
     _check_format(context, row_format, target)
     part = _row_shards.ShardOutput.of(shard, target, row_format)
     tally = _Tally(flagged=Flagged.opened(save_flagged, model))
-    opened = open_model(
-        model,
-        threshold,
-        device=context.device,
-        precision=context.precision,
-        worst_case=worst_case,
-        seed=context.seed,
-        score=score,
-    )
+    how: dict[str, Any] = {"device": context.device, "precision": context.precision, "seed": context.seed}
+    how |= {"worst_case": worst_case, "certified": certified, "score": score}
+    opened = open_model(model, threshold, **how)
     bound = package.threshold(opened.spec, threshold, opened.score)
     labels = opened.spec.label_names
-    more = {"worst_case": worst_case is not None, "explain": explain, "checks": checks, "shard": bool(part)}
+    more = {"worst_case": worst_case is not None, "certified": certified, "explain": explain}
+    more |= {"checks": checks, "shard": bool(part)}
     names = _rows.columns(labels if probabilities else None, **more)
     options = {"worst case": worst_case, "bit depth": bit_depth, "seed": context.seed, "limit": limit}
     settings = functools.partial(_row_shards.settings_of, opened, model, bound, options)
@@ -201,10 +204,12 @@ def ood_score(
     scored |= {"checks": checks, "bit_depth": bit_depth}
     scored |= {"limit": limit, "workers": workers}
     if engine == "ray":
-        how: dict[str, Any] = {"device": context.device, "precision": context.precision, "seed": context.seed}
-        how |= {"worst_case": worst_case, "score": score, "shard": shard}
-        batches = ray_engine.run(paths, model, **scored, **how)
+        from ratioctl.scoring import ray_engine
+
+        batches = ray_engine.run(paths, model, shard=shard, **scored, **how)
     else:
+        from ratioctl.scoring import pipeline  # imported by `open_model` while the session is made
+
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")
     _tell_model(context, opened, model, bound, torch_unasked=torch_unasked)
@@ -307,6 +312,10 @@ def _count(images: int) -> str:
 def _tell_model(context: Context, opened: Model, given: str, bound: float, *, torch_unasked: bool) -> None:
     """Notes about the model that a user should know before reading its rows."""
     spec, own = opened.spec, opened.own_threshold
+    if opened.guaranteed is not None:
+        context.note(
+            f"guaranteed_confidence holds within linf {spec.certified:g} of the model's 8-bit input."
+        )
     if opened.backend == "torch" and torch_unasked:
         context.note(f"{given} has no model.onnx, so torch is used; exporting it would be faster.")
     if own is not None and (abs(own - bound) > 1e-6 or own.classes != getattr(bound, "classes", None)):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ratioctl.images import to_pixels
 from ratioctl.models.certified import guaranteed_log_odds, head_of, upper_bound
 from ratioctl.models.folding import fold_batchnorm
 from ratioctl.models.network import Classifier, from_package
@@ -48,6 +49,17 @@ class Predictor:
         head = head_of(self.network)
         assert head is not None
         return guaranteed_log_odds(upper, head.num_classes, temperature).cpu().numpy()
+
+    def guaranteed(self, images: np.ndarray, eps: float, temperature: float) -> np.ndarray:
+        """Confidence (N,) float64 that nothing in the linf balls around uint8 (N, H, W, C) exceeds.
+
+        Args: as of `guaranteed_log_odds`.
+        """
+        parts = []
+        for start in range(0, len(images), _CHUNK):
+            x = torch.from_numpy(to_pixels(images[start : start + _CHUNK])).to(self.device)
+            parts.append(self.guaranteed_log_odds(x, eps, temperature))
+        return 1 / (1 + np.exp(-np.concatenate(parts)))
 
     @torch.inference_mode()
     def predict(self, images: np.ndarray) -> np.ndarray:

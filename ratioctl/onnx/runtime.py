@@ -75,8 +75,19 @@ class Runtime:
         Raises:
             UsageError: the model has no certified head.
         """
+        return self.predict_guaranteed(images)[1]
+
+    def predict_guaranteed(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The results of `predict` and `guaranteed`, computed together."""
+        self.check_guaranteed()
+        found = self.run(images, ("logits", GUARANTEED))
+        return found["logits"], found[GUARANTEED]
+
+    def check_guaranteed(self) -> None:
+        """Raises UsageError: the model has no certified head. PackageError: the graph does not bound it."""
         certified_radius(self.spec)
-        return self.run(images, (GUARANTEED,))[GUARANTEED]
+        if GUARANTEED not in (output.name for output in self.session.get_outputs()):
+            raise PackageError(self.path, f"has no output {GUARANTEED}", EXPORT)
 
     def run(self, images: np.ndarray, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
         """The named outputs of the graph, first axis N; images as for `predict`.

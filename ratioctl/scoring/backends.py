@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ratioctl import scores
+from ratioctl.utils.background import Background
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ratioctl.models.device import ComputeConfig
     from ratioctl.models.predict import Predictor
     from ratioctl.onnx.explainer import Explainer
+    from ratioctl.onnx.runtime import Runtime
     from ratioctl.package import ModelPackage
     from ratioctl.scoring.pipeline import Model
 
@@ -32,6 +35,7 @@ def open_model(
     device: str = "auto",
     precision: str = "auto",
     worst_case: float | None = None,
+    certified: bool = False,
     seed: int = 0,
     score: str | None = None,
 ) -> Model:
@@ -41,16 +45,17 @@ def open_model(
         threshold: checked before torch is loaded; None skips the check.
         score: name of the OOD score, see `ratioctl.scores`; None takes the package's.
         worst_case: l2 radius of the worst-case search, which needs torch; None: no search.
+        certified: also bound the confidence, see `Model.guaranteed`.
         precision: of that search.
 
     Raises:
         PackageError: a model that is missing or damaged. UncalibratedError: it has no thresholds.
-        UsageError: an unknown threshold, a radius that is not positive, or one with an ONNX file.
+        UsageError: an unknown threshold, a radius that is not positive, or one with an ONNX file; a model
+            without a certified head where `certified` asks for one.
     """
     from ratioctl import package as packages
     from ratioctl.errors import UsageError
     from ratioctl.onnx import runtime
-    from ratioctl.scoring.pipeline import Model
 
     if worst_case is not None and not 0 < worst_case < float("inf"):
         raise UsageError(f"--worst-case {worst_case}", "is not a radius", "Give a number above 0.")
@@ -59,27 +64,20 @@ def open_model(
         if worst_case is not None:
             step = "Give the package it was exported from."
             raise UsageError("--worst-case", "needs a package: an ONNX file has no gradients", step)
-        # One thread per session: the pipeline predicts several batches at once.
-        alone = runtime.load(model, threads=1, device=device if gpu else "cpu")
-        own = score is None or score == alone.spec.score
-        return Model(
-            spec=alone.spec,
-            predict=alone.predict,
-            backend="onnx",
-            parallel=True,
-            own_threshold=alone.threshold if own else None,
-            score=score or alone.spec.score,
-        )
+        load = functools.partial(runtime.load, model, threads=1, device=device if gpu else "cpu")
+        return _by_onnxruntime(load, score, certified=certified)
     found = packages.resolve(model)
     name = score or found.score
+    radius = packages.certified_radius(found) if certified else None
     if threshold is not None:
         packages.threshold(found, threshold, score)
     if found.onnx_path is not None and worst_case is None and not gpu:
-        inside = runtime.load(found, threads=1)
-        return Model(spec=found, predict=inside.predict, backend="onnx", parallel=True, score=name)
+        load = functools.partial(runtime.load, found, threads=1)
+        return _by_onnxruntime(load, score, found, certified=certified)
 
     from ratioctl.models.device import select_device
     from ratioctl.models.predict import predictor
+    from ratioctl.scoring.pipeline import Model
 
     requested = worst_case is not None and precision != "auto"
     why = "scores always are" if worst_case is None else "a worst case is searched in it by default"
@@ -104,7 +102,46 @@ def open_model(
         score=name,
         worst_case=attacked,
         worst_case_pace=pace,
+        guaranteed=None if radius is None else _guaranteed(network, radius, found.temperature, one_batch),
     )
+
+
+def _by_onnxruntime(
+    load: Callable[[], Runtime], score: str | None, package: ModelPackage | None = None, *, certified: bool
+) -> Model:
+    """The model of a file with a session of one thread: the pipeline predicts several batches at once.
+
+    Args:
+        package: contains the file, if any, and may have other thresholds.
+    """
+    loading = Background(load, name="session")
+    # Takes 40 ms, with Pillow and the decoders; creating the session takes 15 to 150 ms.
+    from ratioctl.scoring.pipeline import Model
+
+    graph = loading.result()
+    if certified:
+        graph.check_guaranteed()
+    spec = graph.spec if package is None else package
+    own = package is None and (score is None or score == spec.score)
+    return Model(
+        spec=spec,
+        predict=graph.predict,
+        guaranteed=graph.predict_guaranteed if certified else None,
+        backend="onnx",
+        parallel=True,
+        own_threshold=graph.threshold if own else None,
+        score=score or spec.score,
+    )
+
+
+def _guaranteed(
+    network: Predictor, eps: float, temperature: float, one_batch: threading.Lock
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with one_batch:
+            return network.predict(images), network.guaranteed(images, eps, temperature)
+
+    return predict
 
 
 def digest_of(model: Path | ModelPackage) -> str:

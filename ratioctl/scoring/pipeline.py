@@ -53,6 +53,8 @@ class Model:
         worst_case: uint8 (N, H, W, C) -> confidence (N,) and is_ood (N,) of the point with the lowest OOD
             score that an attack found around each image; or None.
         worst_case_pace: number of images -> measured seconds that `worst_case` takes for each.
+        guaranteed: uint8 (N, H, W, C) -> logits as of `predict`, and the confidence (N,) that nothing in the
+            linf ball of radius `spec.certified` around each image exceeds; or None.
         own_threshold: the confidence that the flag inside an exported file compares with, if it is one.
     """
 
@@ -65,6 +67,9 @@ class Model:
         default=None, repr=False
     )
     worst_case_pace: Callable[[int], float] | None = dataclasses.field(default=None, repr=False)
+    guaranteed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = dataclasses.field(
+        default=None, repr=False
+    )
     own_threshold: registry.Threshold | None = None
 
 
@@ -230,7 +235,7 @@ def rows_of(
     if not readable:
         return [_unreadable(item, reason) for item, reason in zip(batch, reasons, strict=True)]
     pixels = pixels[:readable]
-    logits = model.predict(pixels)
+    logits, guaranteed = _predicted(model, pixels)
     scores = score_logits(logits, model.spec, threshold, model.score)
     if explainer is not None:
         explained = explainer.fields(logits, scores.probabilities, scores.ood_score, scores.is_ood)
@@ -252,6 +257,7 @@ def rows_of(
                 probabilities=tuple(scores.probabilities[k].tolist()) if probabilities else None,
                 worst_case_confidence=attacked,
                 worst_case_is_ood=attacked_is_ood,
+                guaranteed_confidence=guaranteed[k],
                 index=item.index,
                 **more[k],
             )
@@ -299,6 +305,14 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float, score: str = 
         else kind.from_logits(logits, spec.temperature),
         is_ood=kind.is_ood(logits, spec.temperature, threshold),
     )
+
+
+def _predicted(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, Sequence[float | None]]:
+    """Logits, and what bounds the confidence of each image."""
+    if model.guaranteed is None:
+        return model.predict(pixels), [None] * len(pixels)
+    logits, guaranteed = model.guaranteed(pixels)
+    return logits, guaranteed.tolist()
 
 
 def _attacked(

@@ -47,6 +47,7 @@ class Settings:
     explain: bool = False
     bit_depth: int | None = None
     worst_case: float | None = None
+    certified: bool = False
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -256,6 +257,7 @@ class Scorer:
             device=s.device,
             precision=s.precision,
             worst_case=s.worst_case,
+            certified=s.certified,
             seed=s.seed,
             score=s.score,
         )

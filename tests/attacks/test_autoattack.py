@@ -153,15 +153,51 @@ def test_the_verdict_is_that_of_the_fp32_network(digits: Case) -> None:
     """A search network that calls everything wrong breaks nothing by itself."""
     net, x, y = digits
     x, y = x[:20], y[:20]
-
-    def lying(images: Tensor) -> Tensor:
-        return torch.zeros(len(images), 10) + 0 * images.sum()
-
-    found = robust_verdicts(
-        net, x, y, Ball(p=2.0, eps=0.01), attacks=["apgd-ce"], budget=QUICK, search_logits_of=lying
-    )
+    ball = Ball(p=2.0, eps=0.01)
+    found = robust_verdicts(net, x, y, ball, attacks=["apgd-ce"], budget=QUICK, search_logits_of=constant)
     assert torch.equal(found.robust, found.correct)
-    assert found.stuck[0] == found.attacked[0]
+
+
+def constant(images: Tensor) -> Tensor:
+    """Class 0 everywhere, without a gradient."""
+    return torch.zeros(len(images), 10) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("attack", autoattack.STANDARD)
+def test_a_search_is_repeated_where_its_network_errs(digits: Case, attack: str) -> None:
+    """Points that only the search network takes for wrong do not end the search of their images."""
+    net, x, y = digits
+    x, y = x[y != 0][:20], y[y != 0][:20]
+    ball = Ball(p=2.0, eps=0.5)
+    exact = robust_verdicts(net, x, y, ball, attacks=[attack], budget=QUICK)
+    found = robust_verdicts(net, x, y, ball, attacks=[attack], budget=QUICK, search_logits_of=constant)
+    assert torch.equal(found.broken_by, exact.broken_by)
+    assert found.broken[0] > 0
+    assert found.stuck[0] == 0, "the repeated search had a gradient"
+
+
+@pytest.mark.parametrize("attack", ["fab-t", "square"])
+def test_the_search_network_answers_the_queries(digits: Case, attack: str) -> None:
+    """In bf16, say: the network of the verdicts sees the images and the points found."""
+    net, x, y = digits
+    x, y = x[:20], y[:20]
+    ball = Ball(p=2.0, eps=0.5)
+    seen = {"search": 0, "verdicts": 0}
+
+    def counted(name: str) -> Callable[[Tensor], Tensor]:
+        def logits_of(images: Tensor) -> Tensor:
+            seen[name] += len(images)
+            return net(images)
+
+        return logits_of
+
+    exact = robust_verdicts(net, x, y, ball, attacks=[attack], budget=QUICK)
+    found = robust_verdicts(
+        counted("verdicts"), x, y, ball, attacks=[attack], budget=QUICK, search_logits_of=counted("search")
+    )
+    assert torch.equal(found.broken_by, exact.broken_by)
+    assert seen["verdicts"] == 20 + int(found.correct.sum())
+    assert seen["search"] > 5 * seen["verdicts"]
 
 
 def test_our_attacks_do_not_depend_on_the_batch(digits: Case) -> None:

@@ -39,7 +39,7 @@ OPTIONS: dict[str, set[str]] = {
     "ood-score": {
         *("--model", "--threshold", "--format", "--output", "--probabilities", "--worst-case"),
         *("--fail-on-ood", "--skip-errors", "--limit", "--csv-safe", "--bit-depth", "--score"),
-        *("--explain", "--checks", "--save-flagged", "--shard", "--engine", "--workers"),
+        *("--explain", "--checks", "--save-flagged", "--shard", "--engine", "--workers", "--certified"),
     },
     "merge": {"--output"},
     "export": {

@@ -268,6 +268,17 @@ def test_rows_of_ood_score(rows: list[Any]) -> None:
     assert [row["error"] is None for row in rows] == [True, False]
 
 
+def test_rows_with_a_guarantee(ratioctl: Run, certified_package: Path, damaged: Path) -> None:
+    line = ("ood-score", damaged, "--model", certified_package, "--format", "jsonl", "--device", "cpu")
+    code, shown = ratioctl(*line, "--certified")
+    assert code == 3
+    found = [json.loads(text) for text in shown.splitlines()]
+    for row in found:
+        check("ood-score-row.json", row)
+        assert list(row) == [*HEADER, "guaranteed_confidence"]
+    assert [row["guaranteed_confidence"] is None for row in found] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("options", "header"),
     [
