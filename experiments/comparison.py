@@ -117,7 +117,9 @@ def small(seeds: Sequence[int]) -> list[Run]:
 
 def svhn(seeds: Sequence[int]) -> list[Run]:
     methods = ("plain", "oe", "acet", "at-0.25", "ratio-0.25")
-    return [Run(name=_seeded(m, seed), recipe=f"svhn-{m}-small", seed=seed) for seed in seeds for m in methods]
+    return [
+        Run(name=_seeded(m, seed), recipe=f"svhn-{m}-small", seed=seed) for seed in seeds for m in methods
+    ]
 
 
 def digits(seeds: Sequence[int]) -> list[Run]:
