@@ -1,13 +1,13 @@
-"""How costs grow with one, two and four times the images, budgets, targets, steps and classes.
+"""How costs grow with one, two and four times the images, budgets, targets and steps, and with the classes.
 
     python -m benchmarks.growth [--rounds 3] [--json FILE]
     python -m benchmarks.growth --short
 
-For each quantity: processor seconds of 1x, 2x and 4x, in turns, and the exponent e of the power law
-seconds ~ quantity^e fitted to them in each round. 1 is linear; below 1 there are costs that do not grow.
-Counterfactuals run as `ratioctl.counterfactual` on the given model; training updates and the dependence on
-the number of classes on a random ResNet-18 of width 16. "floor" are passes with the gradient of the input for
-as many rows of a batch, steps or classes.
+For each quantity: processor seconds of 1x, 2x and 4x (of 10, 100 and 1,000 classes), in turns, and the
+exponent e of the power law seconds ~ quantity^e fitted to them in each round. 1 is linear; below 1 there
+are costs that do not grow. Counterfactuals run as `ratioctl.counterfactual` on the given model; training
+updates and the dependence on the number of classes on a random ResNet-18 of width 16. "floor" are passes
+with the gradient of the input for as many rows of a batch, steps or classes.
 """
 
 from __future__ import annotations
@@ -88,20 +88,24 @@ def main() -> None:
             f"ood-score images {n}": partial(scored.predict, np.zeros((128 * n, 32, 32, 3), np.uint8)),
             f"training images {n}": partial(update, 16 * n, 10, 2),
             f"training steps {n}": partial(update, 16, 10, 2 * n),
-            f"training classes {n}": partial(update, 16, 50 * n, 2),
-            f"attack classes {n}": partial(attack, 50 * n),
             f"floor, rows {n}": partial(harness.bare_passes, bare, random_pixels(12 * n), options.steps),
             f"floor, steps {n}": partial(harness.bare_passes, bare, random_pixels(12), options.steps * n),
-            f"floor, classes {n}": partial(class_floor, 50 * n),
+        }
+    for classes in (10, 100, 1000):
+        sides |= {
+            f"training classes {classes}": partial(update, 16, classes, 2),
+            f"attack classes {classes}": partial(attack, classes),
+            f"floor, classes {classes}": partial(class_floor, classes),
         }
     for name in ("counterfactual images 1", "training images 1", "ood-score images 1"):
         sides[name]()  # warm-up
     _, seconds = harness.interleaved(sides, options.rounds, warm_up=False)
     table = {}
     for quantity in dict.fromkeys(name.rpartition(" ")[0] for name in sides):
-        each = {n: seconds[f"{quantity} {n}"] for n in (1, 2, 4)}
+        counts = (10, 100, 1000) if quantity.endswith("classes") else (1, 2, 4)
+        each = {n: seconds[f"{quantity} {n}"] for n in counts}
         table[quantity] = {
-            "seconds": {f"{n}x": statistics.median(s) for n, s in each.items()},
+            "seconds": {str(n): statistics.median(s) for n, s in each.items()},
             "exponent": harness.spread(
                 [exponent({n: each[n][k] for n in each}) for k in range(options.rounds)]
             ),

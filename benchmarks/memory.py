@@ -1,6 +1,7 @@
 """Peak memory of every command, and whether it grows with the number of images.
 
-    python -m benchmarks.memory [--images 500] [--rounds 3] [--json FILE]
+    python -m benchmarks.memory [--model MODEL] [--images 500] [--rounds 3] [--json FILE]
+    python -m benchmarks.memory --size 224 --images 40 # torchvision's ResNet-18 with random weights
     python -m benchmarks.memory --short
 
 Every command runs as a process on random images; commands that take images run with N and with 4 N of them
@@ -26,12 +27,13 @@ FLOORS = {
     "onnxruntime": "numpy, PIL.Image, onnxruntime",
     "torch": "numpy, PIL.Image, torch",
 }
+NORMALIZED = ("--mean", "0.5", "--std", "0.25")
 SHORT = ("ood-score, ONNX", "calibrate", "sign")
 CLI = (sys.executable, "-m", "ratioctl")
 
 
-def images(folder: Path, count: int) -> None:
-    """`count` random 32x32 PNGs in class folders."""
+def images(folder: Path, count: int, size: int) -> None:
+    """`count` random PNGs of that size in class folders."""
     import numpy as np
     from PIL import Image
 
@@ -39,8 +41,22 @@ def images(folder: Path, count: int) -> None:
     for label in LABELS:
         (folder / label).mkdir(parents=True)
     for k in range(count):
-        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / LABELS[k % 10] / f"{k}.png")
+
+
+def large_model(folder: Path, size: int) -> str:
+    """Folder of a package of torchvision's ResNet-18 with random weights for images of that size."""
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights, out = folder / "large.safetensors", folder / "large"
+    save_file(torchvision.models.resnet18(num_classes=len(LABELS)).state_dict(), weights)
+    made = ("--arch", "torchvision:resnet18", "--labels", ",".join(LABELS), "--input-size", str(size))
+    harness.run_process(*CLI, "package", str(weights), *made, *NORMALIZED, "--out", str(out))
+    return str(out)
 
 
 def fixed_jobs(folder: Path, model: str, number: int) -> dict[str, tuple[str, ...]]:
@@ -53,7 +69,8 @@ def fixed_jobs(folder: Path, model: str, number: int) -> dict[str, tuple[str, ..
         shutil.copytree(found.path, copied)
         shutil.copy(found.weights_path, weights)
         harness.run_process(*CLI, "sign", "--new-key", key)
-    made = ("--arch", found.architecture, "--labels", ",".join(LABELS), "--mean", "0.5", "--std", "0.25")
+    made = ("--arch", found.architecture, "--labels", ",".join(LABELS), *NORMALIZED)
+    made += ("--input-size", str(found.frame))
     return {
         "export": ("export", model, "--output", str(folder / "model.onnx")),
         "package": ("package", str(weights), *made, "--out", str(folder / f"package-{number}")),
@@ -64,11 +81,13 @@ def fixed_jobs(folder: Path, model: str, number: int) -> dict[str, tuple[str, ..
     }
 
 
-def growing_jobs(folder: Path, model: str, count: int, out: str, epochs: float) -> dict[str, tuple[str, ...]]:
+def growing_jobs(
+    folder: Path, model: str, count: int, size: int, out: str, epochs: float
+) -> dict[str, tuple[str, ...]]:
     """Commands on the `count` images in `folder`, by name."""
     data = str(folder)
     few = sorted(str(path) for path in folder.rglob("*.png"))[: max(count // 50, 1)]
-    sets = (f'data.train="{data}"', f'data.test="{data}"', "data.size=32", "data.channels=3")
+    sets = (f'data.train="{data}"', f'data.test="{data}"', f"data.size={size}", "data.channels=3")
     settings = [word for value in (*sets, f"optim.epochs={epochs}") for word in ("--set", value)]
     search = ("--model", model, "--target", "second", "--steps", "2")
     return {
@@ -88,6 +107,7 @@ def main() -> None:
     parser = harness.parser(__doc__, short={"images": 40, "rounds": 1})
     parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--images", type=int, default=500, help="N, rounded to a multiple of ten")
+    parser.add_argument("--size", type=int, default=32, help="of the images; not 32: another model")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ["RATIOCTL_KEY_PASSWORD"] = ""
@@ -96,12 +116,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, count in sizes.items():
-            images(folder / name, count)
+            images(folder / name, count, options.size)
+        model = options.model if options.size == 32 else large_model(folder, options.size)
         for number in range(options.rounds):
-            jobs = fixed_jobs(folder, options.model, number)
+            jobs = fixed_jobs(folder, model, number)
             for name, count in sizes.items():
                 out, epochs = str(folder / f"out-{name}-{number}"), 0.2 if name == "4N" else 0.8
-                growing = growing_jobs(folder / name, options.model, count, out, epochs)
+                growing = growing_jobs(folder / name, model, count, options.size, out, epochs)
                 jobs |= {f"{job}, {name}": arguments for job, arguments in growing.items()}
             if options.short:
                 kept = ("export", *SHORT)  # the ONNX file is needed
@@ -118,6 +139,8 @@ def main() -> None:
         "peak_mib": {job: statistics.median(each) for job, each in peaks.items()},
         "all_peak_mib": peaks,
         "images": sizes,
+        "model": options.model if options.size == 32 else "torchvision's ResNet-18, random weights",
+        "size": options.size,
         "rounds": options.rounds,
     }
     harness.finish(result, options, "memory")

@@ -13,8 +13,9 @@ Sides, in one process and in turns:
                   point), where it is installed
     floor         the passes that the mathematics requires: T_in and T_out passes with the gradient of the
                   input, a forward pass for each attack, a forward and backward pass in train mode
-    matrix        products of large square matrices: "matrix_peak_gflops" is the fastest of all rounds,
-                  "share_of_matrix_peak" the operations of our update over it
+    matrix        products of large square matrices in the precision of the passes, and in fp32:
+                  "matrix_peak_gflops" and "fp32_matrix_peak_gflops" are the fastest of all rounds,
+                  "share_of_matrix_peak" the operations of our update over the first
 
 "agreement" is the largest difference between the values that our attacks and the plain ones reach from the
 same weights and images. "shares_of_update" are the shares of processor seconds of the parts of our update.
@@ -92,10 +93,11 @@ def main() -> None:
     model = harness.random_network(width=options.width).to(compute.device)
     batch = loader.batch_at(0, recipe, train, out, FILL, compute.device)
     ours, matrix = Ours(recipe, model, train, out, compute), Products(compute)
+    exact = Products(dataclasses.replace(compute, bf16=False))
     sides: dict[str, Callable[[], object]] = {"ours": ours, "plain": Plain(recipe, model, batch)}
     if find_spec("torchattacks"):
         sides["torchattacks"] = Plain(recipe, model, batch, packaged=True)
-    sides |= {"floor": Floor(recipe, model, compute), "matrix": matrix}
+    sides |= {"floor": Floor(recipe, model, compute), "matrix": matrix, "fp32 matrix": exact}
     agreement = agree(recipe, model, batch, compute)
     ours()  # a wide network needs no more warm-up than this
     ours.seconds.clear()
@@ -112,6 +114,7 @@ def main() -> None:
         "agreement": agreement,
         "gflops_of_ours": per_second / 1e9,
         "matrix_peak_gflops": matrix.best / 1e9,
+        "fp32_matrix_peak_gflops": exact.best / 1e9,
         "share_of_matrix_peak": per_second / matrix.best,
         "shares_of_update": {name: s / sum(ours.seconds.values()) for name, s in ours.seconds.items()},
         "rounds": options.rounds,

@@ -3,9 +3,11 @@
     python -m experiments.comparison small --train cifar10.tar.xz:train --test cifar10.tar.xz:test \\
         --outside a.tar.xz:train b.tar.xz:train --ood svhn=svhn.tar.xz:test cifar100=... textures=...
     python -m experiments.comparison fine-tune (the same data)
+    python -m experiments.comparison svhn --train svhn-small:train --test svhn-small:test (the same --outside)
     python -m experiments.comparison digits
 
-"small" trains the eight `cifar10-*-small` recipes, "digits" the six of `digits-*` with several seeds,
+"small" trains the eight `cifar10-*-small` recipes, "svhn" the five of `svhn-*-small`, "digits" the six of
+`digits-*` with several seeds,
 "fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
 (`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
 held-out split, and evaluates all models on the same images ("fine-tune" on half as many worst cases). The
@@ -49,7 +51,7 @@ SUITE = Suite(
 # For six models: half the worst cases and no Figure 5.
 FINE_TUNE_SUITE = dataclasses.replace(SUITE, outside=100, curve=0)
 FORWARD, TRAINING = 0.4, 1.5  # cost of a forward and of a training pass, in forward-and-input-gradient passes
-TRAIN_IMAGES = {"cifar10": 48_000, "digits": 1_223}
+TRAIN_IMAGES = {"cifar10": 48_000, "svhn": 7_400, "digits": 1_223}
 FINE_TUNE_EPOCHS = 3  # of RATIO from scratch: the total cost of every row of "fine-tune"
 
 Start = dict[str, Any]
@@ -110,6 +112,13 @@ def small(seeds: Sequence[int]) -> list[Run]:
         Run(name=_seeded(method, seed), recipe=f"cifar10-{method}-small", seed=seed)
         for seed in seeds
         for method in METHODS
+    ]
+
+
+def svhn(seeds: Sequence[int]) -> list[Run]:
+    methods = ("plain", "oe", "acet", "at-0.25", "ratio-0.25")
+    return [
+        Run(name=_seeded(m, seed), recipe=f"svhn-{m}-small", seed=seed) for seed in seeds for m in methods
     ]
 
 
@@ -265,8 +274,9 @@ def row(
     }
 
 
-DEFAULT_SEEDS = {"small": [0], "fine-tune": [0, 1], "digits": [0, 1, 2]}
-PLANS = {"small": small, "fine-tune": fine_tune, "digits": digits}
+DEFAULT_SEEDS = {"small": [0], "fine-tune": [0, 1], "svhn": [0], "digits": [0, 1, 2]}
+PLANS = {"small": small, "fine-tune": fine_tune, "svhn": svhn, "digits": digits}
+FAMILIES = {"small": "cifar10", "fine-tune": "cifar10", "svhn": "svhn", "digits": "digits"}
 
 
 def planned(options: argparse.Namespace) -> list[Run]:
@@ -307,14 +317,14 @@ def main() -> None:
     parser.add_argument("--steps-only", action="store_true")
     options = parser.parse_args()
     runs, (data, ood, shared) = planned(options), sources(options)
-    family = "digits" if options.what == "digits" else "cifar10"
+    family = FAMILIES[options.what]
     images = TRAIN_IMAGES[family]
     if options.steps_only:
         for run in runs:
             cost = passes(run.loaded(shared), images)
             print(f"{run.name:32} {cost:14,.0f} passes {' '.join(run.settings)}")
         return
-    out = options.out or Path("runs/comparison" + ("-digits" if family == "digits" else ""))
+    out = options.out or Path("runs/comparison" + ("" if family == "cifar10" else f"-{family}"))
     out.mkdir(parents=True, exist_ok=True)
     done = dict(zip((run.name for run in runs), trained(runs, shared, out, options.device), strict=True))
     if options.train_only:

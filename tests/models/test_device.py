@@ -1,5 +1,6 @@
 """Where commands compute is chosen in one place, which says so; a precision asked for overrules it."""
 
+import json
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,9 @@ import ratioctl
 from ratioctl.cli import main
 from ratioctl.errors import RatioctlError
 from ratioctl.models import device as hardware
-from ratioctl.models.device import has_bf16, select_device
+from ratioctl.models import precision as precision_of
+from ratioctl.models.device import select_device
+from ratioctl.models.precision import bf16_gain
 from ratioctl.scoring import backends
 from ratioctl.utils import resources
 
@@ -22,7 +25,6 @@ def test_the_choice_and_its_reason_are_logged_for_verbose(caplog: pytest.LogCapt
         compute = select_device("cpu")
     assert caplog.messages == [f"Computing on {compute.why}"]
     assert "thread" in compute.why
-    assert compute.bf16 == has_bf16(compute.device)
     assert ("bf16" if compute.bf16 else "fp32") in compute.why
 
 
@@ -31,6 +33,39 @@ def test_a_precision_asked_for_overrules(precision: str) -> None:
     compute = select_device("cpu", precision)
     assert compute.bf16 == (precision == "bf16")
     assert f"{precision}: requested" in compute.why
+
+
+@pytest.mark.parametrize(
+    ("able", "gain", "chosen"), [(True, 2.0, True), (True, 0.9, False), (False, 2.0, False)]
+)
+def test_bf16_is_chosen_where_it_is_measured_to_be_faster(
+    able: bool, gain: float, chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "has_bf16", lambda device: able)
+    monkeypatch.setattr(hardware, "bf16_gain", lambda: gain)
+    compute = select_device("cpu")
+    assert compute.bf16 == chosen
+    assert ("measured" in compute.why) == able
+    assert select_device("cpu", "bf16").bf16, "a request overrules the measurement"
+    assert not select_device("cpu", "fp32").bf16
+
+
+def test_the_measurement_is_made_once_on_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs on one machine choose alike; a damaged file is measured anew, and no random number is drawn."""
+    monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path))
+    state = torch.random.get_rng_state()
+    bf16_gain.cache_clear()
+    first = bf16_gain()
+    assert first > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.setattr(precision_of, "_measure", lambda: 123.0)
+    bf16_gain.cache_clear()
+    assert bf16_gain() == first
+    (tmp_path / "bf16-gain.json").write_text("{")
+    bf16_gain.cache_clear()
+    assert bf16_gain() == 123.0
+    assert list(json.loads((tmp_path / "bf16-gain.json").read_text()).values()) == [123.0]
+    bf16_gain.cache_clear()
 
 
 def test_threads_stay_within_the_cpu_quota(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def test_the_published_experiments_are_all_there() -> None:
     }
     expected = {f"{data}-{method}" for data, methods in grid.items() for method in methods}
     small = {f"cifar10-{method}-small" for method in grid["cifar10"]}
+    small |= {f"svhn-{method}-small" for method in ("plain", "oe", "acet", "at-0.25", "ratio-0.25")}
     assert expected | small | {
         "cifar10-ratio-wrn",
         "cifar10-ratio",
@@ -43,10 +44,12 @@ def test_the_published_experiments_are_all_there() -> None:
     } <= set(NAMES)
 
 
-def test_the_rows_of_the_small_comparison_differ_in_their_objective_alone() -> None:
+@pytest.mark.parametrize(("data", "count"), [("cifar10", 8), ("svhn", 5)])
+def test_the_rows_of_a_small_comparison_differ_in_their_objective_alone(data: str, count: int) -> None:
     """One network, one budget: what else a row changed would be taken for its method's merit."""
-    rows = [recipes.load(n) for n in NAMES if n.endswith("-small") and n != "cifar10-ratio-small"]
-    assert len(rows) == 8
+    small = [n for n in NAMES if n.startswith(data) and n.endswith("-small") and n != "cifar10-ratio-small"]
+    rows = [recipes.load(name) for name in small]
+    assert len(rows) == count
 
     def shared(recipe: Recipe) -> dict[str, object]:
         tree = recipe.model_dump(mode="json", exclude={"name", "description", "objective"})
@@ -54,7 +57,7 @@ def test_the_rows_of_the_small_comparison_differ_in_their_objective_alone() -> N
         return tree
 
     assert all(shared(row) == shared(rows[0]) for row in rows)
-    assert len({row.objective.model_dump_json() for row in rows}) == 8
+    assert len({row.objective.model_dump_json() for row in rows}) == count
     radii = {
         row.name: (row.objective.inside.attack, row.objective.outside and row.objective.outside.attack)
         for row in rows
