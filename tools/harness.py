@@ -93,23 +93,43 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
 def finish(result: Mapping[str, Any], options: argparse.Namespace, stored: str = "") -> None:
     """Print `result` with its provenance as JSON, and write it where `--json` says.
 
-    With `--short` the ratios are compared on stderr with those of the stored result of that name.
+    With `--short` the ratios are compared on stderr with those of the stored result of that name, of a
+    processor of the same kind where there is one: NAME.json, or NAME-KIND.json beside it.
     """
-    text = json.dumps({**result, "provenance": provenance(getattr(options, "seed", None))}, indent=1)
+    made = provenance(getattr(options, "seed", None))
+    text = json.dumps({**result, "provenance": made}, indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
     if getattr(options, "short", False):
-        _compare_with_stored(result, stored)
+        _compare_with_stored(result, stored, kind_of_processor(made["hardware"]))
 
 
-def _compare_with_stored(result: Mapping[str, Any], name: str) -> None:
+def kind_of_processor(hardware: Mapping[str, Any]) -> str:
+    """The GPU's name, or what decides a processor's precision: "amx-bf16", "avx512-bf16", "arm-bf16", "fp32".
+
+    Args:
+        hardware: as of `provenance`.
+    """
+    if hardware["gpu"]:
+        return str(hardware["gpu"])
+    kinds = {"amx_bf16": "amx-bf16", "avx512_bf16": "avx512-bf16", "bf16": "arm-bf16"}
+    return next((kind for name, kind in kinds.items() if name in hardware["instructions"]), "fp32")
+
+
+def _compare_with_stored(result: Mapping[str, Any], name: str, kind: str) -> None:
     """Timings are no tests: a difference is printed and never an error."""
-    paths = [folder / f"{name}.json" for folder in RESULTS]
-    path = next((path for path in paths if path.is_file()), None)
-    before = json.loads(path.read_text(encoding="utf-8")).get("ratios", {}) if path else {}
+    stored: dict[str, Mapping[str, Any]] = {}  # ratios by kind of processor
+    for path in (folder / f"{name}{end}.json" for folder in RESULTS for end in ("", f"-{kind}")):
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            hardware = found.get("provenance", {}).get("hardware")
+            stored[kind_of_processor(hardware) if hardware else "unknown"] = found.get("ratios", {})
+    of = kind if kind in stored else next(iter(stored), None)
+    about = "" if of == kind else f", on a processor of another kind ({of}; here {kind})"
     for key, value in result.get("ratios", {}).items():
-        known = f"stored {before[key]['median']:.2f}" if key in before else "none stored"
+        before = stored[of].get(key) if of else None
+        known = f"stored {before['median']:.2f}{about}" if before else "none stored"
         print(f"{name}: {key} {value['median']:.2f} ({known})", file=sys.stderr)
 
 

@@ -49,6 +49,36 @@ def test_a_result_is_written_with_its_provenance(tmp_path: Path, capsys: pytest.
     assert parser.parse_args([]).steps == 50
 
 
+def test_ratios_are_compared_with_those_of_the_same_kind_of_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A difference is said, and never an error."""
+    monkeypatch.setattr(harness, "RESULTS", (tmp_path,))
+    options = harness.parser("doc", short={}).parse_args(["--short"])
+    hardware = {"gpu": None, "instructions": ["avx2", "avx512_bf16"]}
+    monkeypatch.setattr(harness, "provenance", lambda seed: {"hardware": hardware})
+
+    def printed() -> str:
+        harness.finish({"ratios": {"a over b": harness.spread([1.5])}}, options, "work")
+        return capsys.readouterr().err.strip()
+
+    def store(name: str, instructions: list[str], ratio: float) -> None:
+        other = {"hardware": {"gpu": None, "instructions": instructions}}
+        text = json.dumps({"ratios": {"a over b": {"median": ratio}}, "provenance": other})
+        (tmp_path / f"{name}.json").write_text(text)
+
+    store("work", ["avx2"], 3.0)
+    assert printed() == (
+        "work: a over b 1.50 (stored 3.00, on a processor of another kind (fp32; here avx512-bf16))"
+    )
+    store("work-amx-bf16", ["amx_bf16", "avx512_bf16"], 5.0)
+    assert "stored 3.00" in printed()
+    store("work-avx512-bf16", ["avx512_bf16"], 4.0)
+    assert printed() == "work: a over b 1.50 (stored 4.00)"
+    hardware["gpu"] = "NVIDIA H200"
+    assert "here NVIDIA H200" in printed()
+
+
 def test_a_process_is_measured_and_its_failure_ends_the_script() -> None:
     done = harness.run_process(sys.executable, "-c", "print('x' * 3); bytearray(40 * 2**20)")
     assert done.stdout == "xxx\n"
