@@ -208,7 +208,7 @@ def ood_score(
 
         batches = ray_engine.run(paths, model, shard=shard, **scored, **how)
     else:
-        from ratioctl.scoring import pipeline  # imported by `open_model` while the session is made
+        from ratioctl.scoring import pipeline  # imported by `open_model` while the session is created
 
         batches = pipeline.batches(paths, opened, listing=rows.listing, **scored)
     torch_unasked = worst_case is None and context.device in ("auto", "cpu")

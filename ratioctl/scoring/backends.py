@@ -6,10 +6,10 @@ import functools
 import pathlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ratioctl import scores
-from ratioctl.utils.background import Background
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -114,11 +114,12 @@ def _by_onnxruntime(
     Args:
         package: contains the file, if any, and may have other thresholds.
     """
-    loading = Background(load, name="session")
-    # Takes 40 ms, with Pillow and the decoders; creating the session takes 15 to 150 ms.
-    from ratioctl.scoring.pipeline import Model
+    with ThreadPoolExecutor(1) as pool:  # no daemon: one inside onnxruntime aborts a process that ends
+        loading = pool.submit(load)
+        # Takes 40 ms, with Pillow and the decoders; creating the session takes 15 to 150 ms.
+        from ratioctl.scoring.pipeline import Model
 
-    graph = loading.result()
+        graph = loading.result()
     if certified:
         graph.check_guaranteed()
     spec = graph.spec if package is None else package
@@ -137,6 +138,8 @@ def _by_onnxruntime(
 def _guaranteed(
     network: Predictor, eps: float, temperature: float, one_batch: threading.Lock
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """`Model.guaranteed` of a package with a certified head, computed by torch."""
+
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with one_batch:
             return network.predict(images), network.guaranteed(images, eps, temperature)
