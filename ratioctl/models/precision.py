@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import math
 import os
 import platform
 import time
@@ -14,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ratioctl.images.cache import cache_dir
-from ratioctl.utils.atomic_files import write_file
+from ratioctl.images.cache import remembered
 
 # The measured pass: 3x3 convolutions of the middle of a ResNet-18 of width 64, one core's part of a batch.
 _SHAPE, _LAYERS, _ROUNDS = (8, 128, 16, 16), 2, 3
@@ -25,22 +22,13 @@ _SHAPE, _LAYERS, _ROUNDS = (8, 128, 16, 16), 2, 3
 def bf16_gain() -> float:
     """Time of an attack's pass in fp32 over that in bf16, on one thread of this CPU.
 
-    The first call on a machine measures it, which takes about 50 ms on a processor with bf16 instructions;
-    the file `bf16-gain.json` in the cache folder keeps it for this processor and version of PyTorch, so
-    that runs on one machine choose alike. 0 where the measurement cannot be made.
+    The first call on a machine measures it, which takes about 50 ms on a processor with bf16 instructions.
+    The cache folder keeps it for this processor, version of PyTorch and number of threads, so that runs on
+    one machine choose alike; where that folder cannot be written, every process measures. 0 where PyTorch
+    cannot compute in bf16.
     """
-    key = f"{_processor()} / torch {torch.__version__} / {torch.get_num_threads()} threads"
-    path = cache_dir() / "bf16-gain.json"
-    known: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        known = {str(name): float(gain) for name, gain in json.loads(path.read_bytes()).items()}
-    gain = known.get(key, math.nan)
-    if not (math.isfinite(gain) and gain >= 0):
-        gain = round(_measure(), 2)
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, json.dumps({**known, key: gain}, indent=1).encode())
-    return gain
+    facts = ("bf16 gain", _processor(), torch.__version__, torch.get_num_threads())
+    return float(remembered(facts, lambda: round(_measure(), 2)))
 
 
 def _measure() -> float:

@@ -107,7 +107,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM, after saving.
     """
     began = time.monotonic() if began is None else began
-    compute = processes.everywhere(lambda: select_device(processes.device(device), precision))
+    # In turn, so that the processes of a machine share one measurement of its precisions.
+    compute = processes.everywhere(lambda: select_device(processes.device(device), precision), in_turn=True)
     resume = resume or processes.restarts > 0
     callback = callback or (lambda event: None)
     with processes.watched(out):

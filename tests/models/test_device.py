@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,40 @@ def test_bf16_is_chosen_where_it_is_measured_to_be_faster(
     assert not select_device("cpu", "fp32").bf16
 
 
-def test_the_measurement_is_made_once_on_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """No measurement of this process is kept, neither before the test nor after it."""
+    bf16_gain.cache_clear()
+    yield
+    bf16_gain.cache_clear()
+
+
+def test_the_measurement_is_made_once_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unmeasured: None
+) -> None:
     """Runs on one machine choose alike; a damaged file is measured anew, and no random number is drawn."""
     monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path))
     state = torch.random.get_rng_state()
-    bf16_gain.cache_clear()
     first = bf16_gain()
     assert first > 0
     assert torch.equal(torch.random.get_rng_state(), state)
     monkeypatch.setattr(precision_of, "_measure", lambda: 123.0)
     bf16_gain.cache_clear()
     assert bf16_gain() == first
-    (tmp_path / "bf16-gain.json").write_text("{")
+    (kept,) = tmp_path.glob("findings/*.json")
+    kept.write_text("{")
     bf16_gain.cache_clear()
     assert bf16_gain() == 123.0
-    assert list(json.loads((tmp_path / "bf16-gain.json").read_text()).values()) == [123.0]
-    bf16_gain.cache_clear()
+    assert json.loads(kept.read_text()) == {"value": 123.0}
+
+
+def test_a_cache_folder_that_takes_no_files_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unmeasured: None
+) -> None:
+    (tmp_path / "findings").write_bytes(b"no folder")
+    monkeypatch.setenv("RATIOCTL_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision_of, "_measure", lambda: 1.5)
+    assert bf16_gain() == 1.5
 
 
 def test_threads_stay_within_the_cpu_quota(monkeypatch: pytest.MonkeyPatch) -> None:
