@@ -4,9 +4,9 @@
 
 Both sides attack the same images of one model in an l2 ball, piece by piece, with all four attacks and full
 budgets. Ours works on the network with folded BatchNorm, as `ratioctl evaluate --backend own`, its searches
-in --precision (auto: bf16 where the processor has instructions for it), its verdicts in fp32; the package
-gets the module of `ratioctl.load_model`. "pass_ratio" is what the folding alone gains: a forward and input-
-gradient pass on one network over one on the other. The floor of ours are the passes that its attacks made,
+in --precision (auto: bf16 where the processor computes faster in it), its verdicts in fp32; the package gets
+the module of `ratioctl.load_model`. "pass_ratio" is what the folding alone gains: a pass with the gradient
+of the input on one network over one on the other. The floor of ours are the passes that its attacks made,
 counted, each at the price of a bare pass in a full batch, measured after the piece. "ratios" are over
 pieces. `--sides second` runs the package with another seed, for its own spread.
 

@@ -1,7 +1,7 @@
 """Peak memory of every command, and whether it grows with the number of images.
 
     python -m benchmarks.memory [--model MODEL] [--images 500] [--rounds 3] [--json FILE]
-    python -m benchmarks.memory --size 224 --images 40 # torchvision's ResNet-18 with random weights
+    python -m benchmarks.memory --size 224 --images 40  # torchvision's ResNet-18 with random weights
     python -m benchmarks.memory --short
 
 Every command runs as a process on random images; commands that take images run with N and with 4 N of them
@@ -107,7 +107,12 @@ def main() -> None:
     parser = harness.parser(__doc__, short={"images": 40, "rounds": 1})
     parser.add_argument("--model", default="cifar10-ratio-small")
     parser.add_argument("--images", type=int, default=500, help="N, rounded to a multiple of ten")
-    parser.add_argument("--size", type=int, default=32, help="of the images; not 32: another model")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=32,
+        help="side of the images; other than 32: torchvision's ResNet-18 in place of --model",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.environ["RATIOCTL_KEY_PASSWORD"] = ""

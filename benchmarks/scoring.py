@@ -13,9 +13,9 @@ Sides, in turns, on the same files with the same random weights (speed does not 
 
 Small images are the 32x32 JPEGs of --small, else crops of the sample photographs; photographs are 640x480
 crops; `--images 1` and `--photos 1` leave a size out. `--memory N` scores N and 10 N links to the small
-images and compares the peaks of memory. Processor seconds (of the process with its children) are beside
-seconds. `--int8 SOURCE` exports the default model with --int8 on these images and compares passes of one
-thread and 32 images; the price is export's.
+images and compares the peaks of memory. Processor seconds (of the process with its children) are recorded
+beside seconds. `--int8 SOURCE` exports the default model with --int8 on these images and compares passes of
+one thread and 32 images with those of fp32; "price" holds the changes that `export` measures.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def compared(base: Path, folder: Path, package: Path, sides: list[str], rounds: 
 
 
 def int8(base: Path, source: str, rounds: int) -> dict[str, Any]:
-    """Images per second of one thread with the default model in fp32 and int8; what int8 changes."""
+    """Images per second of one thread with the default model in fp32 and int8, and what int8 changes."""
     import dataclasses
 
     import numpy as np

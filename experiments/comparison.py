@@ -7,11 +7,11 @@
     python -m experiments.comparison digits
 
 "small" trains the eight `cifar10-*-small` recipes, "svhn" the five of `svhn-*-small`, "digits" the six of
-`digits-*` with several seeds,
-"fine-tune" compares RATIO from scratch with plain or adversarially trained models fine-tuned to RATIO
-(`--init`) at the same total cost in passes. Each trains what is not trained yet, calibrates on the shared
-held-out split, and evaluates all models on the same images ("fine-tune" on half as many worst cases). The
-same command continues after an interruption. `--steps-only` prints the runs and their cost.
+`digits-*` with several seeds, "fine-tune" compares RATIO from scratch with plain or adversarially trained
+models fine-tuned to RATIO (`--init`) at the same total cost in passes. Each trains what is not trained yet,
+calibrates on the shared held-out split, and evaluates all models on the same images ("fine-tune" on half as
+many worst cases). The same command continues after an interruption. `--steps-only` prints the runs and their
+cost.
 """
 
 from __future__ import annotations

@@ -93,16 +93,16 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
 def finish(result: Mapping[str, Any], options: argparse.Namespace, stored: str = "") -> None:
     """Print `result` with its provenance as JSON, and write it where `--json` says.
 
-    With `--short` the ratios are compared on stderr with those of the stored result of that name, of a
-    processor of the same kind where there is one: NAME.json, or NAME-KIND.json beside it.
+    With `--short` the ratios are compared on stderr with those of the stored result of that name: NAME.json
+    or NAME-KIND.json, whichever was measured on the same kind of processor, else either.
     """
-    made = provenance(getattr(options, "seed", None))
-    text = json.dumps({**result, "provenance": made}, indent=1)
+    origin = provenance(getattr(options, "seed", None))
+    text = json.dumps({**result, "provenance": origin}, indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
     if getattr(options, "short", False):
-        _compare_with_stored(result, stored, kind_of_processor(made["hardware"]))
+        _compare_with_stored(result, stored, kind_of_processor(origin["hardware"]))
 
 
 def kind_of_processor(hardware: Mapping[str, Any]) -> str:
@@ -122,14 +122,14 @@ def _compare_with_stored(result: Mapping[str, Any], name: str, kind: str) -> Non
     stored: dict[str, Mapping[str, Any]] = {}  # ratios by kind of processor
     for path in (folder / f"{name}{end}.json" for folder in RESULTS for end in ("", f"-{kind}")):
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            hardware = found.get("provenance", {}).get("hardware")
-            stored[kind_of_processor(hardware) if hardware else "unknown"] = found.get("ratios", {})
-    of = kind if kind in stored else next(iter(stored), None)
-    about = "" if of == kind else f", on a processor of another kind ({of}; here {kind})"
+            content = json.loads(path.read_text(encoding="utf-8"))
+            hardware = content.get("provenance", {}).get("hardware")
+            stored[kind_of_processor(hardware) if hardware else "unknown"] = content.get("ratios", {})
+    nearest = kind if kind in stored else next(iter(stored), None)
+    note = "" if nearest == kind else f", on a processor of another kind ({nearest}; here {kind})"
     for key, value in result.get("ratios", {}).items():
-        before = stored[of].get(key) if of else None
-        known = f"stored {before['median']:.2f}{about}" if before else "none stored"
+        before = stored[nearest].get(key) if nearest else None
+        known = f"stored {before['median']:.2f}{note}" if before else "none stored"
         print(f"{name}: {key} {value['median']:.2f} ({known})", file=sys.stderr)
 
 

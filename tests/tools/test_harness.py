@@ -52,7 +52,7 @@ def test_a_result_is_written_with_its_provenance(tmp_path: Path, capsys: pytest.
 def test_ratios_are_compared_with_those_of_the_same_kind_of_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A difference is said, and never an error."""
+    """A difference is printed and never an error."""
     monkeypatch.setattr(harness, "RESULTS", (tmp_path,))
     options = harness.parser("doc", short={}).parse_args(["--short"])
     hardware = {"gpu": None, "instructions": ["avx2", "avx512_bf16"]}
