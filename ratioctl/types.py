@@ -217,7 +217,7 @@ class ScoreRow(_ShortRepr):
     def to_json(self, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """The row of `ood-score --format jsonl`; `labels` adds p:<class> each.
 
-        What is filled in of the fields of a worst case, `explain`, `checks` and a shard follows.
+        What is filled in of the fields of a worst case, a guarantee, `explain`, `checks` and a shard follows.
         """
         row: dict[str, Any] = {name: getattr(self, name) for name in _FIXED}
         each = self.probabilities or [None] * len(labels or ())

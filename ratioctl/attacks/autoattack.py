@@ -191,7 +191,7 @@ def robust_verdicts(
                 if not len(rows):
                     continue
                 x, label = x0[rows], y[rows]
-                found, wrong, blind = ensemble.decided(name, x, label, rows, target)
+                found, wrong, blind = ensemble.attack(name, x, label, rows, target)
                 stuck_here[rows] |= blind
                 broken_by[rows[wrong]] = number + 1
                 x_adv[rows[wrong]] = found[wrong]
@@ -252,25 +252,29 @@ class _Ensemble:
         """Columns of `order` that an attack runs towards, one search each; (0,) for one untargeted search."""
         return range(1, self.targets + 1) if self.backend == "own" and name == "apgd-t" else (0,)
 
-    def decided(
+    def attack(
         self, name: str, x: Tensor, y: Tensor, rows: Tensor, target: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (B, C, H, W) found for the images `rows`, and (B,) bool each: `logits_of` is wrong there,
-        and every gradient was zero.
+        """Search with the search network and judge with `logits_of`; repeat where only the former is wrong.
+
+        Returns:
+            Points (B, C, H, W) found for the images `rows`; (B,) bool: `logits_of` is wrong there; (B,) bool:
+            every gradient was zero.
         """
         if self.search_logits_of is None or self.backend == "reference":
             found, blind = self.search(name, self.logits_of, x, y, rows, target)
             return found, self._wrong(self.logits_of, found, x, y), blind
         found, blind = self.search(name, self.search_logits_of, x, y, rows, target)
         wrong = self._wrong(self.logits_of, found, x, y)
-        doubtful = (self._wrong(self.search_logits_of, found, x, y) & ~wrong).nonzero().squeeze(1)
-        if len(doubtful):
-            again, still = self.search(name, self.logits_of, x[doubtful], y[doubtful], rows[doubtful], target)
-            found[doubtful], blind[doubtful] = again, still
-            wrong[doubtful] = self._wrong(self.logits_of, again, x[doubtful], y[doubtful])
+        repeat = (self._wrong(self.search_logits_of, found, x, y) & ~wrong).nonzero().squeeze(1)
+        if len(repeat):
+            x, y = x[repeat], y[repeat]
+            found[repeat], blind[repeat] = self.search(name, self.logits_of, x, y, rows[repeat], target)
+            wrong[repeat] = self._wrong(self.logits_of, found[repeat], x, y)
         return found, wrong, blind
 
     def _wrong(self, logits_of: LogitsOf, found: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """(B,) bool: the point found lies in the ball around x, and `logits_of` does not predict y there."""
         inside = geometry.distance(found, x, self.ball.p) <= self.ball.eps * (1 + 1e-5)
         return inside & (batched_logits(logits_of, found, len(found)).argmax(1) != y)
 

@@ -122,8 +122,10 @@ def columns(
     shard: bool = False,
 ) -> list[str]:
     """Names of the columns; `labels` are given where probabilities are wanted."""
-    wanted = ((WORST, worst_case), (GUARANTEED, certified), (EXPLAIN, explain), (CHECKS, checks))
-    wanted += (((INDEX,), shard),)
+    wanted = (
+        *((WORST, worst_case), (GUARANTEED, certified)),
+        *((EXPLAIN, explain), (CHECKS, checks), ((INDEX,), shard)),
+    )
     more = [name for names, on in wanted if on for name in names]
     return [*FIXED, *(f"p:{label}" for label in labels or ()), *more]
 

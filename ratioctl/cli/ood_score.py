@@ -112,8 +112,8 @@ Certified = Annotated[
     bool,
     typer.Option(
         "--certified",
-        help="Add guaranteed_confidence: no change within the linf radius of the model's certified head "
-        "gives more confidence.",
+        help="Add guaranteed_confidence, an upper bound of the confidence within the linf radius of the "
+        "model's certified head.",
     ),
 ]
 ShardOption = Annotated[

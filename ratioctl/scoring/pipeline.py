@@ -308,7 +308,7 @@ def score_logits(logits: np.ndarray, spec: Spec, threshold: float, score: str = 
 
 
 def _predicted(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, Sequence[float | None]]:
-    """Logits, and what bounds the confidence of each image."""
+    """Logits (N, K), and the bound of each image's confidence, None where the model computes none."""
     if model.guaranteed is None:
         return model.predict(pixels), [None] * len(pixels)
     logits, guaranteed = model.guaranteed(pixels)
