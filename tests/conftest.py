@@ -45,6 +45,24 @@ def tiny_config(name: str = "tiny") -> dict[str, Any]:
     }
 
 
+def small_config(
+    architecture: str, options: dict[str, int], temperature: float, tpr95: float, **ratio: Any
+) -> dict[str, Any]:
+    """Config of a network for four classes and 8x8 pixels; `ratio`: further fields of the block `ratio`."""
+    return {
+        "architecture": architecture,
+        "architecture_options": options,
+        "label_names": ["cat", "dog", "red panda", "air/plane"],
+        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "ratio": {
+            "temperature": temperature,
+            "thresholds": {"tpr95": tpr95, "tpr99": 0.3},
+            "ladders": {"2": [0.25, 0.5, 1.0]},
+            **ratio,
+        },
+    }
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded images and findings of tests do not go into the user's cache folder."""
@@ -152,17 +170,7 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not key.endswith("num_batches_tracked")
     }
     folder = tmp_path_factory.mktemp("packages") / "small"
-    config = {
-        "architecture": "resnet18",
-        "architecture_options": {"width": 4},
-        "label_names": ["cat", "dog", "red panda", "air/plane"],
-        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
-        "ratio": {
-            "temperature": 0.01,
-            "thresholds": {"tpr95": 0.5, "tpr99": 0.3},
-            "ladders": {"2": [0.25, 0.5, 1.0]},
-        },
-    }
+    config = small_config("resnet18", {"width": 4}, temperature=0.01, tpr95=0.5)
     package.write(folder, config=config, weights=weights)
     return folder
 
@@ -184,18 +192,13 @@ def certified_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.network.temperature.fill_(0.2)
     model.network.shift.fill_(0.5)
     folder = tmp_path_factory.mktemp("packages") / "certified"
-    config = {
-        "architecture": "certified:resnet18",
-        "architecture_options": options,
-        "label_names": ["cat", "dog", "red panda", "air/plane"],
-        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3},
-        "ratio": {
-            "temperature": 0.9,
-            "thresholds": {"tpr95": 0.4, "tpr99": 0.3},
-            "ladders": {"2": [0.25, 0.5, 1.0]},
-            "certified": {"norm": "inf", "eps": 0.02, "statement": "At most the guaranteed confidence."},
-        },
-    }
+    config = small_config(
+        "certified:resnet18",
+        options,
+        temperature=0.9,
+        tpr95=0.4,
+        certified={"norm": "inf", "eps": 0.02, "statement": "At most the guaranteed confidence."},
+    )
     package.write(folder, config=config, weights={k: v.numpy() for k, v in state_of(model).items()})
     return folder
 

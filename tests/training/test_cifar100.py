@@ -5,12 +5,10 @@ evaluation, export and scoring. Only the network and the schedule are smaller.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ratioctl import package as packages
@@ -26,14 +24,6 @@ SMALL = (
     *("objective.outside.attack.steps=2", "objective.outside.more_steps_per_drop=0"),
     "objective.outside.max_steps=",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +55,8 @@ def test_from_recipe_to_onnx_file(
     package = str(run / "package")
     trained = packages.read(package)
     assert trained.label_names == tuple(CLASSES)
-    assert [json.loads(text)["updates"] for text in (run / "metrics.jsonl").read_text().splitlines()] == [
-        2,
-        2,
-    ]
+    metrics = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(text)["updates"] for text in metrics] == [2, 2]
     assert main(["calibrate", package, "--data", test, "--device", "cpu"]) == 0
     report = tmp_path / "report"
     line = ["evaluate", package, "--data", test, "--ood", "noise=noise:uniform", "--suite", "clean"]
@@ -76,8 +64,8 @@ def test_from_recipe_to_onnx_file(
     file = tmp_path / "hundred.onnx"
     assert main(["export", package, "--output", str(file)]) == 0
     rows = json.loads((report / "report.json").read_text(encoding="utf-8"))["models"][0]["measurements"]
-    found = {row["name"]: row["n"] for row in rows if row["dataset"].endswith("test")}
-    assert found["accuracy"] == 100
+    evaluated = {row["name"]: row["n"] for row in rows if row["dataset"].endswith("test")}
+    assert evaluated["accuracy"] == 100
     session = runtime.load(file)
     assert session.spec.label_names == tuple(CLASSES)
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -86,9 +74,8 @@ def test_from_recipe_to_onnx_file(
     assert session.predict(images) == pytest.approx(expected, abs=1e-4)
     capsys.readouterr()
     picture = data / "test" / CLASSES[7] / "0.png"
-    assert (
-        main(["ood-score", str(picture), "--model", str(file), "--format", "jsonl", "--probabilities"]) == 0
-    )
+    line = ["ood-score", str(picture), "--model", str(file), "--format", "jsonl"]
+    assert main([*line, "--probabilities"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert [name for name in row if name.startswith("p:")] == [f"p:{label}" for label in CLASSES]
     assert sum(row[f"p:{label}"] for label in CLASSES) == pytest.approx(1, abs=1e-6)
