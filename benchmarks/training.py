@@ -204,7 +204,8 @@ class Plain:
     """The update as written in the paper; `packaged` takes the attacks from torchattacks."""
 
     def __init__(self, recipe: Recipe, source: torch.nn.Module, batch: Any, packaged: bool = False) -> None:
-        self.model, self.average = copy.deepcopy(source), copy.deepcopy(source)
+        plain = copy.deepcopy(source).to(memory_format=torch.contiguous_format)  # PyTorch's default
+        self.model, self.average = plain, copy.deepcopy(plain)
         self.sgd = sgd(self.model, recipe)
         self.x_in, self.y = batch.x_in.contiguous(), batch.y_in
         self.x_out = batch.x_out.contiguous()
