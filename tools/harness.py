@@ -123,8 +123,9 @@ def _compare_with_stored(result: Mapping[str, Any], name: str, kind: str) -> Non
     for path in (folder / f"{name}{end}.json" for folder in RESULTS for end in ("", f"-{kind}")):
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            hardware = content.get("provenance", {}).get("hardware")
-            stored[kind_of_processor(hardware) if hardware else "unknown"] = content.get("ratios", {})
+            hardware = content.get("provenance", {}).get("hardware")  # older results have none
+            known = kind_of_processor(hardware) if hardware else "unknown"
+            stored[known if path.stem == name else kind] = content.get("ratios", {})
     nearest = kind if kind in stored else next(iter(stored), None)
     note = "" if nearest == kind else f", on a processor of another kind ({nearest}; here {kind})"
     for key, value in result.get("ratios", {}).items():
