@@ -1,7 +1,7 @@
 """Peak memory of every command, and whether it grows with the number of images.
 
     python -m benchmarks.memory [--model MODEL] [--images 500] [--rounds 3] [--json FILE]
-    python -m benchmarks.memory --size 224 --images 40  # torchvision's ResNet-18 with random weights
+    python -m benchmarks.memory --size 224 --images 100 # torchvision's ResNet-18 with random weights
     python -m benchmarks.memory --short
 
 Every command runs as a process on random images; commands that take images run with N and with 4 N of them
