@@ -74,7 +74,7 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *(without_folders(word) for word in sys.orig_argv[1:])]),
         "seed": seed,
         "hardware": {
             "processor": processor,
@@ -88,6 +88,11 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **installed},
     }
+
+
+def without_folders(word: str) -> str:
+    """A word of a command line, absolute paths cut to their last part: "a=/data/b.tar" is "a=b.tar"."""
+    return re.sub(r"(^|=)/(?:[^/]+/)*", r"\1", word)
 
 
 def finish(result: Mapping[str, Any], options: argparse.Namespace, stored: str = "") -> None:

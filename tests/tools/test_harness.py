@@ -79,6 +79,19 @@ def test_ratios_are_compared_with_those_of_the_same_kind_of_processor(
     assert "here NVIDIA H200" in printed()
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("/data/cifar10.tar.xz:test", "cifar10.tar.xz:test"),
+        ("svhn=/data/sets/svhn.tar.xz", "svhn=svhn.tar.xz"),
+        ("assets/samples/cat.jpg", "assets/samples/cat.jpg"),
+        ("--rounds", "--rounds"),
+    ],
+)
+def test_recorded_commands_name_no_folder_of_the_machine(word: str, expected: str) -> None:
+    assert harness.without_folders(word) == expected
+
+
 def test_a_process_is_measured_and_its_failure_ends_the_script() -> None:
     done = harness.run_process(sys.executable, "-c", "print('x' * 3); bytearray(40 * 2**20)")
     assert done.stdout == "xxx\n"
