@@ -123,8 +123,11 @@ def columns(
 ) -> list[str]:
     """Names of the columns; `labels` are given where probabilities are wanted."""
     wanted = (
-        *((WORST, worst_case), (GUARANTEED, certified)),
-        *((EXPLAIN, explain), (CHECKS, checks), ((INDEX,), shard)),
+        (WORST, worst_case),
+        (GUARANTEED, certified),
+        (EXPLAIN, explain),
+        (CHECKS, checks),
+        ((INDEX,), shard),
     )
     more = [name for names, on in wanted if on for name in names]
     return [*FIXED, *(f"p:{label}" for label in labels or ()), *more]
